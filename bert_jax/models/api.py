@@ -1,0 +1,198 @@
+"""The functional boundary: ``init``, ``apply`` and ``logical_axes`` are all that the rest of the package sees of models.
+
+Linen modules describe one layer. Here the layers are stacked with ``jax.vmap`` over ``init`` and run with ``jax.lax.scan``
+over ``apply``: one compiled body whatever the depth, for private, partly shared and fully shared parameters alike
+(docs/architecture.md says why not ``nn.scan``).
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from bert_jax import functional
+from bert_jax.errors import BertJaxError
+from bert_jax.models.config import EncoderConfig
+from bert_jax.models.embeddings import Embeddings
+from bert_jax.models.heads import HEADS
+from bert_jax.models.layers import FeedForward, SelfAttention
+
+Params = dict[str, Any]
+Collect = Literal["hidden_states", "attentions", "queries", "keys", "values"]
+
+sharding_rules = nn.logical_axis_rules
+"""Context manager: while a function is traced under it, activations are constrained by these (name, mesh axis) rules."""
+
+
+class Outputs(NamedTuple):
+    """What :func:`apply` returns.
+
+    Attributes:
+      hidden: final states [B, L, D], compute dtype.
+      pooled: [B, D], or None without a pooler.
+      mlm_logits: [B, M, V padded] float32 at ``masked_positions``, or at all L positions when there are none; None
+        without the head.
+      pair_logits: [B, 2] float32, or None without the head.
+      collected: what ``collect`` asked for: hidden_states [1 + depth, B, L, D] (embeddings first), attentions
+        [depth, B, N, L, L] float32, queries, keys, values [depth, B, L, N, H].
+    """
+
+    hidden: Array
+    pooled: Array | None
+    mlm_logits: Array | None
+    pair_logits: Array | None
+    collected: dict[str, Array]
+
+
+def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
+    """Fresh float32 parameters. Layers that are not shared are stacked along a leading axis."""
+    embeddings, attention, feed_forward, *heads = jax.random.split(key, 3 + len(config.with_heads))
+    x, bias = jnp.zeros((1, 1, config.hidden_width)), jnp.zeros((1, 1, 1, 1))
+    ids = jnp.zeros((1, 1), jnp.int32)
+
+    def stack(module, part, key, *inputs):
+        keys = jax.random.split(key, config.copies(part))
+        return jax.vmap(lambda k: nn.unbox(module.init(k, *inputs))["params"])(keys)
+
+    params = {
+        "embeddings": nn.unbox(Embeddings(config).init(embeddings, ids, ids, None, None))["params"],
+        "attention": stack(SelfAttention(config), "attention", attention, x, bias, None),
+        "feed_forward": stack(FeedForward(config), "feed_forward", feed_forward, x, None),
+    }
+    for name, head_key in zip(config.with_heads, heads, strict=True):
+        params[name] = nn.unbox(HEADS[name](config).init(head_key, *_head_inputs(config, name)))["params"]
+    return params
+
+
+def logical_axes(config: EncoderConfig) -> Params:
+    """The tree of :func:`init` with a tuple of logical axis names (or None) for every array."""
+    x, bias, ids = jnp.zeros((1, 1, config.hidden_width)), jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1), jnp.int32)
+
+    def axes(module, *inputs, stacked=False):
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))["params"]
+        prefix = ("layers",) if stacked else ()
+        return jax.tree.map(
+            lambda box: prefix + tuple(box.names), shapes, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+        )
+
+    tree = {
+        "embeddings": axes(Embeddings(config), ids, ids, None, None),
+        "attention": axes(SelfAttention(config), x, bias, None, stacked=True),
+        "feed_forward": axes(FeedForward(config), x, None, stacked=True),
+    }
+    for name in config.with_heads:
+        tree[name] = axes(HEADS[name](config), *_head_inputs(config, name))
+    return tree
+
+
+def apply(
+    params: Params,
+    config: EncoderConfig,
+    batch: dict[str, Array],
+    *,
+    key: Key[Array, ""] | None = None,
+    collect: tuple[Collect, ...] = (),
+) -> Outputs:
+    """Runs the encoder and every head it has.
+
+    Args:
+      params: as :func:`init` makes them.
+      config: what ``params`` belong to.
+      batch: ``input_ids`` int32 [B, L]; optional ``attention_mask`` bool [B, L] (real keys) or [B, L, L] (what each query
+        sees; default: all), ``segment_ids`` int32 [B, L] (default 0), ``position_ids`` int32 [B, L] (default 0..L-1),
+        ``masked_positions`` int32 [B, M]: with it, only those positions reach the vocabulary product.
+        Ids must lie in their tables: JAX clips silently, so whoever makes a batch checks it on the host.
+      key: for dropout; None means inference.
+      collect: which intermediates to return.
+
+    Raises:
+      BertJaxError: L exceeds the position table.
+    """
+    ids = batch["input_ids"]
+    if "position_ids" not in batch and ids.shape[1] > config.max_length:
+        raise BertJaxError(f"sequences of {ids.shape[1]} tokens exceed the position table of {config.max_length}")
+    mask = batch.get("attention_mask")
+    mask = jnp.ones(ids.shape, bool) if mask is None else mask
+    segment_ids = batch.get("segment_ids")
+    segment_ids = jnp.zeros_like(ids) if segment_ids is None else segment_ids
+    embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
+
+    x = Embeddings(config).apply(
+        {"params": params["embeddings"]}, ids, segment_ids, batch.get("position_ids"), embedding_key
+    )
+    hidden, collected = _encode(params, config, x, mask, layers_key, collect)
+
+    pooled = mlm_logits = pair_logits = None
+    if "pooler" in params:
+        pooled = HEADS["pooler"](config).apply({"params": params["pooler"]}, hidden)
+    if "pair" in params:
+        pair_logits = HEADS["pair"](config).apply({"params": params["pair"]}, pooled)
+    if "mlm" in params:
+        positions = batch.get("masked_positions")
+        chosen = hidden if positions is None else functional.gather_positions(hidden, positions)
+        mlm_logits = HEADS["mlm"](config).apply({"params": params["mlm"]}, chosen, params["embeddings"]["token"])
+    return Outputs(hidden, pooled, mlm_logits, pair_logits, collected)
+
+
+def count_parameters(config: EncoderConfig) -> int:
+    """Number of trainable values, rows that only pad the token table left out."""
+    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    padding = config.padded_vocab_size - config.vocab_size
+    return total - padding * (config.embedding_width + ("mlm" in config.with_heads))
+
+
+def _head_inputs(config: EncoderConfig, name: str) -> tuple[Array, ...]:
+    match name:
+        case "pooler":
+            return (jnp.zeros((1, 1, config.hidden_width)),)
+        case "pair":
+            return (jnp.zeros((1, config.hidden_width)),)
+        case "mlm":
+            return jnp.zeros((1, 1, config.hidden_width)), jnp.zeros((config.padded_vocab_size, config.embedding_width))
+
+
+def _encode(params: Params, config: EncoderConfig, x: Array, mask: Array, key: Array | None, collect: tuple[str, ...]):
+    """All layers. A block's parameters reach the scan in one of three ways: sliced by it (one set a layer), as a constant
+    (one set in all), or picked by index (several shared sets: groups, inner layers)."""
+    bias = functional.attention_bias(mask)
+    attention, feed_forward = SelfAttention(config), FeedForward(config)
+    wanted = [name for name in collect if name != "hidden_states"]
+
+    def layer(x, inputs):
+        sliced, index, layer_key = inputs
+        picked = sliced | constant | {part: jax.tree.map(lambda a: a[index], sets) for part, sets in several.items()}
+        attention_key, ffn_key = (None, None) if layer_key is None else jax.random.split(layer_key)
+        x, inside = attention.apply({"params": picked["attention"]}, x, bias, attention_key)
+        x = feed_forward.apply({"params": picked["feed_forward"]}, x, ffn_key)
+        x = nn.with_logical_constraint(x, ("batch", "length", "act_model"))
+        collected = {name: inside[name] for name in wanted}
+        if "hidden_states" in collect:
+            collected["hidden_states"] = x
+        return x, collected
+
+    if config.remat in ("dots", "full"):
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+        layer = jax.checkpoint(layer, policy=policy, prevent_cse=config.unroll)
+
+    parts = ("attention", "feed_forward")
+    sliced = {part: params[part] for part in parts if config.copies(part) == config.depth}
+    shared = {part: jax.tree.map(jnp.asarray, params[part]) for part in parts if part not in sliced}
+    constant = {part: jax.tree.map(lambda a: a[0], sets) for part, sets in shared.items() if config.copies(part) == 1}
+    several = {part: sets for part, sets in shared.items() if part not in constant}
+    keys = None if key is None else jax.random.split(key, config.depth)
+    first = x
+    if config.unroll:
+        everything = []
+        for step in range(config.depth):
+            inputs = (sliced, jnp.asarray(config.shared_index), keys)
+            x, collected = layer(x, jax.tree.map(lambda a: a[step], inputs))  # noqa: B023 (used at once)
+            everything.append(collected)
+        collected = jax.tree.map(lambda *a: jnp.stack(a), *everything)
+    else:
+        x, collected = jax.lax.scan(layer, x, (sliced, jnp.asarray(config.shared_index), keys))
+    if "hidden_states" in collect:
+        collected["hidden_states"] = jnp.concatenate([first[None], collected["hidden_states"]])
+    return x, collected

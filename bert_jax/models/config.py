@@ -1,0 +1,154 @@
+"""What an encoder is, as one frozen value, and every published size of BERT and ALBERT."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from bert_jax.errors import BertJaxError
+
+Gelu = Literal["gelu", "gelu_new", "quick_gelu"]
+Share = Literal["none", "attention", "feed_forward", "all"]
+Remat = Literal["none", "attention", "dots", "full"]
+Head = Literal["pooler", "mlm", "pair"]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A BERT-family encoder. The defaults are BERT-base, uncased (Devlin et al. 2019).
+
+    Attributes:
+      vocab_size: V, the number of pieces in the tokenizer.
+      embedding_width: E; when it differs from ``hidden_width`` the embeddings are factorised (ALBERT section 3.1).
+      hidden_width: D. layers: blocks of attention and feed-forward, before ``inner_layers``. heads: N; head width is D/N.
+      ffn_width: F. max_length: rows of the position table. segments: S, rows of the segment table.
+      activation: gelu = erf form (Hugging Face BERT), gelu_new = tanh form (the TensorFlow originals, ALBERT),
+        quick_gelu = sigmoid form.
+      share: which parameters the layers share. groups: sets of shared parameters over the depth; inner_layers: different
+        layers applied one after another inside each step of depth (ALBERT's num_hidden_groups, inner_group_num).
+      dropout, attention_dropout: rates in training for hidden states and attention probabilities.
+      vocab_multiple: the token table has V rounded up to this many rows (128 suits TPUs and vocabulary sharding);
+        the added rows never receive probability and are cut on export.
+      with_heads: which heads own parameters; ``mlm`` predicts tokens, ``pair`` classifies the pooled first token.
+      compute_dtype: of activations and matrix products; parameters, layer-norm statistics, softmax and losses are float32.
+      remat: what the backward pass recomputes instead of storing: nothing, the attention core, all but matrix products,
+        or everything inside a layer.
+      unroll: a Python loop over layers instead of a scan: the same numbers, longer compilation.
+    """
+
+    vocab_size: int = 30522
+    embedding_width: int = 768
+    hidden_width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn_width: int = 3072
+    max_length: int = 512
+    segments: int = 2
+    activation: Gelu = "gelu"
+    share: Share = "none"
+    groups: int = 1
+    inner_layers: int = 1
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    norm_eps: float = 1e-12
+    init_std: float = 0.02
+    vocab_multiple: int = 1
+    with_heads: tuple[Head, ...] = ("pooler", "mlm", "pair")
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    unroll: bool = False
+
+    def __post_init__(self):
+        for name in ("vocab_size", "embedding_width", "hidden_width", "layers", "heads", "ffn_width", "max_length",
+                     "segments", "groups", "inner_layers", "vocab_multiple"):
+            if getattr(self, name) < 1:
+                raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must be in [0, 1)")
+        if self.hidden_width % self.heads:
+            raise BertJaxError(f"encoder.hidden_width {self.hidden_width} is not a multiple of heads {self.heads}")
+        if self.layers % self.groups:
+            raise BertJaxError(f"encoder.layers {self.layers} is not a multiple of groups {self.groups}")
+        if self.share == "none" and (self.groups, self.inner_layers) != (1, 1):
+            raise BertJaxError("encoder.groups and encoder.inner_layers need shared parameters: set encoder.share")
+        if "pair" in self.with_heads and "pooler" not in self.with_heads:
+            raise BertJaxError("encoder.with_heads has 'pair' without 'pooler', which feeds it")
+
+    @property
+    def head_width(self) -> int:
+        """H."""
+        return self.hidden_width // self.heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the token table: V rounded up to a multiple of ``vocab_multiple``."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def depth(self) -> int:
+        """Layers applied to the input, inner layers counted."""
+        return self.layers * self.inner_layers
+
+    def copies(self, part: Literal["attention", "feed_forward"]) -> int:
+        """How many sets of parameters the attention or feed-forward blocks have: ``depth`` unless shared."""
+        shared = self.share in (part, "all")
+        return self.groups * self.inner_layers if shared else self.depth
+
+    @property
+    def shared_index(self) -> tuple[int, ...]:
+        """Which shared set each step of depth uses: groups split the depth evenly, inner layers alternate inside."""
+        per_group = self.layers // self.groups
+        return tuple(
+            (step // self.inner_layers // per_group) * self.inner_layers + step % self.inner_layers
+            for step in range(self.depth)
+        )
+
+
+def _bert(layers: int, width: int, **changes) -> EncoderConfig:
+    return EncoderConfig(
+        embedding_width=width, hidden_width=width, layers=layers, heads=width // 64, ffn_width=4 * width, **changes
+    )
+
+
+def _albert(layers: int, width: int, heads: int, dropout: float) -> EncoderConfig:
+    # Released ALBERT v1: dropout 0.1 on hidden states and probabilities, but 0 for xxlarge; v2: 0 throughout.
+    return EncoderConfig(
+        vocab_size=30000, embedding_width=128, hidden_width=width, layers=layers, heads=heads, ffn_width=4 * width,
+        activation="gelu_new", share="all", dropout=dropout, attention_dropout=dropout,
+    )
+
+
+# Vocabulary sizes of the released checkpoints: uncased 30,522, cased 28,996, multilingual cased 119,547,
+# multilingual uncased 105,879, Chinese 21,128; small models are Turc et al. 2019 (uncased).
+PRESETS: dict[str, EncoderConfig] = {
+    "bert-tiny": _bert(2, 128),
+    "bert-mini": _bert(4, 256),
+    "bert-small": _bert(4, 512),
+    "bert-medium": _bert(8, 512),
+    "bert-base": _bert(12, 768),
+    "bert-large": _bert(24, 1024),
+    "bert-base-cased": _bert(12, 768, vocab_size=28996),
+    "bert-large-cased": _bert(24, 1024, vocab_size=28996),
+    "bert-base-multilingual-cased": _bert(12, 768, vocab_size=119547),
+    "bert-base-multilingual-uncased": _bert(12, 768, vocab_size=105879),
+    "bert-base-chinese": _bert(12, 768, vocab_size=21128),
+    "albert-base-v1": _albert(12, 768, 12, 0.1),
+    "albert-large-v1": _albert(24, 1024, 16, 0.1),
+    "albert-xlarge-v1": _albert(24, 2048, 16, 0.1),
+    "albert-xxlarge-v1": _albert(12, 4096, 64, 0.0),
+    "albert-base-v2": _albert(12, 768, 12, 0.0),
+    "albert-large-v2": _albert(24, 1024, 16, 0.0),
+    "albert-xlarge-v2": _albert(24, 2048, 16, 0.0),
+    "albert-xxlarge-v2": _albert(12, 4096, 64, 0.0),
+}
+
+
+def preset(name: str, **changes) -> EncoderConfig:
+    """A published size by name, with fields replaced.
+
+    Raises:
+      BertJaxError: no such preset.
+    """
+    if name not in PRESETS:
+        raise BertJaxError(f"no preset {name!r}; choose from {', '.join(PRESETS)}")
+    return dataclasses.replace(PRESETS[name], **changes)

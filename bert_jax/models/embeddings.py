@@ -1,0 +1,45 @@
+"""Token, position and segment embeddings, factorised when their width differs from the model's."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from bert_jax import functional
+from bert_jax.models.config import EncoderConfig
+from bert_jax.models.layers import Dense, LayerNorm, truncated_normal
+
+
+class Embeddings(nn.Module):
+    """Sum of three embeddings, layer norm, dropout, and for E != D an affine map to D (ALBERT section 3.1).
+
+    Parameters: ``token`` [V padded, E], ``position`` [max_length, E], ``segment`` [S, E], ``norm``, and for E != D
+    ``projection`` with kernel [E, D] and bias [D] (ALBERT's embedding_hidden_mapping_in).
+    """
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "B L"], segment_ids: Int[Array, "B L"], position_ids: Int[Array, "B L"] | None,
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "B L D"]:
+        config = self.config
+        width, std = config.embedding_width, config.init_std
+        token = self.param(
+            "token", truncated_normal(std, ("vocab", "embedding")), (config.padded_vocab_size, width), jnp.float32
+        )
+        position = self.param(
+            "position", truncated_normal(std, ("position", "embedding")), (config.max_length, width), jnp.float32
+        )
+        segment = self.param(
+            "segment", truncated_normal(std, ("segment", "embedding")), (config.segments, width), jnp.float32
+        )
+        # The segment table is tiny: a one-hot product has a far cheaper gradient than a scatter with two targets.
+        one_hot = jnp.equal(segment_ids[..., None], jnp.arange(config.segments)).astype(jnp.float32)
+        x = jnp.take(token, ids, axis=0) + one_hot @ segment
+        x += position[: ids.shape[1]] if position_ids is None else jnp.take(position, position_ids, axis=0)
+        x = LayerNorm(config.norm_eps, axis="embedding", name="norm")(x).astype(config.compute_dtype)
+        x = functional.dropout(x, config.dropout, key)
+        if width != config.hidden_width:
+            x = Dense(config, (config.hidden_width,), (None, "model"), name="projection")(x)
+        return nn.with_logical_constraint(x, ("batch", "length", "act_model"))

@@ -1,0 +1,113 @@
+"""One layer of a post-LN encoder (Devlin et al. 2019; ALBERT reuses it unchanged), as Linen modules without state.
+
+Every parameter carries logical axis names; which of them are sharded is decided by a table in ``parallel``. Dropout takes
+an explicit key, so a module is a pure function of (parameters, inputs, key); ``key=None`` means inference.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from bert_jax import functional
+from bert_jax.models.config import EncoderConfig
+
+
+def truncated_normal(std: float, axes: tuple[str | None, ...]):
+    """Initialiser of the original: normal cut at two deviations and not rescaled (tf.truncated_normal_initializer)."""
+    return nn.with_logical_partitioning(nn.initializers.truncated_normal(std), axes)
+
+
+def constant(value: float, axes: tuple[str | None, ...]):
+    """Initialiser for biases (0) and layer-norm scales (1)."""
+    return nn.with_logical_partitioning(nn.initializers.constant(value), axes)
+
+
+class Dense(nn.Module):
+    """An affine map over the last ``inputs`` axes to axes of sizes ``features``; ``axes`` names those of the kernel.
+
+    (Linen's DenseGeneral initialises a flattened kernel, to which logical axis names cannot be attached under a mesh.)
+    """
+
+    config: EncoderConfig
+    features: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    inputs: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        shape = x.shape[-self.inputs :] + self.features
+        kernel = self.param("kernel", truncated_normal(self.config.init_std, self.axes), shape, jnp.float32)
+        bias = self.param("bias", constant(0.0, self.axes[self.inputs :]), self.features, jnp.float32)
+        dtype, rows = jnp.dtype(self.config.compute_dtype), x.shape[: -self.inputs]
+        # As one product of two matrices: XLA:CPU differentiates that twice as fast as a product of higher rank.
+        flat = x.astype(dtype).reshape(math.prod(rows), -1) @ kernel.astype(dtype).reshape(-1, math.prod(self.features))
+        return flat.reshape(*rows, *self.features) + bias.astype(dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with float32 statistics; parameters ``scale`` and ``bias`` [width]."""
+
+    eps: float
+    axis: str = "model"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = self.param("scale", constant(1.0, (self.axis,)), (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", constant(0.0, (self.axis,)), (x.shape[-1],), jnp.float32)
+        return functional.layer_norm(x, scale, bias, self.eps)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with its residual connection and layer norm.
+
+    Returns the new hidden states [B, L, D] and ``{"queries", "keys", "values": [B, L, N, H], "attentions": [B, N, L, L]}``;
+    whatever the caller does not use is never computed.
+    """
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 Q L"], key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
+        config = self.config
+        probability_key, output_key = (None, None) if key is None else jax.random.split(key)
+        shape, axes = (config.heads, config.head_width), ("model", "heads", "head_width")
+        query = Dense(config, shape, axes, name="query")(x)
+        keys = Dense(config, shape, axes, name="key")(x)
+        value = Dense(config, shape, axes, name="value")(x)
+        query, keys, value = (
+            nn.with_logical_constraint(a, ("batch", "length", "act_heads", "head_width")) for a in (query, keys, value)
+        )
+
+        def core(query, keys, value, bias, dropout_key):
+            return functional.attention(
+                query, keys, value, bias, rate=config.attention_dropout, dropout_key=dropout_key
+            )
+
+        if config.remat == "attention":  # the probabilities [B, N, L, L] are the largest thing a layer would store
+            core = jax.checkpoint(core, prevent_cse=config.unroll)
+        context, probabilities = core(query, keys, value, bias, probability_key)
+        output = Dense(config, (config.hidden_width,), ("heads", "head_width", "model"), inputs=2, name="output")(context)
+        output = functional.dropout(output, config.dropout, output_key)
+        x = LayerNorm(config.norm_eps, name="norm")(x + output)
+        return x, {"queries": query, "keys": keys, "values": value, "attentions": probabilities}
+
+
+class FeedForward(nn.Module):
+    """Two affine maps with a GELU between, the residual connection and layer norm. [B, L, D] -> [B, L, D]."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"], key: Key[Array, ""] | None) -> Float[Array, "B L D"]:
+        config = self.config
+        hidden = Dense(config, (config.ffn_width,), ("model", "ffn"), name="intermediate")(x)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "act_ffn"))
+        hidden = functional.gelu(hidden, config.activation)
+        output = Dense(config, (config.hidden_width,), ("ffn", "model"), name="output")(hidden)
+        output = functional.dropout(output, config.dropout, key)
+        return LayerNorm(config.norm_eps, name="norm")(x + output)
