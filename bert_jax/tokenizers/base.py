@@ -1,0 +1,155 @@
+"""What every tokenizer offers; both kinds run on the `tokenizers` library, so one class holds all but the rules."""
+
+import abc
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from bert_jax.errors import BertJaxError
+
+
+class Encoding(NamedTuple):
+    """One encoded text: `ids` int32 [L] and `offsets` int32 [L, 2], begin and end in characters of the text given."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back. Immutable; pickles to any worker process; equal `hash` means equal ids for every text.
+
+    Attributes:
+      pieces: the vocabulary in id order, V strings, without duplicates.
+      special_ids: ids that are never masked and never drawn as random replacements.
+      hash: sha256 of the kind, the vocabulary in order (with scores) and the normalisation rules.
+    """
+
+    kind: str
+
+    def __init__(self, pieces: Sequence[str], specials: Sequence[str], special_ids: Sequence[int], lowercase: bool):
+        """`specials` names the pieces for padding, unknown, CLS, SEP and MASK, in this order."""
+        self.pieces = tuple(pieces)
+        self.lowercase = lowercase
+        self.vocab_size = len(self.pieces)
+        self._ids = {piece: i for i, piece in enumerate(self.pieces)}
+        missing = [piece for piece in specials if piece not in self._ids]
+        if missing:
+            raise BertJaxError(
+                f"the {self.kind} vocabulary lacks {' '.join(missing)}: it must hold {' '.join(specials)}"
+            )
+        if len(self._ids) < self.vocab_size:
+            seen: set[str] = set()
+            twice = next(piece for piece in self.pieces if piece in seen or seen.add(piece))
+            raise BertJaxError(f"the {self.kind} vocabulary holds {twice!r} twice: ids would be ambiguous, remove one")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self._ids[piece] for piece in specials)
+        self.special_ids = tuple(sorted(special_ids))
+        self.hash = hashlib.sha256(json.dumps([self.kind, self._identity()]).encode()).hexdigest()
+        self._corpus = self._pipeline(literal_specials=True)
+        self._marked = self._with_specials([self.pieces[i] for i in self.special_ids])
+
+    @abc.abstractmethod
+    def _identity(self) -> list:
+        """All that decides the ids, as JSON values: the content of `hash`."""
+
+    @abc.abstractmethod
+    def _pipeline(self, *, literal_specials: bool) -> tokenizers.Tokenizer:
+        """Normaliser, pre-tokeniser, model and decoder. With `literal_specials`, no text can produce a special id."""
+
+    @abc.abstractmethod
+    def word_starts(self) -> np.ndarray:
+        """bool [V]: whether a piece begins a word (specials do)."""
+
+    @abc.abstractmethod
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes the files that `load` and transformers' AutoTokenizer read; the directory is made if absent."""
+
+    def _with_specials(self, specials: list[str]) -> tokenizers.Tokenizer:
+        """The pipeline that recognises special pieces in the text and can wrap segments in CLS and SEP."""
+        marked = self._pipeline(literal_specials=False)
+        marked.add_special_tokens(specials)
+        cls, sep = self.pieces[self.cls_id], self.pieces[self.sep_id]
+        marked.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{cls}:0 $A:0 {sep}:0",
+            pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+            special_tokens=[(cls, self.cls_id), (sep, self.sep_id)],
+        )
+        return marked
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int32 ids [L] of each text, nothing added. "[MASK]" and its like in a corpus are text, never special ids."""
+        try:
+            encoded = self._corpus.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _not_text(texts) from error
+        return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+    def encode(self, text: str, *, special: bool = False) -> Encoding:
+        """Ids with offsets, nothing added. With `special`, "[MASK]" and the other special pieces in the text get
+        their own ids (fill-mask); without, they are text like any other."""
+        pipeline = self._marked if special else self._corpus
+        try:
+            encoded = pipeline.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _not_text([text]) from error
+        offsets = np.array(encoded.offsets, dtype=np.int32).reshape(-1, 2)
+        return Encoding(np.array(encoded.ids, dtype=np.int32), offsets)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, words rejoined; special pieces stay visible ("[CLS] a man [SEP]")."""
+        ids = [int(i) for i in ids]
+        for i in ids:
+            self._check_id(i)
+        return self._marked.decode(ids, skip_special_tokens=False)
+
+    def piece(self, id: int) -> str:
+        """The piece of one id; BertJaxError when it lies outside the vocabulary."""
+        self._check_id(id)
+        return self.pieces[id]
+
+    def piece_id(self, piece: str) -> int:
+        """The id of a piece exactly as it stands in the vocabulary ("##ing", "▁the"); BertJaxError when absent."""
+        if piece not in self._ids:
+            raise BertJaxError(f"{piece!r} is not one of the {self.vocab_size} pieces of this {self.kind} vocabulary")
+        return self._ids[piece]
+
+    def _check_id(self, id: int) -> None:
+        if not 0 <= id < self.vocab_size:
+            raise BertJaxError(f"token id {id} lies outside the vocabulary: ids run from 0 to {self.vocab_size - 1}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}, lowercase={self.lowercase}, hash={self.hash[:12]})"
+
+
+def _not_text(texts: Sequence[str]) -> BertJaxError:
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            return BertJaxError(f"text {i} is a {type(text).__name__}, not a string: pass decoded text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return BertJaxError(f"text {i} holds a lone surrogate at character {error.start}: decode it as UTF-8")
+    return BertJaxError("texts must be a sequence of strings")
+
+
+def write_files(directory: str | os.PathLike, files: dict[str, bytes]) -> None:
+    """Writes each file whole or not at all: beside its place first, then renamed into it."""
+    folder = pathlib.Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            partial = folder / f".{name}.partial"
+            partial.write_bytes(content)
+            os.replace(partial, folder / name)
+    except OSError as error:
+        raise BertJaxError(f"cannot save the tokenizer to {folder}: {error.strerror}") from error
+
+
+def to_json(value: object) -> bytes:
+    """Readable JSON as UTF-8 bytes, keys in the order given."""
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
