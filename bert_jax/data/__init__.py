@@ -1,0 +1,1 @@
+"""Text to batches: sources -> sentences -> store (prepare, writer) -> pairs -> loader, one module each."""

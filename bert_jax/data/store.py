@@ -1,0 +1,265 @@
+"""The token store: a tokenised corpus on disk, read through memory maps.
+
+::
+
+    store/manifest.json            what the store is, and every file's size and digest; written last
+    store/tokenizer/...            what `Tokenizer.save` wrote
+    store/train/tokens-00000.bin   tokens, little-endian, cut into shards where documents end
+    store/train/documents.npy      int64 [documents + 1], token offset of each document, the last = tokens
+    store/train/sentences.npy      int64 [sentences + 1], token offset of each sentence, the last = tokens
+    store/heldout/...              the same, for the documents kept apart for evaluation
+
+Offsets count from the start of the split. A token is a uint16 where V <= 32,768 and a uint32 beyond, and its top bit
+says that a word starts there. The bit is free, as no vocabulary reaches it; it saves a look-up in a table of V entries
+for every token of every batch, and whole-word masking then needs no tokenizer.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from bert_jax.errors import BertJaxError
+
+if TYPE_CHECKING:
+    from bert_jax.tokenizers import Tokenizer
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SHOW_AFTER = 2.0  # seconds without a progress bar
+RESTORE = "copy the store again, or prepare it again"
+PARTIAL = ".partial"  # what `prepare` adds to the folder's name until all is written
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitInfo:
+    """How much one split holds; `shards` are file names relative to the store, in order, with their tokens."""
+
+    documents: int
+    sentences: int
+    tokens: int
+    shards: tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The content of ``manifest.json``.
+
+    Attributes:
+      tokenizer: kind, hash, vocab_size and the special ids.
+      options: what `prepare` was asked for.
+      sources: name and size in bytes of every source.
+      documents_without_tokens: how many were dropped.
+      splits: "train", and "heldout" unless none was asked for.
+      files: size and blake2b digest (16 bytes, hex) of every other file of the store, by relative path.
+    """
+
+    format: int
+    tokenizer: dict[str, Any]
+    options: dict[str, Any]
+    sources: list[dict[str, Any]]
+    documents_without_tokens: int
+    splits: dict[str, SplitInfo]
+    files: dict[str, dict[str, Any]]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Raises ValueError, TypeError or KeyError for anything that `to_json` did not write."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise TypeError("not an object")
+        fields["splits"] = {
+            name: SplitInfo(**{**info, "shards": tuple((file, int(tokens)) for file, tokens in info["shards"])})
+            for name, info in fields["splits"].items()
+        }
+        return cls(**fields)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The stored type of a token: 15 bits of id and the word-start bit, or 31 and one."""
+    return np.dtype("<u2") if vocab_size <= 1 << 15 else np.dtype("<u4")
+
+
+def word_start_bit(dtype: np.dtype) -> int:
+    return 1 << (8 * dtype.itemsize - 1)
+
+
+class Split:
+    """One split of a store.
+
+    Attributes:
+      documents, sentences: int64 [documents + 1] and [sentences + 1], token offsets (see the module).
+      tokens: how many tokens.
+      vocab_size, cls_id, sep_id, pad_id: of the tokenizer.
+      word_start: the bit of a raw token that marks the first piece of a word.
+    """
+
+    def __init__(self, path: pathlib.Path, name: str, manifest: Manifest):
+        info = manifest.splits[name]
+        self.name = name
+        self.tokens = info.tokens
+        self.vocab_size: int = manifest.tokenizer["vocab_size"]
+        self.cls_id: int = manifest.tokenizer["cls_id"]
+        self.sep_id: int = manifest.tokenizer["sep_id"]
+        self.pad_id: int = manifest.tokenizer["pad_id"]
+        self.dtype = token_dtype(self.vocab_size)
+        self.word_start = word_start_bit(self.dtype)
+        # Plain arrays on the maps: np.memmap runs Python code on every slice.
+        self.documents = np.load(path / name / "documents.npy", mmap_mode="r").view(np.ndarray)
+        self.sentences = np.load(path / name / "sentences.npy", mmap_mode="r").view(np.ndarray)
+        self._shards = [np.memmap(path / file, self.dtype, "r").view(np.ndarray) for file, _ in info.shards]
+        self._shard_starts = np.cumsum([0, *(tokens for _, tokens in info.shards)])
+
+    def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Raw tokens [sum(lengths)] of segments, one after the other.
+
+        `starts` and `lengths` are int64 [N]; a segment lies inside one document, and so inside one shard.
+        """
+        ends = np.cumsum(lengths)
+        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+        if len(self._shards) == 1:
+            return self._shards[0][np.repeat(starts, lengths) + within]
+        shard = np.searchsorted(self._shard_starts, starts, side="right") - 1
+        shard = shard.astype(np.min_scalar_type(len(self._shards)))  # short integers are sorted by radix
+        shard_of_token = np.repeat(shard, lengths)
+        position = np.repeat(starts - self._shard_starts[shard], lengths) + within
+        # Tokens sorted by shard: one look-up a shard, however many rows there are.
+        order = np.argsort(shard_of_token, kind="stable")
+        cuts = np.searchsorted(shard_of_token[order], np.arange(len(self._shards) + 1, dtype=shard.dtype))
+        raw = np.empty(len(order), self.dtype)
+        for number in np.flatnonzero(np.diff(cuts)):
+            chosen = order[cuts[number] : cuts[number + 1]]
+            raw[chosen] = self._shards[number][position[chosen]]
+        return raw
+
+
+class TokenStore:
+    """A finished store, checked and opened.
+
+    Args:
+      path: the folder.
+      verify: read every byte and compare digests (about a second a gigabyte and core). Presence and size of
+        every file are checked always.
+
+    Raises:
+      BertJaxError: not a store, an interrupted or incomplete one, a file changed, cut or missing, or a tokenizer folder
+        that is not the one the tokens were made with.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, verify: bool = True):
+        self.path = pathlib.Path(path)
+        self.manifest = _read_manifest(self.path)
+        self._check_files()
+        if verify:
+            self._check_digests()
+            if self.tokenizer.hash != self.manifest.tokenizer["hash"]:
+                raise BertJaxError(
+                    f"{self.path}: its tokenizer folder holds {self.tokenizer.hash}, but its tokens were made with "
+                    f"{self.manifest.tokenizer['hash']}: prepare the corpus again"
+                )
+
+    @functools.cached_property
+    def tokenizer(self) -> "Tokenizer":
+        from bert_jax import tokenizers
+
+        return tokenizers.load(self.path / "tokenizer")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.manifest.splits)
+
+    def split(self, name: str) -> Split:
+        """The split "train" or "heldout"; BertJaxError where the store was made without it."""
+        if name not in self.manifest.splits:
+            known = ", ".join(self.splits)
+            raise BertJaxError(f"{self.path}: no split {name!r}, only {known}: prepare with heldout > 0")
+        return Split(self.path, name, self.manifest)
+
+    def check_tokenizer(self, hash: str) -> None:
+        """Raises BertJaxError, naming both, unless `hash` is that of the tokenizer that made the store."""
+        if hash != self.manifest.tokenizer["hash"]:
+            raise BertJaxError(
+                f"{self.path} was made with tokenizer {self.manifest.tokenizer['hash']}, not with {hash}: prepare the "
+                "corpus again with this tokenizer, or use the store's own"
+            )
+
+    def _check_files(self) -> None:
+        for name, expected in self.manifest.files.items():
+            try:
+                size = (self.path / name).stat().st_size
+            except FileNotFoundError:
+                raise BertJaxError(f"{self.path}: {name} is missing: {RESTORE}") from None
+            if size != expected["size"]:
+                wrong = f"{size:,} bytes instead of {expected['size']:,}"
+                raise BertJaxError(f"{self.path}: {name} has {wrong}: {RESTORE}")
+
+    def _check_digests(self) -> None:
+        found = digests(self.path, list(self.manifest.files), "checking")
+        for name, expected in self.manifest.files.items():
+            if found[name] != expected["blake2b"]:
+                raise BertJaxError(f"{self.path}: {name} was changed after it was written (digests differ): {RESTORE}")
+
+
+def digests(root: pathlib.Path, names: list[str], verb: str) -> dict[str, str]:
+    """The blake2b digest, 16 bytes in hex, of each file; a progress bar called `verb` appears after two seconds."""
+    columns = (TextColumn(verb), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    task = progress.add_task("", total=sum((root / name).stat().st_size for name in names))
+    began = time.monotonic()
+
+    def of_file(name: str) -> str:
+        state = hashlib.blake2b(digest_size=16)
+        with open(root / name, "rb") as file:
+            while block := file.read(1 << 22):
+                state.update(block)
+                progress.advance(task, len(block))
+        return state.hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        futures = {name: pool.submit(of_file, name) for name in names}
+        waiting = set(futures.values())
+        try:
+            while waiting:
+                waiting = concurrent.futures.wait(waiting, timeout=0.5).not_done
+                if time.monotonic() - began > SHOW_AFTER:
+                    progress.start()
+        finally:
+            progress.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+    return {name: future.result() for name, future in futures.items()}
+
+
+def _read_manifest(path: pathlib.Path) -> Manifest:
+    if path.name.endswith(PARTIAL):
+        raise BertJaxError(f"{path}: an interrupted store: run the same `prepare` again to finish it")
+    if not path.is_dir():
+        beside = path.with_name(path.name + PARTIAL)
+        if beside.is_dir():
+            raise BertJaxError(f"{path}: not finished ({beside.name} is there): run the same `prepare` again")
+        raise BertJaxError(f"{path}: no such token store: make one with `bert-jax prepare`")
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BertJaxError(f"{path}: not a token store (no {MANIFEST}): make one with `bert-jax prepare`") from None
+    except UnicodeDecodeError as error:
+        raise BertJaxError(f"{path}: {MANIFEST} is damaged ({error}): {RESTORE}") from error
+    try:
+        found = json.loads(text).get("format")
+        if found != FORMAT:
+            raise BertJaxError(f"{path}: store format {found}, this version reads {FORMAT}: prepare the corpus again")
+        return Manifest.from_json(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BertJaxError(f"{path}: {MANIFEST} is damaged ({error}): {RESTORE}") from error

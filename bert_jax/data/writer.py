@@ -1,0 +1,289 @@
+"""The files of a store while they grow, and the record from which an interrupted run goes on."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from bert_jax.data.store import FORMAT, MANIFEST, Manifest, SplitInfo, digests
+from bert_jax.errors import BertJaxError
+
+if TYPE_CHECKING:
+    from bert_jax.tokenizers import Tokenizer
+
+logger = logging.getLogger("bert_jax")
+
+NPY_HEADER = 128  # bytes that numpy reserves for a one-dimensional array, whatever its length
+STATE = "state.json"
+
+
+class _File:
+    """A file that is appended to and can be put back to an earlier length."""
+
+    def __init__(self, path: pathlib.Path, length: int = 0):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = open(path, "r+b" if length else "wb")
+        self._file.truncate(length)
+        self._file.seek(length)
+        self.length = length
+
+    def append(self, data: np.ndarray | bytes) -> None:
+        self._file.write(memoryview(data).cast("B"))
+        self.length += memoryview(data).nbytes
+
+    def put_header(self, header: bytes) -> None:
+        self._file.seek(0)
+        self._file.write(header)
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _SplitWriter:
+    """The growing files of one split."""
+
+    def __init__(self, root: pathlib.Path, name: str, shard_tokens: int, state: dict | None):
+        self.root = root
+        self.name = name
+        self.shard_tokens = shard_tokens
+        state = state or {"documents": 0, "sentences": 0, "tokens": 0, "shards": []}
+        self.documents: int = state["documents"]
+        self.sentences: int = state["sentences"]
+        self.tokens: int = state["tokens"]
+        self.shards: list[list] = state["shards"]  # [file, tokens], the last one perhaps still open
+        self.shard_open: bool = state.get("shard_open", False)
+        self._document_start = self.tokens
+        self._offsets = {
+            "documents": self._offset_file("documents", self.documents),
+            "sentences": self._offset_file("sentences", self.sentences),
+        }
+        self._shard: _File | None = None
+
+    def _offset_file(self, name: str, count: int) -> _File:
+        file = _File(self.root / self.name / f"{name}.npy", NPY_HEADER + 8 * count if count else 0)
+        if not count:
+            file.append(bytes(NPY_HEADER))  # its place; the length is known at the end
+        return file
+
+    def append(self, tokens: np.ndarray, sentence_lengths: np.ndarray) -> None:
+        """A piece of the current document, whole sentences."""
+        if not len(tokens):
+            return
+        if self._shard is None:
+            if not self.shard_open:
+                self.shards.append([f"{self.name}/tokens-{len(self.shards):05d}.bin", 0])
+                self.shard_open = True
+            file, count = self.shards[-1]
+            self._shard = _File(self.root / file, count * tokens.itemsize)
+        starts = self.tokens + np.cumsum(sentence_lengths) - sentence_lengths
+        self._offsets["sentences"].append(starts.astype("<i8"))
+        self._shard.append(tokens)
+        self.sentences += len(sentence_lengths)
+        self.tokens += len(tokens)
+        self.shards[-1][1] += len(tokens)
+
+    def end_document(self) -> bool:
+        """Whether the document had a token."""
+        if self.tokens == self._document_start:
+            return False
+        self._offsets["documents"].append(np.array([self._document_start], "<i8"))
+        self.documents += 1
+        self._document_start = self.tokens
+        return True
+
+    @property
+    def shard_full(self) -> bool:
+        return self.shard_open and self.shards[-1][1] >= self.shard_tokens
+
+    def sync(self) -> None:
+        for file in (self._shard, *self._offsets.values()):
+            if file is not None:
+                file.sync()
+        if self.shard_full:
+            self._shard.close()
+            self._shard = None
+            self.shard_open = False
+
+    def state(self) -> dict:
+        names = ("documents", "sentences", "tokens", "shards", "shard_open")
+        return {name: getattr(self, name) for name in names}
+
+    def finish(self) -> None:
+        for name, file in self._offsets.items():
+            file.append(np.array([self.tokens], "<i8"))
+            header = io.BytesIO()
+            shape = (getattr(self, name) + 1,)
+            np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
+            assert len(header.getvalue()) == NPY_HEADER
+            file.put_header(header.getvalue())
+        self.sync()
+        self.close()
+
+    def close(self) -> None:
+        for file in (self._shard, *self._offsets.values()):
+            if file is not None:
+                with contextlib.suppress(OSError):  # what was recorded is on disk already
+                    file.close()
+
+
+class StoreWriter:
+    """All files of the store being written, and the record of what is safely on disk."""
+
+    def __init__(self, path: pathlib.Path, inputs: dict, tokenizer: "Tokenizer", shard_tokens: int, names: list[str]):
+        self.path = path
+        self.inputs = inputs
+        state = _read_state(path, inputs)
+        self.consumed: int = state.get("consumed", 0)
+        self.chain: str = state.get("chain", bytes(16).hex())
+        self.without_tokens: int = state.get("without_tokens", 0)
+        self.text_bytes: int = state.get("text_bytes", 0)
+        if self.consumed:
+            logger.warning("%s: going on after %d documents of an interrupted run", path, self.consumed)
+        (path / MANIFEST).unlink(missing_ok=True)
+        tokenizer.save(path / "tokenizer")
+        saved = state.get("splits", {})
+        kept = {file for split in saved.values() for file, _ in split["shards"]}
+        for path_of_shard in path.glob("*/tokens-*.bin"):
+            if path_of_shard.relative_to(path).as_posix() not in kept:
+                path_of_shard.unlink()  # begun after the last record
+        self.splits = {name: _SplitWriter(path, name, shard_tokens, saved.get(name)) for name in names}
+        self._record()
+
+    def append(self, side: str, tokens: np.ndarray, sentence_lengths: np.ndarray) -> None:
+        """A piece of the current document: stored tokens, and int64 lengths of its sentences, none of them 0."""
+        self.splits[side].append(tokens, sentence_lengths)
+
+    def end_document(self, side: str, digest: bytes, text_bytes: int) -> None:
+        """The current document is complete; its digest and size belong to the record."""
+        split = self.splits[side]
+        self.without_tokens += not split.end_document()
+        self.consumed += 1
+        self.text_bytes += text_bytes
+        self.chain = chained(bytes.fromhex(self.chain), digest).hex()
+        if split.shard_full:
+            self._record()
+
+    def _record(self) -> None:
+        for split in self.splits.values():
+            split.sync()
+        state = {
+            "inputs": self.inputs,
+            "consumed": self.consumed,
+            "chain": self.chain,
+            "without_tokens": self.without_tokens,
+            "text_bytes": self.text_bytes,
+            "splits": {name: split.state() for name, split in self.splits.items()},
+        }
+        _write_whole(self.path / STATE, json.dumps(state, indent=1))
+        self.recorded = self.consumed
+
+    def finish(self, tokenizer: "Tokenizer") -> Manifest:
+        """Completes every file; the manifest comes last. Raises BertJaxError where a side has no document."""
+        empty = [name for name, split in self.splits.items() if not split.documents]
+        if empty:
+            self.recorded = 0  # nothing that another run could use
+            raise BertJaxError(
+                f"no document with tokens on the {empty[0]} side ({self.without_tokens} of {self.consumed} documents "
+                "have none): is this the right text for this tokenizer, and heldout as wished?"
+            )
+        for split in self.splits.values():
+            split.finish()
+        paths = (path for path in self.path.rglob("*") if path.is_file() and path.name != STATE)
+        files = sorted(path.relative_to(self.path).as_posix() for path in paths)
+        found = digests(self.path, files, "hashing")
+        manifest = Manifest(
+            format=FORMAT,
+            tokenizer={
+                "kind": tokenizer.kind,
+                "hash": tokenizer.hash,
+                "vocab_size": tokenizer.vocab_size,
+                "pad_id": int(tokenizer.pad_id),
+                "unk_id": int(tokenizer.unk_id),
+                "cls_id": int(tokenizer.cls_id),
+                "sep_id": int(tokenizer.sep_id),
+                "mask_id": int(tokenizer.mask_id),
+                "special_ids": [int(id) for id in tokenizer.special_ids],
+            },
+            options=self.inputs["options"],
+            sources=self.inputs["sources"],
+            documents_without_tokens=self.without_tokens,
+            splits={
+                name: SplitInfo(split.documents, split.sentences, split.tokens, tuple(map(tuple, split.shards)))
+                for name, split in self.splits.items()
+            },
+            files={name: {"size": (self.path / name).stat().st_size, "blake2b": found[name]} for name in files},
+        )
+        _write_whole(self.path / MANIFEST, manifest.to_json())
+        return manifest
+
+    def abandon(self) -> None:
+        """After a failure: what was recorded stays, for the next run; where nothing was, nothing stays."""
+        for split in self.splits.values():
+            split.close()
+        if self.recorded:
+            logger.warning(
+                "%s: kept, %d documents are done; the same call goes on from there", self.path, self.recorded
+            )
+        else:
+            shutil.rmtree(self.path)
+
+
+def _read_state(path: pathlib.Path, inputs: dict) -> dict:
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if any(path.iterdir()):
+            if {entry.name for entry in path.iterdir()} - {"tokenizer", "train", "heldout"}:
+                raise BertJaxError(f"{path}: holds something other than an unfinished store: remove it") from None
+        return {}
+    except ValueError as error:
+        raise BertJaxError(f"{path}: its {STATE} is damaged ({error}): remove the folder and start again") from error
+    different = [name for name in inputs if state.get("inputs", {}).get(name) != inputs[name]]
+    if different:
+        raise BertJaxError(
+            f"{path}: left by an interrupted run with other {' and other '.join(different)}: remove it to start again"
+        )
+    return state
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    """The file holds the old content or the new, never half of it."""
+    beside = path.with_name(path.name + ".new")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path):
+    """Makes `folder` and keeps other runs out of it; the lock ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BertJaxError(f"{folder}: another run is writing it: wait for it, or stop it") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def chained(running: bytes, digest: bytes) -> bytes:
+    """The digest of all documents so far, from that of those before and that of one more."""
+    return hashlib.blake2b(running + digest, digest_size=16).digest()
