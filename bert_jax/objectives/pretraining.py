@@ -1,0 +1,134 @@
+"""The pre-training task: an encoder, a mixture of objectives, and sentence pairs from a token store."""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from bert_jax import tokenizers
+from bert_jax.data.loader import heldout_batches, train_batches
+from bert_jax.data.pairs import PairSpec
+from bert_jax.data.store import TokenStore
+from bert_jax.errors import BertJaxError
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
+from bert_jax.objectives import AnyObjective
+from bert_jax.objectives.base import Pieces
+from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.task import Batch, Losses, Ratio
+
+EVAL_SEED = 12345  # pairs and masks of every evaluation; the seed of the original's and of MLPerf's evaluation data
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """Configuration of the task.
+
+    Attributes:
+      encoder: the model. objectives: their losses are added. examples: how sequences are cut from documents.
+    """
+
+    encoder: EncoderConfig
+    objectives: tuple[AnyObjective, ...] = (MaskedLM(),)
+    examples: PairSpec = PairSpec()
+
+    def __post_init__(self):
+        names = [objective.name for objective in self.objectives]
+        if not names or len(set(names)) < len(names):
+            raise BertJaxError(f"task.objectives {names}: at least one, and each kind once")
+        provided = {"input_ids", "attention_mask", "word_starts"}
+        provided |= {"nsp": {"next_sentence_label"}, "sop": {"sentence_order_label"}}.get(self.examples.pairs, set())
+        for objective in self.objectives:
+            for key in objective.needs:
+                if key not in provided:
+                    raise BertJaxError(
+                        f"objective {type(objective).__name__} needs {key}, which task.examples.pairs="
+                        f"{self.examples.pairs!r} does not give; set it to {objective.name!r}"
+                    )
+            for head in objective.heads:
+                if head not in self.encoder.with_heads:
+                    raise BertJaxError(f"objective {type(objective).__name__} needs {head!r} in task.encoder.with_heads")
+        if self.examples.length > self.encoder.max_length:
+            raise BertJaxError(
+                f"task.examples.length {self.examples.length} exceeds the position table, "
+                f"task.encoder.max_length {self.encoder.max_length}"
+            )
+
+
+class PretrainingTask:
+    """:class:`Pretraining` on a token store; see :class:`bert_jax.task.Task` for the methods."""
+
+    def __init__(self, config: Pretraining, store: TokenStore):
+        tokenizer = store.tokenizer
+        if tokenizer.vocab_size > config.encoder.vocab_size:
+            raise BertJaxError(
+                f"the tokenizer of the data has {tokenizer.vocab_size} pieces, the model a vocabulary of "
+                f"{config.encoder.vocab_size}: set task.encoder.vocab_size={tokenizer.vocab_size}"
+            )
+        self.config = config
+        self._store = store
+        self._pieces = Pieces(tokenizer.vocab_size, tokenizer.mask_id, tuple(tokenizer.special_ids))
+
+    def init(self, key: Key[Array, ""]) -> api.Params:
+        return api.init(self.config.encoder, key)
+
+    def logical_axes(self) -> api.Params:
+        return api.logical_axes(self.config.encoder)
+
+    def identity(self) -> dict[str, str]:
+        manifest = hashlib.blake2b(self._store.manifest.to_json().encode(), digest_size=16).hexdigest()
+        return {"tokenizer": self._store.tokenizer.hash, "data": manifest}
+
+    def save_assets(self, workdir: Path) -> None:
+        target = workdir / "tokenizer"
+        if target.exists():
+            there = tokenizers.load(target)
+            if there.hash != self._store.tokenizer.hash:
+                raise BertJaxError(
+                    f"{workdir} was trained with tokenizer {there.hash}, the data has {self._store.tokenizer.hash}: use the "
+                    "same one, or another --workdir"
+                )
+        else:
+            self._store.tokenizer.save(target)
+
+    def corrupt(self, batch: Batch, key: Key[Array, ""]) -> Batch:
+        for objective, objective_key in zip(
+            self.config.objectives, jax.random.split(key, len(self.config.objectives)), strict=True
+        ):
+            batch = objective.corrupt(batch, objective_key, self._pieces)
+        return batch
+
+    def loss(self, params: api.Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
+        outputs = api.apply(params, self.config.encoder, batch, key=key)
+        terms, metrics = {}, {"tokens": Ratio(batch["attention_mask"].sum(dtype="float32"), np.float32(1))}
+        for objective in self.config.objectives:
+            for name, ratio in objective.loss(outputs, batch).items():
+                (terms if name == "loss" else metrics)[f"{objective.name}_{name}"] = ratio
+        return Losses(terms, metrics)
+
+    def train_batches(self, batch_size: int, seed: int):
+        return train_batches(
+            self._store.split("train"), self.config.examples, batch_size=batch_size, seed=seed,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )
+
+    def eval_batches(self, batch_size: int, limit: int | None) -> Iterable[dict]:
+        return heldout_batches(
+            self._store.split("heldout"), self.config.examples, batch_size=batch_size, seed=EVAL_SEED,
+            limit=None if limit is None else limit * batch_size,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )
+
+
+def majority_baseline(batches: Iterable[Batch]) -> float:
+    """Accuracy of always predicting the most frequent label of the masked positions of corrupted ``batches``."""
+    counts: collections.Counter[int] = collections.Counter()
+    for batch in batches:
+        labels = np.asarray(batch["masked_labels"])[np.asarray(batch["masked_weights"]) > 0]
+        counts.update(dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True)))
+    return max(counts.values()) / counts.total() if counts else 0.0

@@ -1,0 +1,63 @@
+"""What the loop asks of a task. The loop knows nothing of BERT; a task knows nothing of steps, devices or files."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+Params = Any
+Batch = dict[str, Array]
+
+
+class Ratio(NamedTuple):
+    """A sum and its weight, kept apart until both have been added up over the whole mesh and every micro-batch."""
+
+    sum: Array
+    weight: Array
+
+    @property
+    def value(self) -> Array:
+        """sum / weight, and 0 where nothing was weighted."""
+        return self.sum / jnp.maximum(self.weight, 1e-9)
+
+
+class Losses(NamedTuple):
+    """What a task makes of a batch.
+
+    Attributes:
+      terms: the loss is the sum of their values (sum / weight). The weights must not depend on the parameters.
+      metrics: everything else worth recording. ``tokens``, if present, is counted for the throughput.
+    """
+
+    terms: dict[str, Ratio]
+    metrics: dict[str, Ratio]
+
+
+class Task(Protocol):
+    """Anything that can be trained by :func:`bert_jax.training.train.train`."""
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters."""
+
+    def logical_axes(self) -> Any:
+        """The tree of ``init`` with a tuple of logical axis names for each array."""
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must agree with to be continued, such as the tokenizer's hash."""
+
+    def save_assets(self, workdir: Path) -> None:
+        """Writes what inference needs beside the parameters (the tokenizer) into the work directory."""
+
+    def corrupt(self, batch: Batch, key: Key[Array, ""]) -> Batch:
+        """Draws on the device what is random about the batch itself (masks), before it is cut into micro-batches."""
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
+        """Sums and weights over the rows of a corrupted batch; ``key=None`` means evaluation, without dropout."""
+
+    def train_batches(self, batch_size: int, seed: int) -> Any:
+        """An endless iterator of this process's rows with ``get_state()`` and ``set_state()``."""
+
+    def eval_batches(self, batch_size: int, limit: int | None) -> Iterable[dict]:
+        """The held-out batches (at most ``limit``), always the same."""
