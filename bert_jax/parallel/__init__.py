@@ -1,0 +1,1 @@
+"""Meshes and the table of sharding rules."""

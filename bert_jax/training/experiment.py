@@ -1,0 +1,49 @@
+"""An experiment as a value: everything that decides a run, in frozen dataclasses."""
+
+import dataclasses
+
+from bert_jax.errors import BertJaxError
+from bert_jax.objectives.pretraining import Pretraining
+from bert_jax.parallel.mesh import MeshConfig
+from bert_jax.training.optimizer import AdamW, Lamb
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at a time, how often what.
+
+    Attributes:
+      steps: optimiser updates in all. batch_size: sequences per update over all devices and micro-batches.
+      accumulate: micro-batches per update; their gradients are summed before dividing, so the result is that of one batch.
+      eval_every, save_every: in steps; both also happen at the end. log_every: steps per line of the record.
+      eval_batches: held-out batches per evaluation, None for all. eval_batch_size: None for ``batch_size``.
+      keep: checkpoints retained. seed: of parameters, example order, masks and dropout.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 256
+    accumulate: int = 1
+    eval_every: int = 1_000
+    save_every: int = 1_000
+    log_every: int = 10
+    eval_batches: int | None = 50
+    eval_batch_size: int | None = None
+    keep: int = 3
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in ("steps", "batch_size", "accumulate", "eval_every", "save_every", "log_every", "keep"):
+            if getattr(self, field) < 1:
+                raise BertJaxError(f"train.{field} is {getattr(self, field)}: it must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise BertJaxError(f"train.batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a configuration file returns. The same value lies as JSON in the work directory beside the checkpoints."""
+
+    task: Pretraining
+    optimizer: AdamW | Lamb = AdamW()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()

@@ -1,0 +1,71 @@
+"""Pre-training from a configuration file and a token store: the glue between the parts, for shell and notebook alike."""
+
+import runpy
+import traceback
+from pathlib import Path
+
+import jax
+
+from bert_jax.data.store import TokenStore
+from bert_jax.errors import BertJaxError
+from bert_jax.objectives.pretraining import PretrainingTask, majority_baseline
+from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.training.experiment import Experiment
+from bert_jax.training.optimizer import make_optimizer
+from bert_jax.training.step import EVAL_SEED, abstract_state, make_eval_step
+from bert_jax.training.train import Result, evaluate, to_devices, train
+from bert_jax.training.workdir import load_workdir
+
+
+def load_config(path: Path | str) -> Experiment:
+    """Runs a configuration file and returns what its ``get_config()`` returns.
+
+    Raises:
+      BertJaxError: no such file, an error inside it (with its line), or not an Experiment.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BertJaxError(f"{path}: no such configuration file")
+    try:
+        value = runpy.run_path(str(path))["get_config"]()
+    except BertJaxError as error:
+        raise BertJaxError(f"{path}: {error}") from error
+    except KeyError:
+        raise BertJaxError(f"{path}: it defines no get_config()") from None
+    except Exception as error:  # whatever a user's file raises, said in one line with its place
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", "?")
+        raise BertJaxError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+    if not isinstance(value, Experiment):
+        raise BertJaxError(f"{path}: get_config() returned {type(value).__name__}, not an Experiment")
+    return value
+
+
+def pretrain(experiment: Experiment, data: Path | str, workdir: Path | str) -> Result:
+    """Trains ``experiment`` on the token store ``data``, or continues the run in ``workdir``; see ``train``."""
+    return train(PretrainingTask(experiment.task, TokenStore(data)), experiment, workdir)
+
+
+def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limit: int | None) -> dict[str, float]:
+    """Held-out metrics of a work directory, with ``mlm_majority_baseline`` where tokens are masked."""
+    store = TokenStore(data)
+    model = load_workdir(checkpoint)
+    store.check_tokenizer(model.tokenizer.hash)
+    task = PretrainingTask(model.experiment.task, store)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    optimizer = make_optimizer(model.experiment.optimizer, model.experiment.train.steps, task.logical_axes())
+    step = make_eval_step(task, mesh, abstract_state(task, optimizer, mesh))
+    with jax.set_mesh(mesh):
+        values = evaluate(task, step, model.params, mesh, batch_size, limit)
+    if "mlm_accuracy" in values:
+        values["mlm_majority_baseline"] = heldout_majority(task, batch_size, limit)
+    return values
+
+
+def heldout_majority(task: PretrainingTask, batch_size: int, limit: int | None) -> float:
+    """Accuracy of the most frequent label under the very masks that the evaluation uses."""
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    corrupt = jax.jit(lambda batch, i: task.corrupt(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), i)))
+    return majority_baseline(
+        corrupt(to_devices(batch, mesh), i) for i, batch in enumerate(task.eval_batches(batch_size, limit))
+    )

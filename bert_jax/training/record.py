@@ -1,0 +1,126 @@
+"""What a run leaves to look at: metrics.jsonl, TensorBoard events, curves.png, and a progress bar in the terminal."""
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+PLAIN_SECONDS = 15.0  # between lines where the output is no terminal
+
+
+class Record:
+    """Writes what the loop reports. After a resume, everything recorded beyond ``start`` is dropped first.
+
+    One line of ``metrics.jsonl`` is ``{"step", "kind": "train" | "eval", "time", <metric>: value, ...}``; ``time`` is
+    seconds of training, restarts included.
+    """
+
+    def __init__(self, workdir: Path, steps: int, start: int):
+        self._path = workdir / "metrics.jsonl"
+        self._workdir = workdir
+        self._steps = steps
+        kept = [row for row in read(self._path) if row["step"] <= start]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(self._path)
+        self._file = self._path.open("a")
+        self._spent = max((row["time"] for row in kept), default=0.0)
+        self._started = time.monotonic()
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self._console, speed_estimate_period=120, disable=not self._console.is_terminal,
+        )
+        self._bar = self._progress.add_task("training", total=steps, completed=start, state="compiling")
+        self._first, self._last_line = start, 0.0
+        self._progress.start()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a restart included."""
+        return self._spent + time.monotonic() - self._started
+
+    def show(self, step: int, state: str) -> None:
+        """Updates the progress bar; without a terminal, a line every quarter of a minute."""
+        self._progress.update(self._bar, completed=step, state=state)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._last_line > PLAIN_SECONDS or step == self._steps):
+            self._last_line = now
+            done = max(step - self._first, 1)
+            left = (now - self._started) / done * (self._steps - step)
+            self.say(f"step {step}/{self._steps} {state} left {_clock(left)}")
+
+    def say(self, line: str) -> None:
+        """One line above the progress bar."""
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
+        """One line of the JSONL file and one point of every TensorBoard curve."""
+        self._file.write(json.dumps({"step": step, "kind": kind, "time": round(self.seconds, 3)} | metrics) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+        if kind == "eval":
+            self._board.flush()
+            draw(self._path, self._workdir / "curves.png")
+
+    def close(self) -> None:
+        """Flushes everything and leaves the terminal clean."""
+        self._progress.stop()
+        self._board.close()
+        self._file.close()
+        if any(True for _ in read(self._path)):
+            draw(self._path, self._workdir / "curves.png")
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a metrics file; a last line cut short by a crash is ignored."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def draw(metrics: Path, picture: Path) -> None:
+    """Draws every loss and accuracy of a metrics file over steps, training and held-out in one panel each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read(metrics)
+    names = [n for n in dict.fromkeys(key for row in rows for key in row) if n.endswith(("_loss", "_accuracy"))]
+    if not names:
+        return
+    columns = min(len(names), 2)
+    lines = -(-len(names) // columns)
+    figure, axes = pyplot.subplots(lines, columns, figsize=(5.5 * columns, 3.4 * lines), squeeze=False)
+    for panel, name in zip(axes.flat, names, strict=False):
+        for kind, style in (("train", {"alpha": 0.5, "linewidth": 1}), ("eval", {"marker": "o", "markersize": 3})):
+            points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
+            if points:
+                panel.plot(*zip(*points, strict=True), label={"train": "training", "eval": "held out"}[kind], **style)
+        panel.set(title=name.replace("_", " "), xlabel="step", ylabel="nats" if name.endswith("loss") else None)
+        panel.grid(alpha=0.3)
+        panel.legend()
+    for panel in list(axes.flat)[len(names):]:
+        panel.remove()
+    figure.tight_layout()
+    temporary = picture.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(picture)
+    pyplot.close(figure)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

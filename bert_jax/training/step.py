@@ -1,0 +1,135 @@
+"""The compiled functions of the loop: one update, one evaluation step, and the shardings of the state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from bert_jax.models.api import sharding_rules
+from bert_jax.parallel.mesh import RULES, batch_sharding, parameter_shardings, replicated
+from bert_jax.task import Batch, Losses, Params, Ratio, Task
+
+
+class TrainState(NamedTuple):
+    """Everything that an update reads and writes: updates done (int32), parameters, optimiser state."""
+
+    step: Array
+    params: Params
+    optimizer: Any
+
+
+def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state; the optimiser's moments lie where their parameters lie."""
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    shardings = parameter_shardings(task.logical_axes(), params, mesh)
+    whole = replicated(mesh)
+    moments = optax.tree.map_params(
+        optimizer, lambda _, sharding: sharding, jax.eval_shape(optimizer.init, params), shardings,
+        transform_non_params=lambda _: whole,
+    )
+    shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes, TrainState(whole, shardings, moments),
+    )
+
+
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, abstract: TrainState, key: Key[Array, ""]
+) -> TrainState:
+    """A fresh state, created sharded: no device ever holds the whole."""
+
+    def init(key):
+        params = task.init(key)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(key)
+
+
+def make_train_step(
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, abstract: TrainState, *, accumulate: int, seed: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
+    """The update: corrupt the batch, sum gradients over micro-batches, divide, step.
+
+    All randomness comes from ``seed`` and the number of updates done, so a restarted run draws the same masks.
+
+    Returns:
+      A compiled function that consumes (donates) the state and returns the next one with the metrics of the batch, plus
+      ``loss`` and ``grad_norm``.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Ratio]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        corrupt_key, dropout_key = jax.random.split(key)
+        with sharding_rules(RULES):
+            batch = task.corrupt(batch, corrupt_key)
+            gradients, losses = _gradients(task, state.params, batch, dropout_key, accumulate, mesh)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        one = jnp.ones(())
+        metrics = losses.terms | losses.metrics
+        metrics["loss"] = Ratio(sum(term.value for term in losses.terms.values()), one)
+        metrics["grad_norm"] = Ratio(optax.global_norm(gradients), one)
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(
+        step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+
+
+def make_eval_step(task: Task, mesh: Mesh, abstract: TrainState) -> Callable[[Params, Batch, int], dict[str, Ratio]]:
+    """Losses and metrics of held-out batch ``index``, without dropout, its masks a function of the index alone."""
+
+    def step(params: Params, batch: Batch, index: Array) -> dict[str, Ratio]:
+        with sharding_rules(RULES):
+            batch = task.corrupt(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), index))
+            losses = task.loss(params, batch, None)
+        return losses.terms | losses.metrics
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract.params)
+    return jax.jit(
+        step, in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)), out_shardings=replicated(mesh)
+    )
+
+
+EVAL_SEED = 12345  # masks of every evaluation, the seed of the original's evaluation data
+
+
+def _gradients(
+    task: Task, params: Params, batch: Batch, key: Key[Array, ""], accumulate: int, mesh: Mesh
+) -> tuple[Params, Losses]:
+    """Gradients of the sum over terms of sum / weight, both summed over the whole batch before they are divided."""
+
+    def objective(params, batch, key, weights):
+        losses = task.loss(params, batch, key)
+        total = sum(term.sum / jnp.maximum(weights[name], 1e-9) for name, term in losses.terms.items())
+        return total, losses
+
+    def weights_of(batch, key):  # does not depend on the parameters, so the compiler drops the forward pass
+        return {name: term.weight for name, term in task.loss(params, batch, key).terms.items()}
+
+    gradient = jax.grad(objective, has_aux=True)
+    if accumulate == 1:
+        return gradient(params, batch, key, weights_of(batch, key))
+
+    def micro(x):  # row r goes to micro-batch r % accumulate, so that rows stay on their device
+        x = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+        spec = jax.sharding.PartitionSpec(None, ("data", "fsdp"))
+        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
+
+    batches, keys = jax.tree.map(micro, batch), jax.random.split(key, accumulate)
+    weights = jax.tree.map(lambda w: w.sum(axis=0), jax.lax.map(lambda xs: weights_of(*xs), (batches, keys)))
+
+    def add(total, xs):
+        part = gradient(params, *xs, weights)
+        return jax.tree.map(jnp.add, total, part), None
+
+    zero = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], (batches, keys)), weights)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
+    return jax.lax.scan(add, zero, (batches, keys))[0]
