@@ -1,0 +1,47 @@
+# Two commands do all the set-up: make demo, make test. Everything goes into .venv and runs/.
+PYTHON ?= python3
+VENV ?= .venv
+# PyTorch only serves as the reference to compare with.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+# Large pages for the heap of glibc: page faults cost a quarter of a training step on CPU without them.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
+.PHONY: demo test test-fast lint bench clean help
+
+help:
+	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
+	@echo "make test   all tests (under ten minutes on two cores); make test-fast leaves out the slow ones"
+	@echo "make lint   ruff"
+	@echo "make bench  the committed benchmarks: training step against PyTorch, loader, prepare"
+
+$(VENV)/.core: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 to 3.13 is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet -e '.[torch]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/pip install --quiet -e '.[torch,dev]'
+	touch $@
+
+demo: $(VENV)/.core
+	$(BIN)/bert-jax demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/loader.py
+
+clean:
+	rm -rf $(VENV) runs .cache

@@ -1,0 +1,198 @@
+"""The demo: the main job from raw text to PyTorch on an embedded default, in minutes, on any machine.
+
+The corpus is the documentation that a Python environment carries by construction: the docstrings of the standard library
+and of numpy, scipy, jax, flax and optax, one docstring a document, read from the source files without importing them.
+"""
+
+import ast
+import importlib.util
+import json
+import logging
+import sysconfig
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from bert_jax import config as configuration
+from bert_jax import tokenizers
+from bert_jax.convert import hf
+from bert_jax.data.loader import heldout_batches
+from bert_jax.data.pairs import PairSpec
+from bert_jax.data.prepare import prepare
+from bert_jax.data.sources import Corpus
+from bert_jax.data.store import TokenStore
+from bert_jax.errors import BertJaxError
+from bert_jax.fill_mask import fill_mask
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
+from bert_jax.objectives import MaskedLM, NextSentence
+from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
+from bert_jax.training.experiment import Experiment, TrainConfig
+from bert_jax.training.optimizer import AdamW
+from bert_jax.training.pretrain import heldout_majority
+from bert_jax.training.record import read
+from bert_jax.training.train import train
+from bert_jax.training.workdir import Model, load_workdir
+
+log = logging.getLogger("bert_jax")
+
+PACKAGES = ("numpy", "scipy", "jax", "flax", "optax")
+SENTENCES = (
+    "Returns the [MASK] of the array along the given axis.",
+    "If True, the function raises an [MASK] when the file does not exist.",
+    "The default [MASK] is None.",
+)
+
+
+def get_config() -> Experiment:
+    """A BERT of two layers and width 128 (BERT-tiny's shape), 64 tokens, next-sentence prediction."""
+    return Experiment(
+        task=Pretraining(
+            encoder=EncoderConfig(
+                vocab_size=4096, embedding_width=128, hidden_width=128, layers=2, heads=2, ffn_width=512, max_length=64
+            ),
+            objectives=(MaskedLM(), NextSentence()),
+            examples=PairSpec(length=64, pairs="nsp"),
+        ),
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=100),
+        train=TrainConfig(steps=1_200, batch_size=64, eval_every=300, save_every=300, eval_batches=20),
+    )
+
+
+def demo(directory: Path, assignments: list[str]) -> dict[str, Any]:
+    """Runs everything that is not done yet and writes ``summary.json``; called again, it continues.
+
+    Raises:
+      BertJaxError: the installed packages carry no source files, or any step fails.
+    """
+    started = time.monotonic()
+    console = Console(stderr=True)
+
+    def stage(text: str) -> None:
+        console.print(f"[bold]{text}[/bold]", highlight=False)
+
+    experiment = configuration.override(get_config(), assignments)
+    directory.mkdir(parents=True, exist_ok=True)
+    corpus, tokenizer_path, store_path = directory / "docstrings.txt", directory / "tokenizer", directory / "store"
+    if not corpus.exists():
+        stage("1/6 collecting docstrings")
+        _write_corpus(corpus)
+    if not tokenizer_path.exists():
+        stage("2/6 training a tokenizer")
+        documents = Corpus([corpus], documents="formfeed")
+        tokenizers.train("wordpiece", documents, experiment.task.encoder.vocab_size).save(tokenizer_path)
+    if not store_path.exists():
+        stage("3/6 preparing the token store")
+        prepare([corpus], store_path, tokenizers.load(tokenizer_path), documents="formfeed", heldout=0.05)
+    stage("4/6 pre-training")
+    store = TokenStore(store_path)
+    task = PretrainingTask(experiment.task, store)
+    before = time.monotonic()
+    result = train(task, experiment, directory / "model")
+    train_seconds = time.monotonic() - before
+    if not result.finished:
+        raise BertJaxError("the demo was asked to stop; the same command continues")
+    model = load_workdir(directory / "model")
+
+    stage("5/6 filling masks")
+    for sentence in SENTENCES:
+        guesses = fill_mask(model.params, model.config, model.tokenizer, sentence)[0]
+        console.print(f"  {sentence}  ->  " + ", ".join(f"{g.piece} {g.probability:.2f}" for g in guesses), highlight=False)
+
+    stage("6/6 exporting, and comparing with transformers in PyTorch")
+    exported = directory / "export"
+    if not exported.exists():
+        hf.export(model.params, model.config, model.tokenizer, exported)
+    settings = experiment.train
+    batch_size = settings.eval_batch_size or settings.batch_size
+    speeds = [row["sequences_per_second"] for row in read(directory / "model" / "metrics.jsonl")
+              if "sequences_per_second" in row]
+    summary = {
+        "eval_mlm_accuracy": result.evaluation["mlm_accuracy"],
+        "majority_baseline": heldout_majority(task, batch_size, settings.eval_batches),
+        "eval_loss": result.evaluation["loss"],
+        "eval_nsp_accuracy": result.evaluation.get("nsp_accuracy"),
+        "train_seconds": round(train_seconds, 1),
+        "sequences_per_second": float(np.median(speeds)) if speeds else None,
+        "export_max_abs_diff": _compare_with_transformers(model, store, experiment, exported),
+        "corpus_megabytes": round(corpus.stat().st_size / 1e6, 1),
+        "total_seconds": round(time.monotonic() - started, 1),
+    }
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    console.print_json(json.dumps(summary))
+    console.print(f"curves: {directory}/model/curves.png   PyTorch: transformers.AutoModelForPreTraining.from_pretrained"
+                  f'("{exported}")', highlight=False, soft_wrap=True)
+    return summary
+
+
+def _write_corpus(path: Path) -> None:
+    """All docstrings, each once, in the order of the sorted source files; documents separated by form feeds."""
+    files = list(_sources())
+    seen: set[str] = set()
+    temporary = path.with_suffix(".tmp")
+    with ProcessPoolExecutor() as pool, temporary.open("w") as out:
+        for texts in track(pool.map(_docstrings, files, chunksize=64), "docstrings", total=len(files),
+                           console=Console(stderr=True)):
+            for text in texts:
+                if text not in seen:
+                    seen.add(text)
+                    out.write(text.replace("\f", " ") + "\n\f\n")
+    if not seen:
+        raise BertJaxError("found no docstrings: are the Python sources of the standard library installed?")
+    temporary.replace(path)
+
+
+def _sources() -> Iterator[Path]:
+    roots = [Path(sysconfig.get_paths()["stdlib"])]
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            log.warning("the demo's corpus goes without %s, which is not installed", name)
+            continue
+        roots += map(Path, spec.submodule_search_locations)
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            if not {"site-packages", "test", "tests"} & set(path.relative_to(root).parts):
+                yield path
+
+
+def _docstrings(path: Path) -> list[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's sources
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # templates and test inputs of the standard library that are no Python
+        return []
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return [text for text in texts if text and len(text) > 40]
+
+
+def _compare_with_transformers(model: Model, store: TokenStore, experiment: Experiment, exported: Path) -> float | None:
+    """The largest difference of any logit on held-out text at real positions, or None without torch and transformers."""
+    try:
+        import torch
+        from transformers import AutoModelForPreTraining
+    except ImportError:
+        log.warning("torch or transformers is not installed: the export is not compared (pip install 'bert_jax[torch]')")
+        return None
+    batch = next(iter(heldout_batches(store.split("heldout"), experiment.task.examples, batch_size=16)))
+    ours = jax.jit(lambda params, batch: api.apply(params, model.config, batch))(model.params, batch)
+    peer = AutoModelForPreTraining.from_pretrained(exported).eval()
+    with torch.no_grad():
+        theirs = peer(
+            input_ids=torch.from_numpy(batch["input_ids"]).long(),
+            token_type_ids=torch.from_numpy(batch["segment_ids"]).long(),
+            attention_mask=torch.from_numpy(batch["attention_mask"]).long(),
+        )
+    tokens = np.abs(np.asarray(ours.mlm_logits) - theirs.prediction_logits.numpy())[batch["attention_mask"]]
+    pairs = np.abs(np.asarray(ours.pair_logits) - theirs.seq_relationship_logits.numpy())
+    return float(max(tokens.max(), pairs.max()))

@@ -1,0 +1,49 @@
+"""Filling masks: the quickest look at what a masked language model has learnt."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.errors import BertJaxError
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
+from bert_jax.tokenizers import Tokenizer
+
+
+class Guess(NamedTuple):
+    """A piece for a mask, and its probability."""
+
+    piece: str
+    probability: float
+
+
+def fill_mask(
+    params: api.Params, config: EncoderConfig, tokenizer: Tokenizer, text: str, top: int = 5
+) -> list[list[Guess]]:
+    """The ``top`` most probable pieces for every [MASK] in ``text``, in order; special pieces are not offered.
+
+    Raises:
+      BertJaxError: no mask in the text, no masked-language-model head, or a text longer than the position table.
+    """
+    if "mlm" not in params:
+        raise BertJaxError("this checkpoint has no masked-language-model head")
+    mask = tokenizer.piece(tokenizer.mask_id)
+    ids = np.concatenate([[tokenizer.cls_id], tokenizer.encode(text, special=True).ids, [tokenizer.sep_id]])
+    if len(ids) > config.max_length:
+        raise BertJaxError(f"the text has {len(ids)} tokens, the position table {config.max_length}: shorten it")
+    positions = np.flatnonzero(ids == tokenizer.mask_id)
+    if not len(positions):
+        raise BertJaxError(f"the text has no {mask}: put one where a word is to be guessed")
+    batch = {"input_ids": jnp.asarray(ids[None], jnp.int32), "masked_positions": jnp.asarray(positions[None], jnp.int32)}
+    logits = jax.jit(lambda params, batch: api.apply(params, config, batch).mlm_logits)(params, batch)[0]
+    offered = np.array(logits[:, : tokenizer.vocab_size], np.float64)
+    offered[:, list(tokenizer.special_ids)] = -np.inf
+    log_total = np.logaddexp.reduce(offered, axis=-1, keepdims=True)
+    probabilities = np.exp(offered - log_total)
+    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    return [
+        [Guess(tokenizer.piece(int(piece)), float(row[piece])) for piece in order]
+        for row, order in zip(probabilities, best, strict=True)
+    ]
