@@ -94,9 +94,9 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
         values = window.add(jax.device_get(metrics))
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise BertJaxError(
-                f"loss {values['loss']:g} and gradient norm {values['grad_norm']:g} at step {step}: not finite. The last good "
-                f"state is checkpoint {max(checkpoints.steps(), default='none')} in {workdir}/checkpoints; go on from it with a "
-                "lower optimizer.learning_rate or a longer warm-up"
+                f"loss {values['loss']:g} and gradient norm {values['grad_norm']:g} at step {step}: not finite. The last "
+                f"good state is checkpoint {max(checkpoints.steps(), default='none')} in {workdir}/checkpoints; go on from "
+                "it with a lower optimizer.learning_rate or a longer warm-up"
             )
         if step % settings.log_every == 0 or step == settings.steps:
             record.write(step, "train", window.take() | {"learning_rate": float(learning_rate(step - 1))})

@@ -2,8 +2,8 @@
 
 Command: bert-jax pretrain --config configs/pretrain/albert_books.py --data runs/books/store --workdir runs/books/albert
 Recipe:  Lan et al. 2020: factorised embeddings (E = 64), one set of layer parameters, tanh GELU, n-gram masking up to 3,
-         SOP, no dropout (as ALBERT v2). AdamW instead of LAMB, with the BERT's settings, so that the two differ in the model and
-         its objectives only; LAMB is for batches of thousands.
+         SOP, no dropout (as ALBERT v2). AdamW instead of LAMB, with the BERT's settings, so that the two differ in the
+         model and its objectives only; LAMB is for batches of thousands.
 Figure:  docs/results/books.md.
 """
 
