@@ -135,18 +135,20 @@ def _draw(histories: dict[str, list[dict]], picture: Path) -> None:
 
 REPORT = """# A BERT and an ALBERT on public-domain books
 
-Equal depth (4), width (128), feed-forward (512), data, tokenizer, batch and number of updates; a layer application costs both the
-same, and ALBERT's vocabulary product is half as wide. BERT: 15% single pieces, NSP, dropout 0.1. ALBERT: E = 64, shared layers, n-gram masks of
-whole words, SOP, no dropout; predicting whole words and n-grams is the harder task, so the two MLM columns are not a contest.
-One seed each (0); no deviation can be given for one run.
+Equal depth (4), width (128), feed-forward (512), data, tokenizer, batch and number of updates; a layer costs both the same
+compute, ALBERT's vocabulary product is half as wide. BERT: 15% single pieces, NSP, dropout 0.1. ALBERT: E = 64, shared
+layers, n-gram masks of whole words, SOP, no dropout. Predicting whole words and n-grams is the harder task, so the two MLM
+columns are not a contest. One seed each (0); no deviation can be given for one run.
 
 {table}
 
 ![curves](books.png)
 
-Machine: {machine}. Both runs shared two cores with each other and with other work, so wall time and sequences a second are lower
-bounds; the CPU minutes are each run's own. Data: 109 English books, 14.5 M pieces, 3 books held out (374,047 pieces), every
-held-out pair used in every evaluation, with the same masks. The curves' numbers: `books_bert.json`, `books_albert.json`.
+Machine: {machine}.
+Both runs shared two cores with each other and with other work, so the wall time is an upper bound and the sequences a second
+are lower ones; CPU minutes are each run's own. Data: 109 English books, 14.5 M pieces, 3 books held out (374,047 pieces);
+every held-out pair is used in every evaluation, with the same masks. The curves' numbers are in `books_bert.json` and
+`books_albert.json`.
 
 ```
 python benchmarks/books.py run --text books.txt.gz --dir runs/books

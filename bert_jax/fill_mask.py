@@ -33,6 +33,8 @@ def fill_mask(
     ids = np.concatenate([[tokenizer.cls_id], tokenizer.encode(text, special=True).ids, [tokenizer.sep_id]])
     if len(ids) > config.max_length:
         raise BertJaxError(f"the text has {len(ids)} tokens, the position table {config.max_length}: shorten it")
+    if ids.max() >= config.vocab_size:
+        raise BertJaxError(f"token id {ids.max()} is beyond the vocabulary of {config.vocab_size}: not its tokenizer")
     positions = np.flatnonzero(ids == tokenizer.mask_id)
     if not len(positions):
         raise BertJaxError(f"the text has no {mask}: put one where a word is to be guessed")
@@ -42,7 +44,7 @@ def fill_mask(
     offered[:, list(tokenizer.special_ids)] = -np.inf
     log_total = np.logaddexp.reduce(offered, axis=-1, keepdims=True)
     probabilities = np.exp(offered - log_total)
-    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    best = np.argsort(-offered, axis=-1, kind="stable")[:, : min(top, tokenizer.vocab_size - len(tokenizer.special_ids))]
     return [
         [Guess(tokenizer.piece(int(piece)), float(row[piece])) for piece in order]
         for row, order in zip(probabilities, best, strict=True)

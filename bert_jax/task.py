@@ -1,6 +1,6 @@
 """What the loop asks of a task. The loop knows nothing of BERT; a task knows nothing of steps, devices or files."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -59,5 +59,5 @@ class Task(Protocol):
     def train_batches(self, batch_size: int, seed: int) -> Any:
         """An endless iterator of this process's rows with ``get_state()`` and ``set_state()``."""
 
-    def eval_batches(self, batch_size: int, limit: int | None) -> Iterable[dict]:
-        """The held-out batches (at most ``limit``), always the same."""
+    def eval_batches(self, batch_size: int, limit: int | None) -> Collection[dict]:
+        """The held-out batches (at most ``limit``), always the same; their number is known."""

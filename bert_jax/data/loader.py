@@ -37,8 +37,8 @@ class _TrainBatches:
         return self.pairs.at(int(k) * self.batch_size + self.rows)
 
 
-class _HeldoutBatches:
-    """The same over the first `count` examples of one epoch; rows beyond them are empty."""
+class HeldoutBatches:
+    """The same over the first `count` examples of one epoch; rows beyond them are empty. Iterating prefetches."""
 
     def __init__(self, pairs: PairBatches, batch_size: int, first: int, last: int, count: int):
         self.pairs = pairs
@@ -48,6 +48,9 @@ class _HeldoutBatches:
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return iter(grain.MapDataset.source(self).to_iter_dataset(READ))
 
     def __getitem__(self, k: int) -> Batch:
         positions = int(k) * self.batch_size + self.rows
@@ -90,7 +93,7 @@ def heldout_batches(
     limit: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> HeldoutBatches:
     """One pass over a split, the same every time: all of its examples, or `limit` of them chosen by the shuffle.
 
     Every batch has the same shape; rows beyond the last example are padding, with ``attention_mask`` False everywhere
@@ -101,8 +104,7 @@ def heldout_batches(
     first, last = _rows(batch_size, process_index, process_count)
     pairs = PairBatches(split, spec, seed=seed)
     count = pairs.count if limit is None else min(limit, pairs.count)
-    source = _HeldoutBatches(pairs, batch_size, first, last, count)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(READ))
+    return HeldoutBatches(pairs, batch_size, first, last, count)
 
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:

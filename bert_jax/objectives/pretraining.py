@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import jax
@@ -117,7 +117,9 @@ class PretrainingTask:
             process_index=jax.process_index(), process_count=jax.process_count(),
         )
 
-    def eval_batches(self, batch_size: int, limit: int | None) -> Iterable[dict]:
+    def eval_batches(self, batch_size: int, limit: int | None) -> Collection[dict]:
+        if "heldout" not in self._store.splits:
+            return ()
         return heldout_batches(
             self._store.split("heldout"), self.config.examples, batch_size=batch_size, seed=EVAL_SEED,
             limit=None if limit is None else limit * batch_size,

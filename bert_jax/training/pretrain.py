@@ -2,17 +2,19 @@
 
 import runpy
 import traceback
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import jax
+from rich.console import Console
+from rich.progress import track
 
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.objectives.pretraining import PretrainingTask, majority_baseline
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
 from bert_jax.training.experiment import Experiment
-from bert_jax.training.optimizer import make_optimizer
-from bert_jax.training.step import EVAL_SEED, abstract_state, make_eval_step
+from bert_jax.training.step import EVAL_SEED, make_eval_step
 from bert_jax.training.train import Result, evaluate, to_devices, train
 from bert_jax.training.workdir import load_workdir
 
@@ -27,15 +29,17 @@ def load_config(path: Path | str) -> Experiment:
     if not path.is_file():
         raise BertJaxError(f"{path}: no such configuration file")
     try:
-        value = runpy.run_path(str(path))["get_config"]()
+        names = runpy.run_path(str(path))
+        if "get_config" not in names:
+            raise BertJaxError("it defines no get_config()")
+        value = names["get_config"]()
     except BertJaxError as error:
         raise BertJaxError(f"{path}: {error}") from error
-    except KeyError:
-        raise BertJaxError(f"{path}: it defines no get_config()") from None
-    except Exception as error:  # whatever a user's file raises, said in one line with its place
+    except (Exception, SystemExit) as error:  # whatever a user's file raises, said in one line with its place
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = frames[-1].lineno if frames else getattr(error, "lineno", "?")
-        raise BertJaxError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+        message = " ".join(str(error).split())
+        raise BertJaxError(f"{path}, line {line}: {type(error).__name__}: {message}") from error
     if not isinstance(value, Experiment):
         raise BertJaxError(f"{path}: get_config() returned {type(value).__name__}, not an Experiment")
     return value
@@ -53,10 +57,9 @@ def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limi
     store.check_tokenizer(model.tokenizer.hash)
     task = PretrainingTask(model.experiment.task, store)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    optimizer = make_optimizer(model.experiment.optimizer, model.experiment.train.steps, task.logical_axes())
-    step = make_eval_step(task, mesh, abstract_state(task, optimizer, mesh))
+    step = make_eval_step(task, mesh)
     with jax.set_mesh(mesh):
-        values = evaluate(task, step, model.params, mesh, batch_size, limit)
+        values = evaluate(step, model.params, mesh, _progress(task.eval_batches(batch_size, limit), "evaluating"))
     if "mlm_accuracy" in values:
         values["mlm_majority_baseline"] = heldout_majority(task, batch_size, limit)
     return values
@@ -67,5 +70,12 @@ def heldout_majority(task: PretrainingTask, batch_size: int, limit: int | None) 
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     corrupt = jax.jit(lambda batch, i: task.corrupt(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), i)))
     return majority_baseline(
-        corrupt(to_devices(batch, mesh), i) for i, batch in enumerate(task.eval_batches(batch_size, limit))
+        corrupt(to_devices(batch, mesh), i)
+        for i, batch in enumerate(_progress(task.eval_batches(batch_size, limit), "counting labels"))
     )
+
+
+def _progress(batches: Collection[dict], what: str) -> Iterable[dict]:
+    """Batches done and time left on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    return track(batches, what, total=len(batches), console=console, disable=not console.is_terminal, transient=True)

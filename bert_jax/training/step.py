@@ -83,7 +83,7 @@ def make_train_step(
     )
 
 
-def make_eval_step(task: Task, mesh: Mesh, abstract: TrainState) -> Callable[[Params, Batch, int], dict[str, Ratio]]:
+def make_eval_step(task: Task, mesh: Mesh) -> Callable[[Params, Batch, int], dict[str, Ratio]]:
     """Losses and metrics of held-out batch ``index``, without dropout, its masks a function of the index alone."""
 
     def step(params: Params, batch: Batch, index: Array) -> dict[str, Ratio]:
@@ -92,7 +92,7 @@ def make_eval_step(task: Task, mesh: Mesh, abstract: TrainState) -> Callable[[Pa
             losses = task.loss(params, batch, None)
         return losses.terms | losses.metrics
 
-    shardings = jax.tree.map(lambda x: x.sharding, abstract.params)
+    shardings = parameter_shardings(task.logical_axes(), jax.eval_shape(task.init, jax.random.key(0)), mesh)
     return jax.jit(
         step, in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)), out_shardings=replicated(mesh)
     )

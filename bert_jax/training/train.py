@@ -11,6 +11,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
     abstract = abstract_state(task, optimizer, mesh)
     restored = checkpoints.restore({"params": abstract.params, "optimizer": abstract.optimizer})
     batches = task.train_batches(settings.batch_size, settings.seed)
+    heldout = task.eval_batches(settings.eval_batch_size or settings.batch_size, settings.eval_batches)
     if restored is None:
         state = init_state(task, optimizer, abstract, jax.random.key(settings.seed))
         start = 0
@@ -76,8 +78,10 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
     train_step = make_train_step(
         task, optimizer, mesh, abstract, accumulate=settings.accumulate, seed=settings.seed
     )
-    eval_step = make_eval_step(task, mesh, abstract)
+    eval_step = make_eval_step(task, mesh)
     record = Record(workdir, settings.steps, start)
+    if not len(heldout):
+        log.warning("the data has no held-out documents: this run is not evaluated")
     if start:
         record.say(f"continuing {workdir} from step {start} of {settings.steps}")
     window = _Window(settings.batch_size)
@@ -115,11 +119,10 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
         step = start
         while True:
             last = step == settings.steps
-            if step and step != start and (step % settings.eval_every == 0 or last):
+            if len(heldout) and step != start and (step % settings.eval_every == 0 or last):
                 settle()
                 record.show(step, "evaluating")
-                evaluation = evaluate(task, eval_step, state.params, mesh, settings.eval_batch_size or settings.batch_size,
-                                      settings.eval_batches)
+                evaluation = evaluate(eval_step, state.params, mesh, heldout)
                 record.write(step, "eval", evaluation)
                 record.say(f"step {step} held out: " + _summary(evaluation))
                 window.restart()
@@ -135,19 +138,18 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
             pending = (step, metrics)
         if stop.requested and not last:
             record.say(f"asked to stop: saved step {step} of {settings.steps}; the same command continues")
-    if last and not evaluation:  # a finished run was started again
+    if last and not evaluation and len(heldout):  # a finished run was started again
         with jax.set_mesh(mesh):
-            evaluation = evaluate(task, eval_step, state.params, mesh, settings.eval_batch_size or settings.batch_size,
-                                  settings.eval_batches)
+            evaluation = evaluate(eval_step, state.params, mesh, heldout)
     return Result(step, state.params, evaluation, last)
 
 
 def evaluate(
-    task: Task, eval_step: Any, params: Params, mesh: Mesh, batch_size: int, limit: int | None
+    eval_step: Any, params: Params, mesh: Mesh, batches: Iterable[dict[str, np.ndarray]]
 ) -> dict[str, float]:
-    """Means over the held-out batches: sums and weights are added up before they are divided."""
+    """Means over held-out batches: sums and weights are added up before they are divided."""
     totals: dict[str, np.ndarray] = {}
-    for index, batch in enumerate(task.eval_batches(batch_size, limit)):
+    for index, batch in enumerate(batches):
         for name, ratio in jax.device_get(eval_step(params, to_devices(batch, mesh), index)).items():
             totals[name] = totals.get(name, 0.0) + np.array(ratio, np.float64)
     if not totals:
