@@ -21,12 +21,16 @@ def main(argv: list[str] | None = None) -> int:
     except BertJaxError as error:
         print(f"bert-jax: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("bert-jax: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a file without permission: what the system says is clear enough
+        where = f": {error.filename}" if error.filename else ""
+        print(f"bert-jax: error: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bert-jax: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

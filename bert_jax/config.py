@@ -73,8 +73,10 @@ def override(value: T, assignments: typing.Sequence[str]) -> T:
 
 
 def save(value: Any, path: Path | str) -> None:
-    """Writes a configuration value as indented JSON."""
-    Path(path).write_text(json.dumps(to_json(value), indent=2) + "\n")
+    """Writes a configuration value as indented JSON; the file is replaced as a whole or not at all."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(to_json(value), indent=2) + "\n")
+    temporary.replace(path)
 
 
 def load(kind: type[T], path: Path | str) -> T:

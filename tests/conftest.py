@@ -2,17 +2,22 @@
 
 import os
 import pathlib
+import string
 
-# Before jax is imported anywhere: eight host devices, and a compilation cache that survives between runs.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Before jax is imported anywhere: eight host devices, quick compilation instead of quick code (tiny shapes spend their time
+# in the compiler), and a compilation cache that survives between runs.
+os.environ["XLA_FLAGS"] = " ".join([
+    os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
+])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import numpy as np
-import pytest
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 WORDS = "the a cat dog bird sat ran sang on in under mat road tree he she it said why not one two red blue and but".split()
 
@@ -26,15 +31,7 @@ def data_dir() -> pathlib.Path:
     return path
 
 
-def write_vocabulary(path: pathlib.Path, words: list[str]) -> pathlib.Path:
-    """A WordPiece vocab.txt: the special pieces, every letter within and at the start of a word, and whole words."""
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + ["."]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
-    path.write_text("\n".join(pieces + [word for word in words if word not in letters]) + "\n")
-    return path
-
-
-def write_corpus(path: pathlib.Path, documents: int, seed: int = 0) -> pathlib.Path:
+def _write_corpus(path: pathlib.Path, documents: int, seed: int = 0) -> pathlib.Path:
     """Documents of random sentences, one sentence a line, blank lines between documents; few words, so easily learnt."""
     rng = np.random.default_rng(seed)
     with path.open("w") as file:
@@ -46,14 +43,22 @@ def write_corpus(path: pathlib.Path, documents: int, seed: int = 0) -> pathlib.P
 
 
 @pytest.fixture(scope="session")
+def write_corpus():
+    """``write_corpus(path, documents, seed=0)`` writes text that a tiny model learns in seconds; returns the path."""
+    return _write_corpus
+
+
+@pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory) -> pathlib.Path:
     """A token store of 150 small documents, a fifth of them held out; its vocabulary has fewer than 96 pieces."""
-    from bert_jax import tokenizers
     from bert_jax.data.prepare import prepare
+    from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = tokenizers.load(write_vocabulary(folder / "vocab.txt", WORDS))
-    text = write_corpus(folder / "text.txt", 150)
+    letters = [*string.ascii_lowercase, "."]
+    words = [word for word in WORDS if word not in letters]
+    tokenizer = WordPieceTokenizer([*SPECIALS, *letters, *(f"##{letter}" for letter in letters), *words])
+    text = _write_corpus(folder / "text.txt", 150)
     prepare([text], folder / "store", tokenizer, sentences="line", heldout=0.2, workers=1, progress=False)
     return folder / "store"
 

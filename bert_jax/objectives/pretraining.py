@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -94,7 +95,10 @@ class PretrainingTask:
                     "same one, or another --workdir"
                 )
         else:
-            self._store.tokenizer.save(target)
+            partial = workdir / "tokenizer.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            self._store.tokenizer.save(partial)
+            partial.rename(target)
 
     def corrupt(self, batch: Batch, key: Key[Array, ""]) -> Batch:
         for objective, objective_key in zip(

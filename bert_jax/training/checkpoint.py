@@ -31,6 +31,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path | str, keep: int | None = None):
         self._directory = Path(directory).resolve()
+        self._failed = False
         policy = None if keep is None else ocp.training.preservation_policies.LatestN(keep)
         self._manager = ocp.training.Checkpointer(
             self._directory, preservation_policy=policy, cleanup_tmp_directories=keep is not None
@@ -52,6 +53,7 @@ class Checkpoints:
                 step, items, force=True, overwrite=True, custom_metadata=metadata | {"fingerprints": prints}
             )
         except Exception as error:  # Orbax and tensorstore wrap the operating system's error in several types
+            self._failed = True
             raise BertJaxError(_save_error(self._directory, step, error)) from error
 
     def restore(self, abstract: dict[str, Any], step: int | None = None) -> Restored | None:
@@ -94,7 +96,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Ends the background threads of Orbax."""
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception:
+            if not self._failed:  # Orbax raises a failed save once more, which would hide the line that ``save`` gave it
+                raise
 
 
 def fingerprints(tree: Any) -> dict[str, int]:

@@ -108,7 +108,7 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
 
     def save(step: int) -> None:
         settle()  # never keep a state whose loss has not been seen to be finite
-        if step not in checkpoints.steps():
+        if restored is None or step != restored.step:  # a damaged one that was skipped is replaced
             checkpoints.save(
                 step, {"params": state.params, "optimizer": state.optimizer},
                 {"data": batches.get_state(), "identity": task.identity(), "experiment": configuration.to_json(experiment)},

@@ -1,0 +1,90 @@
+"""NSP and SOP against NumPy, and what a task's configuration refuses."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.data.pairs import PairSpec
+from bert_jax.data.store import TokenStore
+from bert_jax.errors import BertJaxError
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
+from bert_jax.objectives import MaskedLM, NextSentence, SentenceOrder
+from bert_jax.objectives.pretraining import Pretraining, PretrainingTask, majority_baseline
+
+ENCODER = EncoderConfig(vocab_size=96, embedding_width=16, hidden_width=16, layers=1, heads=2, ffn_width=16, max_length=16)
+
+
+@pytest.mark.parametrize("objective", [NextSentence(), SentenceOrder()])
+def test_loss_against_numpy(objective):
+    (label,) = objective.needs
+    logits = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32) * 4
+    labels = np.array([0, 1, -1, 1, 0, -1], np.int32)
+    found = objective.loss(api.Outputs(None, None, None, logits, {}), {label: labels})
+    rows = labels >= 0
+    exact = logits[rows].astype(np.float64)
+    entropy = np.log(np.exp(exact).sum(1)) - exact[np.arange(4), labels[rows]]
+    np.testing.assert_allclose(found["loss"].sum, entropy.sum(), rtol=1e-6)
+    np.testing.assert_allclose(found["accuracy"].sum, (exact.argmax(1) == labels[rows]).sum())
+    assert found["loss"].weight == found["accuracy"].weight == 4
+    np.testing.assert_allclose(found["loss"].value, entropy.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [NextSentence(), SentenceOrder()])
+def test_without_a_label_there_is_no_gradient(objective):
+    labels = {objective.needs[0]: np.array([-1, -1], np.int32)}
+
+    def loss(logits):
+        return objective.loss(api.Outputs(None, None, None, logits, {}), labels)["loss"].value
+
+    value, gradient = jax.value_and_grad(loss)(np.ones((2, 2), np.float32))
+    assert value == 0 and not gradient.any()
+
+
+def test_refused_tasks():
+    both = (MaskedLM(), NextSentence())
+    with pytest.raises(BertJaxError, match="task.examples.pairs='sop'.*set it to 'nsp'"):
+        Pretraining(ENCODER, both, PairSpec(length=16, pairs="sop"))
+    with pytest.raises(BertJaxError, match="next_sentence_label"):
+        Pretraining(ENCODER, both, PairSpec(length=16, pairs="none"))
+    with pytest.raises(BertJaxError, match="'pooler' in task.encoder.with_heads"):
+        Pretraining(dataclasses.replace(ENCODER, with_heads=("mlm",)), both, PairSpec(length=16))
+    with pytest.raises(BertJaxError, match="at least one"):
+        Pretraining(ENCODER, (), PairSpec(length=16))
+    with pytest.raises(BertJaxError, match="each kind once"):
+        Pretraining(ENCODER, (MaskedLM(), MaskedLM(rate=0.2)), PairSpec(length=16))
+    with pytest.raises(BertJaxError, match="length 17 exceeds the position table, task.encoder.max_length 16"):
+        Pretraining(ENCODER, (MaskedLM(),), PairSpec(length=17))
+
+
+@pytest.fixture(scope="module")
+def task(tiny_store):
+    return PretrainingTask(
+        Pretraining(ENCODER, (MaskedLM(), NextSentence()), PairSpec(length=16)), TokenStore(tiny_store)
+    )
+
+
+def test_metrics_carry_the_names_of_their_objectives(task):
+    batch = next(task.train_batches(4, 0))
+    losses = jax.jit(lambda b, key: task.loss(task.init(key), task.corrupt(b, key), None))(batch, jax.random.key(0))
+    assert set(losses.terms) == {"mlm_loss", "nsp_loss"}
+    assert set(losses.metrics) == {"mlm_accuracy", "nsp_accuracy", "tokens"}
+    assert losses.metrics["tokens"].sum == batch["attention_mask"].sum()
+    assert abs(losses.terms["mlm_loss"].value - np.log(96)) < 0.2  # small weights: nearly uniform over the vocabulary
+
+
+def test_model_without_room_for_the_vocabulary_is_refused(tiny_store):
+    small = dataclasses.replace(ENCODER, vocab_size=50)
+    with pytest.raises(BertJaxError, match=r"vocabulary of 50: set task.encoder.vocab_size=\d\d"):
+        PretrainingTask(Pretraining(small, (MaskedLM(),), PairSpec(length=16)), TokenStore(tiny_store))
+
+
+def test_majority_baseline_counts_labels_that_weigh():
+    batches = [
+        {"masked_labels": np.array([[7, 7, 9]]), "masked_weights": np.array([[1.0, 0.0, 1.0]])},
+        {"masked_labels": np.array([[9, 9, 8]]), "masked_weights": np.array([[1.0, 0.0, 0.0]])},
+    ]
+    assert majority_baseline(batches) == 2 / 3  # labels 7, 9, 9
+    assert majority_baseline([]) == 0.0

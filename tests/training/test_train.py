@@ -1,0 +1,226 @@
+"""The loop on a tiny store: it learns, records every step once, keeps what it should, refuses what does not fit."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+import bert_jax
+from bert_jax.data.loader import heldout_batches
+from bert_jax.data.prepare import prepare
+from bert_jax.data.store import TokenStore
+from bert_jax.errors import BertJaxError
+from bert_jax.tokenizers.wordpiece import WordPieceTokenizer
+from bert_jax.training import train as train_module
+from bert_jax.training.checkpoint import Checkpoints
+from bert_jax.training.pretrain import evaluate_checkpoint
+from bert_jax.training.record import read
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_store, tiny_experiment):
+    """A run of 12 steps that is over; tests copy it before they change it."""
+    from bert_jax.parallel.mesh import make_mesh
+    from bert_jax.training.pretrain import pretrain
+
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+        result = pretrain(tiny_experiment("bert"), tiny_store, workdir)
+    return workdir, result
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def rows_of(workdir, kind):
+    return [row for row in read(workdir / "metrics.jsonl") if row["kind"] == kind]
+
+
+@pytest.mark.parametrize(("family", "rate"), [("bert", 0.01), ("albert", 0.1)])  # LAMB's rate is a share of each norm
+def test_a_run_learns(run_tiny, tmp_path, family, rate):
+    result = run_tiny(tmp_path / "run", "train.steps=60", "train.eval_every=60", "train.save_every=60", "train.log_every=5",
+                      f"optimizer.learning_rate={rate}", family=family)
+    losses = [row["mlm_loss"] for row in rows_of(tmp_path / "run", "train")]
+    assert result.finished and result.step == 60
+    assert losses[0] > math.log(96) - 1 and np.mean(losses[-3:]) < 2.75, losses  # 12 words are used: their log is 2.48
+    assert result.evaluation["mlm_loss"] < 2.75 and result.evaluation["mlm_accuracy"] > 0.07
+
+
+def test_every_record_once_and_complete(finished):
+    workdir, result = finished
+    assert [row["step"] for row in rows_of(workdir, "train")] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows_of(workdir, "eval")] == [6, 12]
+    for row in rows_of(workdir, "train"):
+        assert {"loss", "grad_norm", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "learning_rate"} <= set(row)
+        assert row["loss"] == pytest.approx(row["mlm_loss"] + row["nsp_loss"], rel=0.02)
+    rates = [row["learning_rate"] for row in rows_of(workdir, "train")]  # of the last update in each line
+    np.testing.assert_allclose(rates, [0.0025, 0.0045, 0.0035, 0.0025, 0.0015, 0.0005], rtol=1e-5)
+    times = [row["time"] for row in read(workdir / "metrics.jsonl")]
+    assert times == sorted(times)
+    assert rows_of(workdir, "eval")[-1]["mlm_loss"] == result.evaluation["mlm_loss"]
+    assert (workdir / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((workdir / "tensorboard").glob("events.*"))[0].stat().st_size > 200
+    assert json.loads((workdir / "experiment.json").read_text())["train"]["steps"] == 12
+
+
+def test_metrics_of_a_step_are_those_of_its_update(run_tiny, tmp_path, tiny_store, tiny_experiment):
+    """Read one step late, but filed under the right step: a run that records every step agrees with one update alone."""
+    run_tiny(tmp_path / "run", "train.log_every=1", "train.steps=5", "optimizer.warmup_steps=1", "train.eval_every=100",
+             "train.save_every=100")
+    rows = rows_of(tmp_path / "run", "train")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    run_tiny(tmp_path / "other", "train.log_every=5", "train.steps=5", "optimizer.warmup_steps=1", "train.eval_every=100",
+             "train.save_every=100")
+    (row,) = rows_of(tmp_path / "other", "train")
+    assert row["nsp_loss"] == pytest.approx(np.mean([r["nsp_loss"] for r in rows]), rel=1e-5)
+    assert row["grad_norm"] == pytest.approx(np.mean([r["grad_norm"] for r in rows]), rel=1e-5)
+    assert len({r["grad_norm"] for r in rows}) == 5
+
+
+def test_retention_keeps_the_newest(run_tiny, tmp_path, finished):
+    assert Checkpoints(finished[0] / "checkpoints").steps() == [4, 8, 12]
+    run_tiny(tmp_path / "run", "train.steps=5", "train.save_every=1", "train.keep=2", "train.eval_every=100")
+    assert sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) == [4, 5]
+
+
+def test_started_again_when_over(run_tiny, copy, finished):
+    before = (copy / "metrics.jsonl").read_text()
+    result = run_tiny(copy)
+    assert result.finished and result.step == 12 and result.evaluation == finished[1].evaluation
+    assert (copy / "metrics.jsonl").read_text() == before
+
+
+def test_stop_request_in_this_process(run_tiny, tmp_path, capfd):
+    """SIGTERM after the first record: a checkpoint of the step at hand, not finished, signal handlers given back."""
+    before = signal.getsignal(signal.SIGTERM)
+    path = tmp_path / "run" / "metrics.jsonl"
+    done = threading.Event()
+
+    def stop():
+        while not done.is_set():
+            if path.exists() and path.stat().st_size:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            done.wait(0.001)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        result = run_tiny(tmp_path / "run", "train.steps=5000", "train.log_every=1", "train.save_every=5000")
+    finally:
+        done.set()
+        thread.join()
+    assert not result.finished and 1 <= result.step < 5000
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [result.step]
+    assert [row["step"] for row in rows_of(tmp_path / "run", "train")] == list(range(1, result.step + 1))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert f"saved step {result.step} of 5000; the same command continues" in capfd.readouterr().err
+
+
+def test_loss_that_is_not_finite(run_tiny, tmp_path):
+    workdir = tmp_path / "run"
+    settings = ["optimizer.warmup_steps=0", "train.save_every=2", "train.eval_every=100", "train.steps=8"]
+    run_tiny(workdir, *settings, "train.steps=2")
+    with pytest.raises(BertJaxError, match=r"loss .* at step \d+: not finite.*checkpoint 2 in .*learning_rate") as error:
+        run_tiny(workdir, *settings, "optimizer.learning_rate=1e30", "optimizer.clip_norm=1e30")
+    assert "\n" not in str(error.value)
+    assert Checkpoints(workdir / "checkpoints").steps() == [2]
+    params = bert_jax.load(str(workdir)).params
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert run_tiny(workdir, *settings).finished, "with the old learning rate it goes on"
+
+
+def test_another_model_in_the_work_directory(run_tiny, copy):
+    before = (copy / "experiment.json").read_text()
+    with pytest.raises(BertJaxError, match="holds another experiment: task.encoder.layers was 2, is now 3; choose another"):
+        run_tiny(copy, "task.encoder.layers=3")
+    with pytest.raises(BertJaxError, match="task.objectives"):
+        run_tiny(copy, "task.objectives.0.rate=0.2")
+    assert (copy / "experiment.json").read_text() == before
+
+
+def test_changed_settings_are_told(run_tiny, copy, caplog):
+    result = run_tiny(copy, "train.steps=14", "optimizer.learning_rate=0.001")
+    assert result.step == 14
+    told = [record.getMessage() for record in caplog.records if record.name == "bert_jax"]
+    assert "continuing with a changed setting: train.steps was 12, is now 14" in told
+    assert "continuing with a changed setting: optimizer.learning_rate was 0.005, is now 0.001" in told
+
+
+@pytest.fixture(scope="module")
+def other_store(tmp_path_factory, tiny_store, write_corpus):
+    """The same text in another vocabulary of the same size."""
+    folder = tmp_path_factory.mktemp("other")
+    pieces = TokenStore(tiny_store).tokenizer.pieces
+    tokenizer = WordPieceTokenizer([*pieces[:5], *reversed(pieces[5:])])
+    text = write_corpus(folder / "text.txt", 150)
+    prepare([text], folder / "store", tokenizer, sentences="line", heldout=0.2, workers=1, progress=False)
+    return folder / "store"
+
+
+def test_another_tokenizer(run_tiny, copy, tiny_store, other_store):
+    mine, other = (TokenStore(store).tokenizer.hash for store in (tiny_store, other_store))
+    assert mine != other
+    for attempt in (lambda: run_tiny(copy, store=other_store), lambda: evaluate_checkpoint(str(copy), other_store, 16, 1)):
+        with pytest.raises(BertJaxError) as error:
+            attempt()
+        assert mine in str(error.value) and other in str(error.value) and "\n" not in str(error.value)
+
+
+def test_other_data_with_the_same_tokenizer(run_tiny, copy, tiny_store, tmp_path, write_corpus):
+    """The state of the iterator means nothing on another store."""
+    text = write_corpus(tmp_path / "text.txt", 150, seed=1)
+    prepare([text], tmp_path / "store", TokenStore(tiny_store).tokenizer, sentences="line", heldout=0.2, workers=1,
+            progress=False)
+    with pytest.raises(BertJaxError, match="trained with data .* this run has data"):
+        run_tiny(copy, "train.steps=14", store=tmp_path / "store")
+
+
+def test_batch_that_the_mesh_cannot_share(tmp_path, tiny_store, tiny_experiment):
+    from bert_jax.training.pretrain import pretrain
+
+    for settings, message in (
+        (["train.batch_size=12"], "accumulate is 12: it must be a multiple of 8"),
+        (["train.accumulate=4"], "accumulate is 4: it must be a multiple of 8"),
+        (["train.eval_batch_size=4"], "eval_batch_size is 4: it must be a multiple of 8"),
+        (["mesh.data=3"], "does not fit 8 device"),
+        (["mesh.data=1", "mesh.tensor=8", "task.encoder.heads=4"], "axis 'heads' of 4 is not a multiple of mesh.tensor=8"),
+    ):
+        with pytest.raises(BertJaxError, match=message):
+            pretrain(tiny_experiment("bert", *settings), tiny_store, tmp_path / "run")
+
+
+def test_evaluation_is_deterministic_and_covers_the_tail(finished, tiny_store, tiny_experiment):
+    """No example is left out of the last, partly empty batch, and none is counted twice."""
+    workdir, result = finished
+    spec = tiny_experiment("bert").task.examples
+    split = TokenStore(tiny_store).split("heldout")
+    whole = [np.asarray(b["attention_mask"]).any(axis=1).sum() for b in heldout_batches(split, spec, batch_size=16)]
+    assert len(whole) > 2 and 0 < whole[-1] < 16, "the fixture must have a tail"
+    once, again = (evaluate_checkpoint(str(workdir), tiny_store, 16, None) for _ in range(2))
+    assert once == again
+    assert evaluate_checkpoint(str(workdir), tiny_store, 16, 2)["mlm_loss"] == pytest.approx(result.evaluation["mlm_loss"],
+                                                                                            rel=1e-5)
+    # NSP labels have no randomness on the device: any batch size must count every example exactly once.
+    other = evaluate_checkpoint(str(workdir), tiny_store, 8, None)
+    assert other["nsp_loss"] == pytest.approx(once["nsp_loss"], rel=0.1)
+    examples = sum(whole)
+    assert once["nsp_accuracy"] * examples == pytest.approx(round(once["nsp_accuracy"] * examples), abs=1e-3)
+    assert 0 < once["mlm_majority_baseline"] < 0.5
+
+
+def test_a_store_without_heldout_documents(run_tiny, tmp_path, tiny_store, write_corpus):
+    text = write_corpus(tmp_path / "text.txt", 30)
+    prepare([text], tmp_path / "store", TokenStore(tiny_store).tokenizer, sentences="line", heldout=0.0, workers=1,
+            progress=False)
+    with pytest.raises(BertJaxError, match="heldout"):
+        run_tiny(tmp_path / "run", "train.steps=4", store=tmp_path / "store")
