@@ -28,7 +28,8 @@ class Losses(NamedTuple):
 
     Attributes:
       terms: the loss is the sum of their values (sum / weight). The weights must not depend on the parameters.
-      metrics: everything else worth recording. ``tokens``, if present, is counted for the throughput.
+      metrics: everything else worth recording. The sum of ``tokens``, if present, is the
+        throughput.
     """
 
     terms: dict[str, Ratio]

@@ -237,7 +237,8 @@ def digests(root: pathlib.Path, names: list[str], verb: str) -> dict[str, str]:
                 if time.monotonic() - began > SHOW_AFTER:
                     progress.start()
         finally:
-            progress.stop()
+            if progress.live.is_started:  # stopping what never started would print an empty line
+                progress.stop()
             pool.shutdown(wait=True, cancel_futures=True)
     return {name: future.result() for name, future in futures.items()}
 

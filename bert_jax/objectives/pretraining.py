@@ -109,7 +109,8 @@ class PretrainingTask:
 
     def loss(self, params: api.Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
         outputs = api.apply(params, self.config.encoder, batch, key=key)
-        terms, metrics = {}, {"tokens": Ratio(batch["attention_mask"].sum(dtype="float32"), np.float32(1))}
+        tokens = Ratio(batch["attention_mask"].sum(dtype="float32"), np.float32(len(batch["input_ids"])))
+        terms, metrics = {}, {"tokens": tokens}
         for objective in self.config.objectives:
             for name, ratio in objective.loss(outputs, batch).items():
                 (terms if name == "loss" else metrics)[f"{objective.name}_{name}"] = ratio

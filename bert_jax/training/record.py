@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 PLAIN_SECONDS = 15.0  # between lines where the output is no terminal
 
@@ -19,6 +18,8 @@ class Record:
     """
 
     def __init__(self, workdir: Path, steps: int, start: int):
+        from tensorboardX import SummaryWriter  # here: where torch is installed it imports it, which takes seconds
+
         self._path = workdir / "metrics.jsonl"
         self._workdir = workdir
         self._steps = steps

@@ -115,7 +115,7 @@ def test_evaluation_is_the_same_on_a_mesh(tiny_store, tiny_experiment):
         with jax.set_mesh(mesh):
             params = init_state(task, optimizer, abstract, jax.random.key(0)).params
             batch = to_devices(next(iter(task.eval_batches(16, 1))), mesh)
-            found.append(jax.device_get(make_eval_step(task, mesh, abstract)(params, batch, 3)))
+            found.append(jax.device_get(make_eval_step(task, mesh)(params, batch, 3)))
     for name, ratio in found[0].items():
         np.testing.assert_allclose(ratio.sum, found[1][name].sum, rtol=1e-5)
         assert ratio.weight == found[1][name].weight
