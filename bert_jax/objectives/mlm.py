@@ -24,7 +24,7 @@ class MaskedLM:
       unit: ``piece`` draws single pieces; ``word`` draws whole words, first come first served within the budget of pieces,
         a word that exceeds what is left being skipped.
       max_ngram: with words, units of n consecutive words, p(n) proportional to 1/n for n <= max_ngram (ALBERT section 4.1:
-        3); a unit too long for the budget is tried shorter, one that touches a chosen unit is skipped.
+        3); a unit too long for the budget is tried shorter, one that overlaps a chosen unit is skipped.
       mask, random: shares of the chosen pieces replaced by [MASK] and by a random piece; the rest stay. Decided per piece.
     """
 
