@@ -9,7 +9,10 @@ import string
 os.environ["XLA_FLAGS"] = " ".join([
     os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
+    # Eight devices wait for each other on two cores: a busy machine must not look like a dead one (40 s by default).
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600", "--xla_cpu_collective_timeout_seconds=600",
 ])
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # nor may steps of one test overlap on those few threads
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
