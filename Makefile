@@ -13,7 +13,7 @@ help:
 	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
 	@echo "make test   all tests (under ten minutes on two cores); make test-fast leaves out the slow ones"
 	@echo "make lint   ruff"
-	@echo "make bench  the committed benchmarks: training step against PyTorch, loader, prepare"
+	@echo "make bench  training step against PyTorch (benchmarks/ has more, which need a corpus)"
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 to 3.13 is needed: make PYTHON=...")'
@@ -41,7 +41,6 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/loader.py
 
 clean:
 	rm -rf $(VENV) runs .cache

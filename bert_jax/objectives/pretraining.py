@@ -23,8 +23,6 @@ from bert_jax.objectives.base import Pieces
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.task import Batch, Losses, Ratio
 
-EVAL_SEED = 12345  # pairs and masks of every evaluation; the seed of the original's and of MLPerf's evaluation data
-
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
@@ -126,7 +124,7 @@ class PretrainingTask:
         if "heldout" not in self._store.splits:
             return ()
         return heldout_batches(
-            self._store.split("heldout"), self.config.examples, batch_size=batch_size, seed=EVAL_SEED,
+            self._store.split("heldout"), self.config.examples, batch_size=batch_size,
             limit=None if limit is None else limit * batch_size,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )
