@@ -197,6 +197,6 @@ def _compare_with_transformers(model: Model, store: TokenStore, experiment: Expe
             token_type_ids=torch.from_numpy(batch["segment_ids"]).long(),
             attention_mask=torch.from_numpy(batch["attention_mask"]).long(),
         )
-    tokens = np.abs(np.asarray(ours.mlm_logits) - theirs.prediction_logits.numpy())[batch["attention_mask"]]
-    pairs = np.abs(np.asarray(ours.pair_logits) - theirs.seq_relationship_logits.numpy())
+    tokens = np.abs(np.asarray(ours.logits["mlm"]) - theirs.prediction_logits.numpy())[batch["attention_mask"]]
+    pairs = np.abs(np.asarray(ours.logits["pair"]) - theirs.seq_relationship_logits.numpy())
     return float(max(tokens.max(), pairs.max()))

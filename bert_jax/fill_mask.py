@@ -39,7 +39,7 @@ def fill_mask(
     if not len(positions):
         raise BertJaxError(f"the text has no {mask}: put one where a word is to be guessed")
     batch = {"input_ids": jnp.asarray(ids[None], jnp.int32), "masked_positions": jnp.asarray(positions[None], jnp.int32)}
-    logits = jax.jit(lambda params, batch: api.apply(params, config, batch).mlm_logits)(params, batch)[0]
+    logits = jax.jit(lambda params, batch: api.apply(params, config, batch).logits["mlm"])(params, batch)[0]
     offered = np.array(logits[:, : tokenizer.vocab_size], np.float64)
     offered[:, list(tokenizer.special_ids)] = -np.inf
     log_total = np.logaddexp.reduce(offered, axis=-1, keepdims=True)

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+Activation = Literal["gelu", "gelu_new", "quick_gelu", "relu", "tanh"]
 
-def gelu(x: Float[Array, "..."], form: Literal["gelu", "gelu_new", "quick_gelu"]) -> Float[Array, "..."]:
-    """Gaussian error linear unit (Hendrycks & Gimpel 2016).
 
-    ``gelu`` is x*Phi(x) through erf, ``gelu_new`` the tanh approximation of the TensorFlow originals,
-    ``quick_gelu`` x*sigmoid(1.702 x). The three differ by up to 0.02, enough to break parity of a converted checkpoint.
+def activate(x: Float[Array, "..."], form: Activation) -> Float[Array, "..."]:
+    """The nonlinearities of BERT-family encoders and heads.
+
+    Three forms of the Gaussian error linear unit (Hendrycks & Gimpel 2016): ``gelu`` is x*Phi(x) through erf,
+    ``gelu_new`` the tanh approximation of the TensorFlow originals, ``quick_gelu`` x*sigmoid(1.702 x). They differ by up
+    to 0.02, enough to break parity of a converted checkpoint.
     """
     match form:
         case "gelu":
@@ -24,6 +27,10 @@ def gelu(x: Float[Array, "..."], form: Literal["gelu", "gelu_new", "quick_gelu"]
             return jax.nn.gelu(x, approximate=True)
         case "quick_gelu":
             return x * jax.nn.sigmoid(1.702 * x)
+        case "relu":
+            return jax.nn.relu(x)
+        case "tanh":
+            return jnp.tanh(x)
 
 
 def layer_norm(

@@ -28,7 +28,7 @@ def test_ranking_is_the_softmax_over_ordinary_pieces(params):
     found = fill_mask(params, CONFIG, TOKENIZER, "The [MASK] cats [MASK].", top=6)
     text = ["[CLS]", "the", "[MASK]", "cat", "##s", "[MASK]", ".", "[SEP]"]
     ids = np.array([[TOKENIZER.piece_id(piece) for piece in text]], np.int32)
-    logits = np.asarray(api.apply(params, CONFIG, {"input_ids": ids}).mlm_logits, np.float64)[0, [2, 5]]
+    logits = np.asarray(api.apply(params, CONFIG, {"input_ids": ids}).logits["mlm"], np.float64)[0, [2, 5]]
     ordinary = [i for i in range(TOKENIZER.vocab_size) if i not in TOKENIZER.special_ids]
     for guesses, row in zip(found, logits, strict=True):
         expected = np.exp(row[ordinary]) / np.exp(row[ordinary]).sum()

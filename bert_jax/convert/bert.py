@@ -1,88 +1,94 @@
-"""BERT of Hugging Face transformers (`BertModel`, `BertForPreTraining` and their kin)."""
+"""BERT of Hugging Face transformers (`BertModel`, `BertForPreTraining` and their kin).
+
+MiniLM, TinyBERT, E5, BGE and whatever else says ``"model_type": "bert"`` with absolute positions is this family.
+"""
 
 import dataclasses
 
-from bert_jax.convert.table import BIAS_OF_HEADS, KERNEL, KERNEL_FROM_HEADS, KERNEL_TO_HEADS, Family, Row, Setting
+from bert_jax.convert.table import (
+    COMMON_SETTINGS,
+    KERNEL_FROM_HEADS,
+    KERNEL_TO_HEADS,
+    Family,
+    Row,
+    Setting,
+    affine,
+    norm,
+)
 from bert_jax.models.config import EncoderConfig
 
-_LAYER = "bert.encoder.layer.{layer}."
 
-ROWS = (
-    Row("embeddings/token", "bert.embeddings.word_embeddings.weight"),
-    Row("embeddings/position", "bert.embeddings.position_embeddings.weight"),
-    Row("embeddings/segment", "bert.embeddings.token_type_embeddings.weight"),
-    Row("embeddings/norm/scale", "bert.embeddings.LayerNorm.weight"),
-    Row("embeddings/norm/bias", "bert.embeddings.LayerNorm.bias"),
-    Row("attention/query/kernel", _LAYER + "attention.self.query.weight", KERNEL_TO_HEADS),
-    Row("attention/query/bias", _LAYER + "attention.self.query.bias", BIAS_OF_HEADS),
-    Row("attention/key/kernel", _LAYER + "attention.self.key.weight", KERNEL_TO_HEADS),
-    Row("attention/key/bias", _LAYER + "attention.self.key.bias", BIAS_OF_HEADS),
-    Row("attention/value/kernel", _LAYER + "attention.self.value.weight", KERNEL_TO_HEADS),
-    Row("attention/value/bias", _LAYER + "attention.self.value.bias", BIAS_OF_HEADS),
-    Row("attention/output/kernel", _LAYER + "attention.output.dense.weight", KERNEL_FROM_HEADS),
-    Row("attention/output/bias", _LAYER + "attention.output.dense.bias"),
-    Row("attention/norm/scale", _LAYER + "attention.output.LayerNorm.weight"),
-    Row("attention/norm/bias", _LAYER + "attention.output.LayerNorm.bias"),
-    Row("feed_forward/intermediate/kernel", _LAYER + "intermediate.dense.weight", KERNEL),
-    Row("feed_forward/intermediate/bias", _LAYER + "intermediate.dense.bias"),
-    Row("feed_forward/output/kernel", _LAYER + "output.dense.weight", KERNEL),
-    Row("feed_forward/output/bias", _LAYER + "output.dense.bias"),
-    Row("feed_forward/norm/scale", _LAYER + "output.LayerNorm.weight"),
-    Row("feed_forward/norm/bias", _LAYER + "output.LayerNorm.bias"),
-    Row("pooler/dense/kernel", "bert.pooler.dense.weight", KERNEL),
-    Row("pooler/dense/bias", "bert.pooler.dense.bias"),
-    Row("mlm/transform/kernel", "cls.predictions.transform.dense.weight", KERNEL),
-    Row("mlm/transform/bias", "cls.predictions.transform.dense.bias"),
-    Row("mlm/norm/scale", "cls.predictions.transform.LayerNorm.weight"),
-    Row("mlm/norm/bias", "cls.predictions.transform.LayerNorm.bias"),
-    Row("mlm/bias", "cls.predictions.bias"),
-    Row("pair/dense/kernel", "cls.seq_relationship.weight", KERNEL),
-    Row("pair/dense/bias", "cls.seq_relationship.bias"),
-)
-
-SETTINGS = (
-    Setting("vocab_size", "vocab_size"),
-    Setting("embedding_width", "hidden_size"),
-    Setting("hidden_width", "hidden_size"),
-    Setting("layers", "num_hidden_layers"),
-    Setting("heads", "num_attention_heads"),
-    Setting("ffn_width", "intermediate_size"),
-    Setting("max_length", "max_position_embeddings"),
-    Setting("segments", "type_vocab_size", 2),
-    Setting("activation", "hidden_act", "gelu"),
-    Setting("dropout", "hidden_dropout_prob", 0.1),
-    Setting("attention_dropout", "attention_probs_dropout_prob", 0.1),
-    Setting("norm_eps", "layer_norm_eps", 1e-12),
-    Setting("init_std", "initializer_range", 0.02),
-)
-
-ARCHITECTURES = {
-    (): "BertModel",
-    ("pooler",): "BertModel",
-    ("mlm",): "BertForMaskedLM",
-    ("pooler", "mlm"): "BertForMaskedLM",  # which has no pooler: transformers names it as unexpected and goes on
-    ("pooler", "pair"): "BertForNextSentencePrediction",
-    ("pooler", "mlm", "pair"): "BertForPreTraining",
-}
+def encoder_rows(base: str) -> tuple[Row, ...]:
+    """The rows of BERT's encoder, whose names ELECTRA and RoBERTa repeat behind another prefix."""
+    layer = base + "encoder.layer.{layer}."
+    return (
+        Row("embeddings/token", base + "embeddings.word_embeddings.weight"),
+        Row("embeddings/position", base + "embeddings.position_embeddings.weight"),
+        Row("embeddings/segment", base + "embeddings.token_type_embeddings.weight"),
+        *norm("embeddings/norm", base + "embeddings.LayerNorm"),
+        *affine("attention/query", layer + "attention.self.query", KERNEL_TO_HEADS),
+        *affine("attention/key", layer + "attention.self.key", KERNEL_TO_HEADS),
+        *affine("attention/value", layer + "attention.self.value", KERNEL_TO_HEADS),
+        *affine("attention/output", layer + "attention.output.dense", KERNEL_FROM_HEADS),
+        *norm("attention/norm", layer + "attention.output.LayerNorm"),
+        *affine("feed_forward/intermediate", layer + "intermediate.dense"),
+        *affine("feed_forward/output", layer + "output.dense"),
+        *norm("feed_forward/norm", layer + "output.LayerNorm"),
+    )
 
 
-def _plain(config: EncoderConfig) -> EncoderConfig:
-    return dataclasses.replace(config, share="none", layers=config.depth, groups=1, inner_layers=1)
-
-
-def _places(config: EncoderConfig) -> list[dict[str, int]]:
+def layer_places(config: EncoderConfig) -> list[dict[str, int]]:
+    """One place a layer."""
     return [{"layer": layer} for layer in range(config.layers)]
+
+
+def unshared(config: EncoderConfig) -> EncoderConfig:
+    """The same function with a set of parameters for every layer."""
+    return dataclasses.replace(config, share="none", layers=config.depth, groups=1, inner_layers=1)
 
 
 BERT = Family(
     model_type="bert",
     base="bert.",
-    rows=ROWS,
-    settings=SETTINGS,
-    fixed={"share": "none"},
-    architectures=ARCHITECTURES,
-    plain=_plain,
-    places=_places,
+    encoder=encoder_rows("bert."),
+    heads={
+        "pooler": affine("pooler/dense", "bert.pooler.dense"),
+        "mlm": (
+            *affine("mlm/transform", "cls.predictions.transform.dense"),
+            *norm("mlm/norm", "cls.predictions.transform.LayerNorm"),
+            Row("mlm/bias", "cls.predictions.bias"),
+        ),
+        "pair": affine("pair/dense", "cls.seq_relationship"),
+        "classifier": affine("classifier/dense", "classifier"),
+        "tagger": affine("tagger/dense", "classifier"),
+        "choice": affine("choice/dense", "classifier"),
+        "span": affine("span/dense", "qa_outputs"),
+    },
+    settings=(
+        *COMMON_SETTINGS,
+        Setting("embedding_width", "hidden_size"),
+        Setting("max_length", "max_position_embeddings"),
+        Setting("activation", "hidden_act", "gelu"),
+        Setting("head_dropout", "classifier_dropout", optional=True),
+    ),
+    fixed={"share": "none", "position_offset": 0, "pooler_activation": "tanh"},
+    only={"position_embedding_type": "absolute"},
+    architectures=(
+        ("BertModel", ()),
+        ("BertModel", ("pooler",)),
+        ("BertForPreTraining", ("pooler", "mlm", "pair")),
+        ("BertForMaskedLM", ("mlm",)),
+        ("BertForMaskedLM", ("pooler", "mlm")),  # has no pooler: transformers names it as unexpected and goes on
+        ("BertForNextSentencePrediction", ("pooler", "pair")),
+        ("BertForSequenceClassification", ("pooler", "classifier")),
+        ("BertForTokenClassification", ("tagger",)),
+        ("BertForTokenClassification", ("pooler", "tagger")),
+        ("BertForMultipleChoice", ("pooler", "choice")),
+        ("BertForQuestionAnswering", ("span",)),
+        ("BertForQuestionAnswering", ("pooler", "span")),
+    ),
+    places=layer_places,
+    plain=unshared,
     tied={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",

@@ -1,36 +1,29 @@
-"""The form of a conversion table: rows that pair one of our parameters with a tensor of the other library."""
+"""The form of a conversion table: rows that pair one of our parameters with a tensor of another library."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bert_jax.models.config import EncoderConfig
+from bert_jax.models.config import Activation, EncoderConfig
 
 Array = np.ndarray
 
 
 class Transform(NamedTuple):
-    """How one array changes on its way out and on its way back; ``load(export(a)) == a`` bit for bit."""
+    """How one array changes on its way out and on its way back; ``load(export(a), a.shape) == a`` bit for bit."""
 
     export: Callable[[Array], Array]
-    load: Callable[[Array, EncoderConfig], Array]
-
-
-def _split_last(a: Array, config: EncoderConfig) -> Array:
-    return a.reshape(*a.shape[:-1], config.heads, config.head_width)
+    load: Callable[[Array, tuple[int, ...]], Array]
 
 
 # PyTorch stores an affine map as [outputs, inputs], we as [inputs, outputs]; head axes N, H are one axis there.
 SAME = Transform(lambda a: a, lambda a, _: a)
 KERNEL = Transform(lambda a: a.T, lambda a, _: a.T)
-KERNEL_TO_HEADS = Transform(lambda a: a.reshape(a.shape[0], -1).T, lambda a, config: _split_last(a.T, config))
-KERNEL_FROM_HEADS = Transform(
-    lambda a: a.reshape(-1, a.shape[-1]).T,
-    lambda a, config: a.T.reshape(config.heads, config.head_width, -1),
-)
-BIAS_OF_HEADS = Transform(lambda a: a.reshape(-1), _split_last)
+KERNEL_TO_HEADS = Transform(lambda a: a.reshape(a.shape[0], -1).T, lambda a, shape: a.T.reshape(shape))
+KERNEL_FROM_HEADS = Transform(lambda a: a.reshape(-1, a.shape[-1]).T, lambda a, shape: a.T.reshape(shape))
+BIAS_OF_HEADS = Transform(lambda a: a.reshape(-1), lambda a, shape: a.reshape(shape))
 
 
 class Row(NamedTuple):
@@ -51,17 +44,51 @@ class Row(NamedTuple):
 
     @property
     def part(self) -> str:
-        """First step of the path: embeddings, attention, feed_forward, pooler, mlm or pair."""
+        """First step of the path: embeddings, attention, feed_forward, or the name of a head."""
         return self.ours.partition("/")[0]
 
 
+def affine(ours: str, theirs: str, transform: Transform = KERNEL) -> tuple[Row, Row]:
+    """The two rows of an affine map; ``theirs`` is the name of the module."""
+    bias = BIAS_OF_HEADS if transform is KERNEL_TO_HEADS else SAME
+    return Row(f"{ours}/kernel", f"{theirs}.weight", transform), Row(f"{ours}/bias", f"{theirs}.bias", bias)
+
+
+def norm(ours: str, theirs: str) -> tuple[Row, Row]:
+    """The two rows of a layer norm; ``theirs`` is the name of the module."""
+    return Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")
+
+
 class Setting(NamedTuple):
-    """One field of the configuration. ``default`` is what the other library assumes where its file is silent; None
-    means that the file must say it."""
+    """One field of the configuration.
+
+    Attributes:
+      ours, theirs: its names. default: what the other library assumes where its file is silent; None: the file must say it,
+        unless ``optional``.
+      load: our value from (theirs, all of their settings). export: theirs from (ours, our configuration).
+    """
 
     ours: str
     theirs: str
     default: str | int | float | None = None
+    optional: bool = False
+    load: Callable[[Any, Mapping[str, Any]], Any] = lambda value, _: value
+    export: Callable[[Any, EncoderConfig], Any] = lambda value, _: value
+
+
+# Keys of config.json that most families share.
+COMMON_SETTINGS = (
+    Setting("vocab_size", "vocab_size"),
+    Setting("hidden_width", "hidden_size"),
+    Setting("layers", "num_hidden_layers"),
+    Setting("heads", "num_attention_heads"),
+    Setting("ffn_width", "intermediate_size"),
+    Setting("segments", "type_vocab_size", 2),
+    Setting("attention_dropout", "attention_probs_dropout_prob", 0.1),
+    Setting("dropout", "hidden_dropout_prob", 0.1),
+    Setting("norm_eps", "layer_norm_eps", 1e-12),
+    Setting("init_std", "initializer_range", 0.02),
+)
 
 
 @dataclass(frozen=True)
@@ -70,22 +97,59 @@ class Family:
 
     Attributes:
       model_type: its name in config.json. base: prefix of the encoder's tensors, left out in files of the bare encoder.
-      rows, settings: the tables.
+      encoder: rows of the encoder. heads: rows of every head it can have; those of a later head replace rows of an earlier
+        one for the same parameter (RoBERTa's classifier brings its own pooler).
+      settings: the table of config.json.
       fixed: what every configuration of ours says beside the settings, e.g. that an ALBERT shares all.
-      architectures: the class to load by the heads that own parameters.
-      plain: the configuration of the same function in the family's own terms: what it cannot share is copied.
+      mlm_activation: that of the masked-language-model head, where their code fixes it; None: it is the encoder's.
+      only: their settings whose other values make a different model. factorised: whether E may differ from D.
+      architectures: class names with the heads that they have. The first entry of a class says what its file must hold;
+        the first entry for given heads says which class is written.
       places: what fills the braces of ``theirs`` for every set of layer parameters of a plain configuration, in order.
       tied: tensors that repeat another one and are never written; where a file has them they must be equal.
       special_ids: keys of config.json that hold ids of the tokenizer, and the tokenizer's attribute.
+      plain: the configuration of the same function in the family's own terms: what it cannot share is copied.
     """
 
     model_type: str
     base: str
-    rows: tuple[Row, ...]
+    encoder: tuple[Row, ...]
+    heads: Mapping[str, tuple[Row, ...]]
     settings: tuple[Setting, ...]
-    fixed: dict[str, str]
-    architectures: dict[tuple[str, ...], str]
-    plain: Callable[[EncoderConfig], EncoderConfig]
+    fixed: Mapping[str, Any]
+    architectures: tuple[tuple[str, tuple[str, ...]], ...]
     places: Callable[[EncoderConfig], list[dict[str, int]]]
-    tied: dict[str, str]
-    special_ids: dict[str, str]
+    plain: Callable[[EncoderConfig], EncoderConfig]
+    tied: Mapping[str, str]
+    special_ids: Mapping[str, str]
+    only: Mapping[str, Any]
+    mlm_activation: Activation | None = None
+    factorised: bool = False
+
+    def rows(self, heads: tuple[str, ...]) -> list[Row]:
+        """The rows of an encoder with these heads."""
+        rows = {row.ours: row for row in self.encoder}
+        for head, of_head in self.heads.items():
+            if head in heads:
+                rows |= {row.ours: row for row in of_head}
+        return list(rows.values())
+
+    def architecture(self, heads: tuple[str, ...]) -> str | None:
+        """The class that has exactly these heads."""
+        return next((name for name, has in self.architectures if set(has) == set(heads)), None)
+
+    def reasons_against(self, config: EncoderConfig) -> Iterator[str]:
+        """Why this family has no form of a configuration; nothing if it has one."""
+        plain = self.plain(config)
+        if self.architecture(plain.with_heads) is None:
+            heads = ", ".join(plain.with_heads)
+            has = "; ".join(sorted({" + ".join(has) for _, has in self.architectures if has}))
+            yield f"no {self.model_type} class has exactly the heads {heads} (there are: {has})"
+        if plain.embedding_width != plain.hidden_width and not self.factorised:
+            yield f"{self.model_type} has no embeddings narrower than its hidden states"
+        for name, value in self.fixed.items():
+            found = getattr(plain, name)
+            if name == "pooler_activation" and "pooler" not in plain.with_heads:
+                continue
+            if found != value:
+                yield f"{self.model_type} has {name} {value!r}, here it is {found!r}"

@@ -16,7 +16,7 @@ from bert_jax import functional
 from bert_jax.errors import BertJaxError
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.embeddings import Embeddings
-from bert_jax.models.heads import HEADS
+from bert_jax.models.heads import HEADS, Inputs
 from bert_jax.models.layers import FeedForward, SelfAttention
 
 Params = dict[str, Any]
@@ -32,17 +32,15 @@ class Outputs(NamedTuple):
     Attributes:
       hidden: final states [B, L, D], compute dtype.
       pooled: [B, D], or None without a pooler.
-      mlm_logits: [B, M, V padded] float32 at ``masked_positions``, or at all L positions when there are none; None
-        without the head.
-      pair_logits: [B, 2] float32, or None without the head.
+      logits: by head, float32; :mod:`bert_jax.models.heads` has the shapes. Those of ``mlm`` are [B, M, V padded] at
+        ``masked_positions``, or at all L positions when the batch has none.
       collected: what ``collect`` asked for: hidden_states [1 + depth, B, L, D] (embeddings first), attentions
         [depth, B, N, L, L] float32, queries, keys, values [depth, B, L, N, H].
     """
 
     hidden: Array
     pooled: Array | None
-    mlm_logits: Array | None
-    pair_logits: Array | None
+    logits: dict[str, Array]
     collected: dict[str, Array]
 
 
@@ -62,7 +60,7 @@ def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
         "feed_forward": stack(FeedForward(config), "feed_forward", feed_forward, x, None),
     }
     for name, head_key in zip(config.with_heads, heads, strict=True):
-        params[name] = nn.unbox(HEADS[name](config).init(head_key, *_head_inputs(config, name)))["params"]
+        params[name] = nn.unbox(HEADS[name](config).init(head_key, _head_inputs(config), None))["params"]
     return params
 
 
@@ -83,7 +81,7 @@ def logical_axes(config: EncoderConfig) -> Params:
         "feed_forward": axes(FeedForward(config), x, None, stacked=True),
     }
     for name in config.with_heads:
-        tree[name] = axes(HEADS[name](config), *_head_inputs(config, name))
+        tree[name] = axes(HEADS[name](config), _head_inputs(config), None)
     return tree
 
 
@@ -108,7 +106,7 @@ def apply(
       collect: which intermediates to return.
 
     Raises:
-      BertJaxError: L exceeds the position table.
+      BertJaxError: L exceeds ``max_length``.
     """
     ids = batch["input_ids"]
     if "position_ids" not in batch and ids.shape[1] > config.max_length:
@@ -117,23 +115,25 @@ def apply(
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
     segment_ids = batch.get("segment_ids")
     segment_ids = jnp.zeros_like(ids) if segment_ids is None else segment_ids
-    embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
+    embedding_key, layers_key, heads_key = (None,) * 3 if key is None else jax.random.split(key, 3)
 
     x = Embeddings(config).apply(
         {"params": params["embeddings"]}, ids, segment_ids, batch.get("position_ids"), embedding_key
     )
     hidden, collected = _encode(params, config, x, mask, layers_key, collect)
 
-    pooled = mlm_logits = pair_logits = None
-    if "pooler" in params:
-        pooled = HEADS["pooler"](config).apply({"params": params["pooler"]}, hidden)
-    if "pair" in params:
-        pair_logits = HEADS["pair"](config).apply({"params": params["pair"]}, pooled)
-    if "mlm" in params:
-        positions = batch.get("masked_positions")
-        chosen = hidden if positions is None else functional.gather_positions(hidden, positions)
-        mlm_logits = HEADS["mlm"](config).apply({"params": params["mlm"]}, chosen, params["embeddings"]["token"])
-    return Outputs(hidden, pooled, mlm_logits, pair_logits, collected)
+    positions = batch.get("masked_positions")
+    chosen = hidden if positions is None else functional.gather_positions(hidden, positions)
+    inputs, logits = Inputs(hidden, chosen, None, params["embeddings"]["token"]), {}
+    for number, (name, head) in enumerate(HEADS.items()):  # the pooler comes first: others read what it makes
+        if name in params:
+            head_key = None if heads_key is None else jax.random.fold_in(heads_key, number)
+            result = head(config).apply({"params": params[name]}, inputs, head_key)
+            if name == "pooler":
+                inputs = inputs._replace(pooled=result)
+            else:
+                logits[name] = result
+    return Outputs(hidden, inputs.pooled, logits, collected)
 
 
 def count_parameters(config: EncoderConfig) -> int:
@@ -144,14 +144,9 @@ def count_parameters(config: EncoderConfig) -> int:
     return total - padding * (config.embedding_width + ("mlm" in config.with_heads))
 
 
-def _head_inputs(config: EncoderConfig, name: str) -> tuple[Array, ...]:
-    match name:
-        case "pooler":
-            return (jnp.zeros((1, 1, config.hidden_width)),)
-        case "pair":
-            return (jnp.zeros((1, config.hidden_width)),)
-        case "mlm":
-            return jnp.zeros((1, 1, config.hidden_width)), jnp.zeros((config.padded_vocab_size, config.embedding_width))
+def _head_inputs(config: EncoderConfig) -> Inputs:
+    hidden = jnp.zeros((1, 1, config.hidden_width))
+    return Inputs(hidden, hidden, hidden[:, 0], jnp.zeros((config.padded_vocab_size, config.embedding_width)))
 
 
 def _encode(params: Params, config: EncoderConfig, x: Array, mask: Array, key: Array | None, collect: tuple[str, ...]):

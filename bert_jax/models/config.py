@@ -6,10 +6,10 @@ from typing import Literal
 
 from bert_jax.errors import BertJaxError
 
-Gelu = Literal["gelu", "gelu_new", "quick_gelu"]
+Activation = Literal["gelu", "gelu_new", "quick_gelu", "relu"]
 Share = Literal["none", "attention", "feed_forward", "all"]
 Remat = Literal["none", "attention", "dots", "full"]
-Head = Literal["pooler", "mlm", "pair"]
+Head = Literal["pooler", "mlm", "pair", "classifier", "tagger", "span", "choice", "discriminator"]
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,21 @@ class EncoderConfig:
       vocab_size: V, the number of pieces in the tokenizer.
       embedding_width: E; when it differs from ``hidden_width`` the embeddings are factorised (ALBERT section 3.1).
       hidden_width: D. layers: blocks of attention and feed-forward, before ``inner_layers``. heads: N; head width is D/N.
-      ffn_width: F. max_length: rows of the position table. segments: S, rows of the segment table.
+      ffn_width: F. max_length: longest sequence. segments: S, rows of the segment table; 0: there is none (DistilBERT).
+      position_offset: rows of the position table before that of the first token; the table has ``max_length`` more.
+        RoBERTa has 2: its positions count on from the id of the padding piece.
       activation: gelu = erf form (Hugging Face BERT), gelu_new = tanh form (the TensorFlow originals, ALBERT),
-        quick_gelu = sigmoid form.
+        quick_gelu = sigmoid form, relu.
+      pooler_activation: tanh in BERT, ALBERT and RoBERTa; gelu in ELECTRA and relu in DistilBERT, whose pooler belongs to
+        their classifiers. mlm_activation: of the masked-language-model head; None: as ``activation``.
       share: which parameters the layers share. groups: sets of shared parameters over the depth; inner_layers: different
         layers applied one after another inside each step of depth (ALBERT's num_hidden_groups, inner_group_num).
       dropout, attention_dropout: rates in training for hidden states and attention probabilities.
       vocab_multiple: the token table has V rounded up to this many rows (128 suits TPUs and vocabulary sharding);
         the added rows never receive probability and are cut on export.
-      with_heads: which heads own parameters; ``mlm`` predicts tokens, ``pair`` classifies the pooled first token.
+      with_heads: which heads own parameters; :mod:`bert_jax.models.heads` says what each computes.
+      labels: names of the classes of ``classifier`` and ``tagger``; their number C is the width of both.
+      head_dropout: rate in training before ``classifier``, ``tagger`` and ``choice``; None: as ``dropout``.
       compute_dtype: of activations and matrix products; parameters, layer-norm statistics, softmax and losses are float32.
       remat: what the backward pass recomputes instead of storing: nothing, the attention core, all but matrix products,
         or everything inside a layer.
@@ -42,8 +48,11 @@ class EncoderConfig:
     heads: int = 12
     ffn_width: int = 3072
     max_length: int = 512
+    position_offset: int = 0
     segments: int = 2
-    activation: Gelu = "gelu"
+    activation: Activation = "gelu"
+    pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
+    mlm_activation: Activation | None = None
     share: Share = "none"
     groups: int = 1
     inner_layers: int = 1
@@ -53,17 +62,22 @@ class EncoderConfig:
     init_std: float = 0.02
     vocab_multiple: int = 1
     with_heads: tuple[Head, ...] = ("pooler", "mlm", "pair")
+    labels: tuple[str, ...] = ()
+    head_dropout: float | None = None
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
 
     def __post_init__(self):
         for name in ("vocab_size", "embedding_width", "hidden_width", "layers", "heads", "ffn_width", "max_length",
-                     "segments", "groups", "inner_layers", "vocab_multiple"):
+                     "groups", "inner_layers", "vocab_multiple"):
             if getattr(self, name) < 1:
                 raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("segments", "position_offset"):
+            if getattr(self, name) < 0:
+                raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must not be negative")
+        for name in ("dropout", "attention_dropout", "head_dropout"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must be in [0, 1)")
         if self.hidden_width % self.heads:
             raise BertJaxError(f"encoder.hidden_width {self.hidden_width} is not a multiple of heads {self.heads}")
@@ -71,8 +85,11 @@ class EncoderConfig:
             raise BertJaxError(f"encoder.layers {self.layers} is not a multiple of groups {self.groups}")
         if self.share == "none" and (self.groups, self.inner_layers) != (1, 1):
             raise BertJaxError("encoder.groups and encoder.inner_layers need shared parameters: set encoder.share")
-        if "pair" in self.with_heads and "pooler" not in self.with_heads:
-            raise BertJaxError("encoder.with_heads has 'pair' without 'pooler', which feeds it")
+        for head in ("pair", "classifier", "choice"):
+            if head in self.with_heads and "pooler" not in self.with_heads:
+                raise BertJaxError(f"encoder.with_heads has {head!r} without 'pooler', which feeds it")
+        if {"classifier", "tagger"} & set(self.with_heads) and not self.labels:
+            raise BertJaxError("encoder.labels is empty: name the classes that the classifier or tagger tells apart")
 
     @property
     def head_width(self) -> int:

@@ -10,10 +10,10 @@ from bert_jax.models.layers import Dense, LayerNorm, truncated_normal
 
 
 class Embeddings(nn.Module):
-    """Sum of three embeddings, layer norm, dropout, and for E != D an affine map to D (ALBERT section 3.1).
+    """Sum of the embeddings, layer norm, dropout, and for E != D an affine map to D (ALBERT section 3.1).
 
-    Parameters: ``token`` [V padded, E], ``position`` [max_length, E], ``segment`` [S, E], ``norm``, and for E != D
-    ``projection`` with kernel [E, D] and bias [D] (ALBERT's embedding_hidden_mapping_in).
+    Parameters: ``token`` [V padded, E], ``position`` [position_offset + max_length, E], ``segment`` [S, E] unless S is 0,
+    ``norm``, and for E != D ``projection`` with kernel [E, D] and bias [D] (ALBERT's embedding_hidden_mapping_in).
     """
 
     config: EncoderConfig
@@ -28,16 +28,19 @@ class Embeddings(nn.Module):
         token = self.param(
             "token", truncated_normal(std, ("vocab", "embedding")), (config.padded_vocab_size, width), jnp.float32
         )
-        position = self.param(
-            "position", truncated_normal(std, ("position", "embedding")), (config.max_length, width), jnp.float32
-        )
-        segment = self.param(
-            "segment", truncated_normal(std, ("segment", "embedding")), (config.segments, width), jnp.float32
-        )
-        # The segment table is tiny: a one-hot product has a far cheaper gradient than a scatter with two targets.
-        one_hot = jnp.equal(segment_ids[..., None], jnp.arange(config.segments)).astype(jnp.float32)
-        x = jnp.take(token, ids, axis=0) + one_hot @ segment
-        x += position[: ids.shape[1]] if position_ids is None else jnp.take(position, position_ids, axis=0)
+        offset, rows = config.position_offset, config.position_offset + config.max_length
+        position = self.param("position", truncated_normal(std, ("position", "embedding")), (rows, width), jnp.float32)
+        x = jnp.take(token, ids, axis=0)
+        if config.segments:
+            segment = self.param(
+                "segment", truncated_normal(std, ("segment", "embedding")), (config.segments, width), jnp.float32
+            )
+            # The segment table is tiny: a one-hot product has a far cheaper gradient than a scatter with two targets.
+            x += jnp.equal(segment_ids[..., None], jnp.arange(config.segments)).astype(jnp.float32) @ segment
+        if position_ids is None:
+            x += position[offset : offset + ids.shape[1]]
+        else:
+            x += jnp.take(position, position_ids + offset, axis=0)
         x = LayerNorm(config.norm_eps, axis="embedding", name="norm")(x).astype(config.compute_dtype)
         x = functional.dropout(x, config.dropout, key)
         if width != config.hidden_width:

@@ -1,41 +1,64 @@
-"""Heads on an encoder: pooler, masked-language-model head, pair head. ``HEADS`` is the one list to extend."""
+"""Heads on an encoder. ``HEADS`` is the one list to extend.
+
+A head is a module called as ``head(inputs, key)``; :class:`Inputs` holds all that a head may read, ``key`` draws its dropout.
+Every published head of the family is one of these: RoBERTa's, ELECTRA's and DistilBERT's sentence classifiers begin with an
+affine map of the first token's state and a nonlinearity, which is a pooler with another activation.
+"""
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from bert_jax import functional
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.layers import Dense, LayerNorm, constant
 
 
+class Inputs(NamedTuple):
+    """What heads read.
+
+    Attributes:
+      hidden: final states [B, L, D]. chosen: those at the masked positions [B, M, D] (all of them without such positions).
+      pooled: [B, D], None before the pooler has run. token_table: [V padded, E].
+    """
+
+    hidden: Array
+    chosen: Array
+    pooled: Array | None
+    token_table: Array
+
+
 class Pooler(nn.Module):
-    """tanh of an affine map of the first token's final state. [B, L, D] -> [B, D]."""
+    """An affine map of the first token's final state and ``pooler_activation``. [B, D], compute dtype."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B D"]:
+    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B D"]:
         # A square map: only one of its two axes may carry the model axis' sharding.
-        return jnp.tanh(Dense(self.config, (self.config.hidden_width,), ("model", None), name="dense")(hidden[:, 0]))
+        x = Dense(self.config, (self.config.hidden_width,), ("model", None), name="dense")(inputs.hidden[:, 0])
+        return functional.activate(x, self.config.pooler_activation)
 
 
 class MaskedLanguageModelHead(nn.Module):
-    """Vocabulary logits, decoder tied to the token embeddings (BERT's ``cls.predictions``, ALBERT's ``predictions``).
+    """Vocabulary logits [B, M, V padded], decoder tied to the token embeddings (BERT's ``cls.predictions``).
 
-    Affine map D -> E, GELU, layer norm, product with the token table [V, E], bias [V]. Logits are float32; those of rows
-    that only pad the table are the most negative float32.
+    Affine map D -> E, activation, layer norm, product with the token table [V, E], bias [V]. Logits are float32; those of
+    rows that only pad the table are the most negative float32.
     """
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B M D"], token_table: Float[Array, "V E"]) -> Float[Array, "B M V"]:
+    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B M V"]:
         config = self.config
-        x = Dense(config, (config.embedding_width,), ("model", None), name="transform")(hidden)
-        x = LayerNorm(config.norm_eps, axis=None, name="norm")(functional.gelu(x, config.activation))
+        x = Dense(config, (config.embedding_width,), ("model", None), name="transform")(inputs.chosen)
+        x = functional.activate(x, config.mlm_activation or config.activation)
+        x = LayerNorm(config.norm_eps, axis=None, name="norm")(x)
         bias = self.param("bias", constant(0.0, ("vocab",)), (config.padded_vocab_size,), jnp.float32)
-        table = token_table.astype(x.dtype)
+        table = inputs.token_table.astype(x.dtype)
         logits = jnp.einsum("bme,ve->bmv", x, table, preferred_element_type=jnp.float32) + bias
         logits = nn.with_logical_constraint(logits, ("batch", "length", "act_vocab"))
         if config.padded_vocab_size != config.vocab_size:
@@ -45,13 +68,81 @@ class MaskedLanguageModelHead(nn.Module):
 
 
 class PairHead(nn.Module):
-    """Two logits for a pair of segments from the pooled state: next-sentence or sentence-order prediction. [B, 2]."""
+    """Two logits [B, 2] for a pair of segments from the pooled state: next-sentence or sentence-order prediction."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, pooled: Float[Array, "B D"]) -> Float[Array, "B 2"]:
-        return Dense(self.config, (2,), ("model", None), name="dense")(pooled).astype(jnp.float32)
+    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B 2"]:
+        return Dense(self.config, (2,), ("model", None), name="dense")(inputs.pooled).astype(jnp.float32)
 
 
-HEADS: dict[str, type[nn.Module]] = {"pooler": Pooler, "mlm": MaskedLanguageModelHead, "pair": PairHead}
+class Classifier(nn.Module):
+    """Logits [B, C] of the classes of a sequence, from the pooled state (one class: a regression)."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B C"]:
+        x = functional.dropout(inputs.pooled, _dropout(self.config), key)
+        return Dense(self.config, (len(self.config.labels),), ("model", None), name="dense")(x).astype(jnp.float32)
+
+
+class Tagger(nn.Module):
+    """Logits [B, L, C] of the classes of every token."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B L C"]:
+        x = functional.dropout(inputs.hidden, _dropout(self.config), key)
+        return Dense(self.config, (len(self.config.labels),), ("model", None), name="dense")(x).astype(jnp.float32)
+
+
+class Span(nn.Module):
+    """Logits [B, L, 2]: whether an answer begins, and whether it ends, at a token (extractive question answering)."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B L 2"]:
+        return Dense(self.config, (2,), ("model", None), name="dense")(inputs.hidden).astype(jnp.float32)
+
+
+class Choice(nn.Module):
+    """A score [B] of each sequence; multiple choice is the softmax over the sequences of one question."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, " B"]:
+        x = functional.dropout(inputs.pooled, _dropout(self.config), key)
+        return Dense(self.config, (1,), ("model", None), name="dense")(x)[:, 0].astype(jnp.float32)
+
+
+class Discriminator(nn.Module):
+    """Logits [B, L] that a token was replaced (Clark et al. 2020, ELECTRA): affine map D -> D, activation, affine map."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B L"]:
+        x = Dense(self.config, (self.config.hidden_width,), ("model", None), name="transform")(inputs.hidden)
+        x = functional.activate(x, self.config.activation)
+        return Dense(self.config, (1,), ("model", None), name="output")(x)[..., 0].astype(jnp.float32)
+
+
+def _dropout(config: EncoderConfig) -> float:
+    return config.dropout if config.head_dropout is None else config.head_dropout
+
+
+HEADS: dict[str, type[nn.Module]] = {
+    "pooler": Pooler,
+    "mlm": MaskedLanguageModelHead,
+    "pair": PairHead,
+    "classifier": Classifier,
+    "tagger": Tagger,
+    "span": Span,
+    "choice": Choice,
+    "discriminator": Discriminator,
+}

@@ -98,7 +98,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two affine maps with a GELU between, the residual connection and layer norm. [B, L, D] -> [B, L, D]."""
+    """Two affine maps with the activation between, the residual connection and layer norm. [B, L, D] -> [B, L, D]."""
 
     config: EncoderConfig
 
@@ -107,7 +107,7 @@ class FeedForward(nn.Module):
         config = self.config
         hidden = Dense(config, (config.ffn_width,), ("model", "ffn"), name="intermediate")(x)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "act_ffn"))
-        hidden = functional.gelu(hidden, config.activation)
+        hidden = functional.activate(hidden, config.activation)
         output = Dense(config, (config.hidden_width,), ("ffn", "model"), name="output")(hidden)
         output = functional.dropout(output, config.dropout, key)
         return LayerNorm(config.norm_eps, name="norm")(x + output)

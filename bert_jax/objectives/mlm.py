@@ -87,7 +87,7 @@ class MaskedLM:
         """Cross entropy in nats and accuracy over the predicted pieces."""
         labels, weights = batch["masked_labels"], batch["masked_weights"]
         total = weights.sum()
-        entropy, hits = functional.score_labels(outputs.mlm_logits, labels)
+        entropy, hits = functional.score_labels(outputs.logits["mlm"], labels)
         return {"loss": Ratio((entropy * weights).sum(), total), "accuracy": Ratio((hits * weights).sum(), total)}
 
 

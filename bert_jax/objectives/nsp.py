@@ -36,4 +36,4 @@ class NextSentence:
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:
         """Cross entropy and accuracy over the rows that carry a label."""
-        return pair_terms(outputs.pair_logits, batch["next_sentence_label"])
+        return pair_terms(outputs.logits["pair"], batch["next_sentence_label"])

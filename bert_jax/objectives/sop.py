@@ -25,4 +25,4 @@ class SentenceOrder:
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:
         """Cross entropy and accuracy over the rows that carry a label."""
-        return pair_terms(outputs.pair_logits, batch["sentence_order_label"])
+        return pair_terms(outputs.logits["pair"], batch["sentence_order_label"])

@@ -86,7 +86,7 @@ def configs(draw) -> EncoderConfig:
         ffn_width=draw(st.integers(1, 7)),
         max_length=draw(st.integers(1, 5)),
         segments=draw(st.integers(1, 3)),
-        activation=draw(st.sampled_from(["gelu", "gelu_new", "quick_gelu"])),
+        activation=draw(st.sampled_from(["gelu", "gelu_new", "quick_gelu", "relu"])),
         share=share,
         groups=groups,
         inner_layers=draw(st.integers(1, 2)) if share != "none" else 1,
@@ -107,10 +107,13 @@ def configs(draw) -> EncoderConfig:
 def test_round_trip(config, seed, tmp_path_factory):
     params = random_params(config, seed)
     directory = hf.export(params, config, TOKENIZER, tmp_path_factory.mktemp("export") / "model")
-    read, found = hf.load(directory)
+    read, found, origin = hf.load(directory)
     assert found == config
     assert_same_bits(without_padding(read, config), without_padding(params, config))
     assert sorted(p.name for p in directory.parent.iterdir()) == ["model"]
+    again = hf.export(read, found, TOKENIZER, directory.parent / "again", origin=origin)
+    for name in ("config.json", "model.safetensors"):
+        assert (again / name).read_bytes() == (directory / name).read_bytes()
 
 
 def test_config_json_says_what_transformers_needs(bert, albert):
@@ -119,7 +122,7 @@ def test_config_json_says_what_transformers_needs(bert, albert):
         "architectures": ["AlbertForPreTraining"], "model_type": "albert", "vocab_size": 11, "embedding_size": 4,
         "hidden_size": 6, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2,
         "num_attention_heads": 2, "intermediate_size": 10, "max_position_embeddings": 9, "type_vocab_size": 2,
-        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "classifier_dropout_prob": 0.1,
         "layer_norm_eps": 1e-12, "initializer_range": 0.02, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
         "tie_word_embeddings": True, "dtype": "float32",
     }
@@ -143,12 +146,20 @@ def test_bare_encoder_has_no_prefix(tmp_path):
     assert hf.load(directory)[1] == config
 
 
-def test_extra_config(tmp_path):
-    params = random_params(TINY)
-    directory = hf.export(params, TINY, TOKENIZER, tmp_path / "a", extra_config={"id2label": {"0": "next"}})
-    assert json.loads((directory / "config.json").read_text())["id2label"] == {"0": "next"}
-    with pytest.raises(BertJaxError, match="extra_config repeats hidden_size"):
-        hf.export(params, TINY, TOKENIZER, tmp_path / "b", extra_config={"hidden_size": 7})
+def test_foreign_settings_travel_and_changes_win(bert, tmp_path):
+    """What config.json said and we have no word for comes out again; what has changed is said anew, and nothing else."""
+    edit_config(bert, id2label={"0": "x"}, torch_dtype="float32", dtype=..., transformers_version="4.8.2", hidden_act="gelu_fast")
+    params, config, origin = hf.load(bert)
+    hf.export(params, config, TOKENIZER, tmp_path / "same", origin=origin)
+    before = json.loads((bert / "config.json").read_text())
+    assert json.loads((tmp_path / "same" / "config.json").read_text()) == before
+    changed = dataclasses.replace(config, dropout=0.3, with_heads=("mlm",), activation="gelu")
+    kept = {part: a for part, a in params.items() if part not in ("pooler", "pair")}
+    hf.export(kept, changed, TOKENIZER, tmp_path / "changed", origin=origin, dtype="float16")
+    expected = before | {"hidden_dropout_prob": 0.3, "architectures": ["BertForMaskedLM"], "hidden_act": "gelu",
+                         "torch_dtype": "float16"}
+    assert json.loads((tmp_path / "changed" / "config.json").read_text()) == expected
+    assert hf.load(tmp_path / "changed")[1] == changed
 
 
 def test_jax_arrays_and_numpy_arrays_export_alike(tmp_path):
@@ -173,14 +184,18 @@ def test_real_tokenizers_survive(data_dir, tmp_path):
 # Reading
 
 
-def test_half_precision_is_read_exactly(bert):
+def test_half_precision_is_read_and_written_exactly(bert, tmp_path):
     for dtype in (np.float16, jax.numpy.bfloat16):
         edit_weights(bert, lambda t, dtype=dtype: t.update({k: a.astype(dtype) for k, a in t.items()}))
-        params, _ = hf.load(bert)
+        params, config, origin = hf.load(bert)
         tensors = load_file(bert / "model.safetensors")
         word = tensors["bert.embeddings.word_embeddings.weight"]
         assert word.dtype == dtype and params["embeddings"]["token"].dtype == np.float32
         assert np.array_equal(params["embeddings"]["token"], word.astype(np.float32))
+        assert origin.dtype == np.dtype(dtype).name
+        again = load_file(hf.export(params, config, None, tmp_path / origin.dtype, origin=origin) / "model.safetensors")
+        assert again.keys() == tensors.keys()
+        assert all(again[k].dtype == dtype and again[k].tobytes() == a.tobytes() for k, a in tensors.items())
 
 
 def test_integer_weights_are_refused(bert):
@@ -193,12 +208,12 @@ def test_missing_misshapen_and_left_out_tensors(bert, caplog):
     edit_weights(bert, lambda t: t.update({"classifier.weight": np.zeros((3, 6), np.float32),
                                            "bert.embeddings.position_ids": np.arange(9)[None]}))
     with caplog.at_level(logging.WARNING, "bert_jax"):
-        _, config = hf.load(bert)
+        config = hf.load(bert)[1]
     assert config == TINY
     assert [r.getMessage().partition("left out: ")[2] for r in caplog.records] == ["classifier.weight"]
 
     edit_config(bert, num_hidden_layers=3)
-    with pytest.raises(BertJaxError, match=r"bert.encoder.layer.2.attention.self.query.weight is missing"):
+    with pytest.raises(BertJaxError, match=r"lacks bert.encoder.layer.2.attention.self.query.weight, .* and 12 more, which a bert of its"):
         hf.load(bert)
     edit_config(bert, num_hidden_layers=2, max_position_embeddings=12)
     with pytest.raises(BertJaxError, match=r"position_embeddings.weight has shape \[9, 6\].* says \[12, 6\]"):
@@ -206,8 +221,9 @@ def test_missing_misshapen_and_left_out_tensors(bert, caplog):
 
 
 def test_heads_follow_the_file(bert):
+    edit_config(bert, architectures=["BertModel"])
     edit_weights(bert, lambda t: [t.pop(name) for name in list(t) if name.startswith("cls.")])
-    params, config = hf.load(bert)
+    params, config, _ = hf.load(bert)
     assert config.with_heads == ("pooler",) and set(params) == {"embeddings", "attention", "feed_forward", "pooler"}
 
 
@@ -223,11 +239,13 @@ def test_untied_decoder_is_refused_and_a_tied_copy_read(bert):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_type": "roberta"}, "model_type is 'roberta', not bert or albert"),
+        ({"model_type": "mobilebert"}, "model_type is 'mobilebert'; those that are read are bert, albert, electra, roberta"),
+        ({"model_type": "roberta"}, "model.safetensors holds a bert, its config.json describes a roberta"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads is {'0': .1.}, only {} can be read"),
         ({"is_decoder": True}, "is_decoder is True"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
-        ({"hidden_act": "relu"}, "'relu' is not one of gelu, gelu_new, quick_gelu"),
+        ({"hidden_act": "silu"}, "'silu' is not one of gelu, gelu_new, quick_gelu, relu"),
         ({"hidden_size": ...}, "hidden_size is missing"),
         ({"hidden_size": "six"}, "expected int, got 'six'"),
         ({"num_attention_heads": 4}, "config.json: encoder.hidden_width 6 is not a multiple of heads 4"),
@@ -255,7 +273,7 @@ def test_copies_that_differ_are_read_unshared(tmp_path, caplog):
     directory = hf.export(random_params(config), config, TOKENIZER, tmp_path / "model")
     edit_weights(directory, lambda t: t["bert.encoder.layer.1.attention.self.key.bias"].__iadd__(1))
     with caplog.at_level(logging.WARNING, "bert_jax"):
-        params, read = hf.load(directory)
+        params, read, _ = hf.load(directory)
     assert read == dataclasses.replace(config, share="none")
     assert "does not share" in caplog.text and len(caplog.records) == 1
     key = params["attention"]["key"]["bias"]
@@ -280,7 +298,10 @@ def test_absent_and_damaged_files(bert, tmp_path):
     with pytest.raises(BertJaxError, match="damaged or no safetensors"):
         hf.load(bert)
     (bert / "model.safetensors").rename(bert / "pytorch_model.bin")
-    with pytest.raises(BertJaxError, match="holds no model.safetensors; pytorch_model.bin is not read"):
+    with pytest.raises(BertJaxError, match="pytorch_model.bin is damaged or no PyTorch checkpoint"):
+        hf.load(bert)
+    (bert / "pytorch_model.bin").rename(bert / "tf_model.h5")
+    with pytest.raises(BertJaxError, match="holds no model.safetensors and no pytorch_model.bin; tf_model.h5 is not read"):
         hf.load(bert)
     (bert / "config.json").write_text("{")
     with pytest.raises(BertJaxError, match="is not JSON"):
@@ -313,7 +334,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
     (tmp_path / "there").mkdir()
     monkeypatch.setattr(WordPieceTokenizer, "save", full)
-    with pytest.raises(BertJaxError, match="cannot write the export to .*No space left"):
+    with pytest.raises(BertJaxError, match="cannot write .*No space left"):
         hf.export(random_params(TINY), TINY, TOKENIZER, tmp_path / "there" / "model")
     assert list((tmp_path / "there").iterdir()) == []
 
@@ -337,7 +358,7 @@ def test_parameters_and_tokenizer_must_fit(tmp_path, caplog):
 
 def test_albert_has_no_class_for_the_pair_head_alone(tmp_path):
     config = dataclasses.replace(TINY_ALBERT, with_heads=("pooler", "pair"))
-    with pytest.raises(BertJaxError, match="no albert class for the heads pooler, pair"):
+    with pytest.raises(BertJaxError, match="no albert class has exactly the heads pooler, pair"):
         hf.export(random_params(config), config, TOKENIZER, tmp_path / "a")
 
 

@@ -102,10 +102,10 @@ def test_forward(config, tmp_path):
     ours = run(params, config, batch, collect=("hidden_states", "attentions"))
 
     real = batch["attention_mask"]
-    logits = np.asarray(ours.mlm_logits)[:, :, : config.vocab_size]
-    assert np.abs(logits[real]).max() > 0.3 and np.abs(ours.pair_logits).max() > 0.03
+    logits = np.asarray(ours.logits["mlm"])[:, :, : config.vocab_size]
+    assert np.abs(logits[real]).max() > 0.3 and np.abs(ours.logits["pair"]).max() > 0.03
     np.testing.assert_allclose(logits[real], theirs.prediction_logits.numpy()[real], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(ours.pair_logits, pair_logits(theirs).numpy(), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(ours.logits["pair"], pair_logits(theirs).numpy(), atol=1e-5, rtol=0)
     # transformers records ALBERT's embeddings before the map to D in some versions: compare layers from the end.
     assert len(theirs.hidden_states) >= config.depth
     for layer in range(1, config.depth + 1):
@@ -131,8 +131,8 @@ def test_gradients(config, tmp_path):
     def our_loss(params):
         outputs = api.apply(params, config, batch)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-        mlm = cross_entropy(outputs.mlm_logits, batch["labels"]).mean()
-        return mlm + cross_entropy(outputs.pair_logits, batch["pair_labels"]).mean()
+        mlm = cross_entropy(outputs.logits["mlm"], batch["labels"]).mean()
+        return mlm + cross_entropy(outputs.logits["pair"], batch["pair_labels"]).mean()
 
     value, gradients = jax.jit(jax.value_and_grad(our_loss))(params)
     np.testing.assert_allclose(value, loss.item(), rtol=1e-6)
@@ -161,7 +161,7 @@ def test_bare_encoder_and_masked_language_model(tmp_path):
             ours = run(params, config, batch)
             real = batch["attention_mask"]
             if heads == ("mlm",):
-                np.testing.assert_allclose(ours.mlm_logits[real], theirs.logits.numpy()[real], atol=1e-5, rtol=0)
+                np.testing.assert_allclose(ours.logits["mlm"][real], theirs.logits.numpy()[real], atol=1e-5, rtol=0)
             else:
                 np.testing.assert_allclose(ours.hidden[real], theirs[0].numpy()[real], atol=1e-5, rtol=0)
                 np.testing.assert_allclose(ours.pooled, theirs.pooler_output.numpy(), atol=1e-5, rtol=0)
@@ -175,7 +175,7 @@ def test_bert_pair_head_alone(tmp_path):
     assert not any(info.values()), info
     with torch.no_grad():
         theirs = model(**torch_inputs(batch)).logits.numpy()
-    np.testing.assert_allclose(run(params, config, batch).pair_logits, theirs, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(run(params, config, batch).logits["pair"], theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("config", (BERT, ALBERT), ids=("bert", "albert"))
@@ -186,10 +186,10 @@ def test_reads_what_transformers_saves(config, tmp_path):
         transformers.AutoConfig.from_pretrained(tmp_path / "ours"), attn_implementation="eager"
     ).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    params, read = hf.load(tmp_path / "theirs")
+    params, read, _ = hf.load(tmp_path / "theirs")
     assert read == config
     batch = make_batch(config)
     with torch.no_grad():
         logits = theirs(**torch_inputs(batch)).prediction_logits.numpy()
     real = batch["attention_mask"]
-    np.testing.assert_allclose(run(params, config, batch).mlm_logits[real], logits[real], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(run(params, config, batch).logits["mlm"][real], logits[real], atol=1e-5, rtol=0)

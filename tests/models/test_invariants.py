@@ -80,8 +80,8 @@ def test_padding_never_changes_real_outputs(config):
         assert not np.array_equal(longer["input_ids"][:, :8], short["input_ids"])
         found, mask = run(params, config, longer), short["attention_mask"]
         np.testing.assert_allclose(found.hidden[:, :8][mask], expected.hidden[mask], atol=2e-6)
-        np.testing.assert_allclose(found.mlm_logits[:, :8][mask], expected.mlm_logits[mask], atol=1e-5)
-        np.testing.assert_allclose(found.pair_logits, expected.pair_logits, atol=2e-6)
+        np.testing.assert_allclose(found.logits["mlm"][:, :8][mask], expected.logits["mlm"][mask], atol=1e-5)
+        np.testing.assert_allclose(found.logits["pair"], expected.logits["pair"], atol=2e-6)
 
 
 def test_rows_of_nothing_but_padding_are_finite():
@@ -208,11 +208,11 @@ def test_bfloat16_compute_is_close_to_float32():
     assert {a.dtype for a in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
     expected, found = run(params, PRIVATE, batch), run(params, half, batch, collect=("attentions",))
     assert found.hidden.dtype == jnp.bfloat16
-    assert found.mlm_logits.dtype == found.pair_logits.dtype == jnp.float32
+    assert found.logits["mlm"].dtype == found.logits["pair"].dtype == jnp.float32
     assert found.collected["attentions"].dtype == jnp.float32
-    for name in ("hidden", "mlm_logits", "pair_logits"):
-        a, b = np.float32(getattr(found, name)), getattr(expected, name)
-        error = np.abs(a - b)
+    for name in ("hidden", "mlm", "pair"):
+        a, b = (outputs.hidden if name == "hidden" else outputs.logits[name] for outputs in (found, expected))
+        error = np.abs(np.float32(a) - b)
         assert 0 < error.mean() < 0.01 and error.max() < 0.1, name  # bf16 has 8 bits: 0.4% a rounding
     _, gradients = value_and_gradients.eval_shape(params, dataclasses.replace(half, with_heads=()), batch)
     assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
@@ -224,8 +224,8 @@ def test_bfloat16_compute_is_close_to_float32():
 def test_masked_positions_are_gathered_from_all_logits():
     params, batch = random_params(PRIVATE), make_batch(PRIVATE)
     positions = np.array([[0, 7, 3, 3], [4, 0, 1, 2], [2, 1, 0, 0]], np.int32)
-    every = run(params, PRIVATE, batch).mlm_logits
-    chosen = run(params, PRIVATE, batch | {"masked_positions": positions}).mlm_logits
+    every = run(params, PRIVATE, batch).logits["mlm"]
+    chosen = run(params, PRIVATE, batch | {"masked_positions": positions}).logits["mlm"]
     assert chosen.shape == (3, 4, 23)
     np.testing.assert_allclose(chosen, np.take_along_axis(every, positions[..., None], axis=1), atol=1e-6)
 
@@ -252,9 +252,9 @@ def test_collected_shapes_and_sums():
     assert run(params, SHARED, batch).collected == {}
 
 
-def test_absent_heads_give_none():
+def test_absent_heads_give_nothing():
     outputs = run(random_params(BARE), BARE, make_batch(BARE))
-    assert outputs.pooled is None and outputs.mlm_logits is None and outputs.pair_logits is None
+    assert outputs.pooled is None and outputs.logits == {}
     config = dataclasses.replace(BARE, with_heads=("pooler",))
     assert run(random_params(config), config, make_batch(config)).pooled.shape == (3, 16)
 
@@ -274,7 +274,7 @@ def test_padded_vocabulary_changes_no_loss_and_never_wins():
     @functools.partial(jax.jit, static_argnames=("config",))
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(params, config):
-        logits = api.apply(params, config, batch).mlm_logits
+        logits = api.apply(params, config, batch).logits["mlm"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(where=batch["attention_mask"]), logits
 

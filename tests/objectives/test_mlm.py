@@ -266,7 +266,7 @@ def test_loss_is_the_mean_over_predictions():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((3, 4, 9)).astype(np.float32) * 3
     labels, weights = rng.integers(0, 9, (3, 4)), np.array([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], np.float32)
-    outputs = api.Outputs(None, None, logits, None, {})
+    outputs = api.Outputs(None, None, {"mlm": logits}, {})
     found = MaskedLM().loss(outputs, {"masked_labels": labels, "masked_weights": weights})
     exact = logits.astype(np.float64)
     entropy = np.log(np.exp(exact).sum(-1)) - np.take_along_axis(exact, labels[..., None], -1)[..., 0]
@@ -299,7 +299,7 @@ def test_only_masked_positions_reach_the_vocabulary():
         corrupted = objective.corrupt(batch, KEY, PIECES)
         outputs = api.apply(params, config, corrupted | ({"masked_positions": None} if every_position else {}))
         if every_position:
-            return outputs.mlm_logits.sum()
+            return outputs.logits["mlm"].sum()
         return objective.loss(outputs, corrupted)["loss"].sum
 
     params = jax.eval_shape(lambda: api.init(config, KEY))

@@ -22,7 +22,7 @@ def test_loss_against_numpy(objective):
     (label,) = objective.needs
     logits = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32) * 4
     labels = np.array([0, 1, -1, 1, 0, -1], np.int32)
-    found = objective.loss(api.Outputs(None, None, None, logits, {}), {label: labels})
+    found = objective.loss(api.Outputs(None, None, {"pair": logits}, {}), {label: labels})
     rows = labels >= 0
     exact = logits[rows].astype(np.float64)
     entropy = np.log(np.exp(exact).sum(1)) - exact[np.arange(4), labels[rows]]
@@ -37,7 +37,7 @@ def test_without_a_label_there_is_no_gradient(objective):
     labels = {objective.needs[0]: np.array([-1, -1], np.int32)}
 
     def loss(logits):
-        return objective.loss(api.Outputs(None, None, None, logits, {}), labels)["loss"].value
+        return objective.loss(api.Outputs(None, None, {"pair": logits}, {}), labels)["loss"].value
 
     value, gradient = jax.value_and_grad(loss)(np.ones((2, 2), np.float32))
     assert value == 0 and not gradient.any()

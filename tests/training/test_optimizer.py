@@ -207,7 +207,7 @@ def test_three_steps_as_in_pytorch(family, tmp_path):
         names = ("input_ids", "attention_mask", "segment_ids", "masked_positions")
         outputs = api.apply(params, encoder, {name: batch[name] for name in names})
         mlm, pair = (functional.score_labels(*args)[0].mean() for args in
-                     ((outputs.mlm_logits, batch["labels"]), (outputs.pair_logits, batch["pair"])))
+                     ((outputs.logits["mlm"], batch["labels"]), (outputs.logits["pair"], batch["pair"])))
         return mlm + pair
 
     hf.export(params, encoder, WordPieceTokenizer([*SPECIALS, *"abcdefghijklmnopqrstuvwxyz"]), tmp_path / "exported")

@@ -1,0 +1,203 @@
+"""From named tensors to parameters, by the rows of a table: what is there, what is missing, and then one tensor at a time."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from bert_jax.convert.table import Row
+from bert_jax.convert.tensors import DTYPES, Tensors
+from bert_jax.errors import BertJaxError
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
+
+logger = logging.getLogger("bert_jax")
+
+LAYERS = ("attention", "feed_forward")
+_FLOATS = tuple(DTYPES.values())
+
+
+class Origin(NamedTuple):
+    """Where a model came from, so that it can go back unchanged.
+
+    Attributes:
+      family: model_type. settings: all of its config.json. heads: those that its file held. dtype: of its weights.
+    """
+
+    family: str
+    settings: dict[str, Any]
+    heads: tuple[str, ...]
+    dtype: str
+
+
+class Imported(NamedTuple):
+    """Float32 numpy parameters (rows that only pad the vocabulary are zero), their configuration, and their origin."""
+
+    params: api.Params
+    config: EncoderConfig
+    origin: Origin
+
+
+class Plan(NamedTuple):
+    """What reading a checkpoint will do; nothing but headers has been read for it.
+
+    Attributes:
+      config: the encoder as the file has it. origin: see :class:`Origin`. tensors: the open file.
+      rows: of the encoder and its heads. places: of its layers. names: from the table's names to those of the file.
+      missing: names of the table that the file lacks. dropped: tensors of the file that belong to nothing of ours.
+      tied: names of the table with the name whose tensor they repeat.
+    """
+
+    config: EncoderConfig
+    origin: Origin
+    tensors: Tensors
+    rows: list[Row]
+    places: list[dict[str, int]]
+    names: Mapping[str, str]
+    missing: list[str]
+    dropped: list[str]
+    tied: Mapping[str, str]
+
+    @property
+    def new_heads(self) -> list[str]:
+        """Heads of which at least one tensor is missing."""
+        parts = {row.part for row, name in _wanted(self.rows, self.places) if name in self.missing}
+        return sorted(parts - {*LAYERS, "embeddings"})
+
+
+def make_plan(
+    tensors: Tensors, names: Mapping[str, str], config: EncoderConfig, origin: Origin, rows: list[Row],
+    places: list[dict[str, int]], tied: Mapping[str, str], ignored: tuple[str, ...],
+) -> Plan:
+    """Compares a table with a file.
+
+    Args:
+      names: from the table's names to those of the file, for every tensor of the file.
+      ignored: ends of names that are left out without a word: constants and optimiser states.
+
+    Raises:
+      BertJaxError: a tensor has another shape than the configuration says, or does not hold floating-point numbers.
+    """
+    shapes = tree_shapes(config)
+    missing, used = [], set(tied)
+    for row, name in _wanted(rows, places):
+        used.add(name)
+        if name not in names:
+            missing.append(name)
+            continue
+        found = tensors.shapes[names[name]]
+        if row.ours in shapes:
+            shape = shapes[row.ours][1:] if row.part in LAYERS else shapes[row.ours]
+            expected = row.transform.export(np.broadcast_to(np.float32(0), shape)).shape
+        else:
+            expected = row.absent(config).shape
+        if found != expected:
+            raise BertJaxError(
+                f"{tensors.path}: {names[name]} has shape {list(found)}, its configuration says {list(expected)}"
+            )
+        if (dtype := tensors.dtypes[names[name]]) not in _FLOATS:
+            held = "numbers of a kind that is not read" if dtype.kind == "V" else dtype.name
+            raise BertJaxError(f"{tensors.path}: {names[name]} holds {held}: float32, float16 or bfloat16 is needed")
+    dropped = sorted(theirs for name, theirs in names.items() if name not in used and not theirs.endswith(ignored))
+    return Plan(config, origin, tensors, rows, places, names, missing, dropped, tied)
+
+
+def read_plan(plan: Plan, *, allow_missing: bool) -> dict[str, np.ndarray]:
+    """Float32 parameters by path, layers stacked; heads that are missing are new if that is allowed, drawn from seed 0.
+
+    Raises:
+      BertJaxError: tensors are missing, damaged or not finite, or a repeated tensor differs from the one it repeats.
+    """
+    path, shapes = plan.tensors.path, tree_shapes(plan.config)
+    parts = {row.part for row, name in _wanted(plan.rows, plan.places) if name in plan.missing}
+    if plan.missing and (not allow_missing or parts & {*LAYERS, "embeddings"}):
+        hint = "" if parts & {*LAYERS, "embeddings"} else "; to begin with new heads allow that (--allow-missing)"
+        raise BertJaxError(f"{path} lacks {_listed(plan.missing)}, which a {plan.origin.family} of its configuration has{hint}")
+    if plan.missing:
+        logger.warning("%s lacks %s: new, untrained %s", path, _listed(plan.missing), ", ".join(sorted(parts)))
+    if plan.dropped:
+        logger.warning("%s: not part of our encoder and left out: %s", path, _listed(plan.dropped))
+
+    flat: dict[str, np.ndarray] = {}
+    if plan.missing:
+        fresh = flatten(api.init(plan.config, jax.random.key(0)))
+        flat |= {name: np.asarray(a) for name, a in fresh.items() if name.partition("/")[0] in parts}
+    for row in _progress([row for row in plan.rows if row.part not in parts], f"reading {path.name}"):
+        places = plan.places if row.part in LAYERS else [{}]
+        arrays = (_finite(plan.tensors, plan.names[row.theirs.format(**place)]) for place in places)
+        if row.ours not in shapes:
+            if not np.array_equal(next(arrays), row.absent(plan.config)):
+                raise BertJaxError(
+                    f"{path}: {row.theirs} changes embeddings that are as wide as the hidden states; our encoder has "
+                    "such a map only where the widths differ"
+                )
+            continue
+        whole = np.empty(shapes[row.ours], np.float32)
+        for target, a in zip(whole if row.part in LAYERS else [whole], arrays, strict=True):
+            target[...] = row.transform.load(a, target.shape)
+        flat[row.ours] = whole
+
+    for name, original in plan.tied.items():
+        if name in plan.names and original in plan.names:
+            if not np.array_equal(plan.tensors.read(plan.names[name]), plan.tensors.read(plan.names[original])):
+                raise BertJaxError(
+                    f"{path}: {plan.names[name]} differs from {plan.names[original]}; our decoder is tied to the token table"
+                )
+    return flat
+
+
+def tree_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its path."""
+    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(lambda: api.init(config, jax.random.key(0)))).items()}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by their path, steps joined by "/"."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> api.Params:
+    """The tree that :func:`flatten` took apart."""
+    tree: api.Params = {}
+    for path, a in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = a
+    return tree
+
+
+def _wanted(rows: Iterable[Row], places: list[dict[str, int]]) -> list[tuple[Row, str]]:
+    return [(row, row.theirs.format(**place)) for row in rows for place in (places if row.part in LAYERS else [{}])]
+
+
+def _finite(tensors: Tensors, name: str) -> np.ndarray:
+    a = tensors.read(name)
+    if not np.isfinite(a).all():
+        raise BertJaxError(f"{tensors.path}: {name} holds NaN or infinity: the model was broken when it was saved")
+    return a
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{', '.join(names[:4])}{more}"
+
+
+def _progress(rows: list[Row], what: str) -> Iterable[Row]:
+    console = Console(stderr=True)
+    return track(rows, what, total=len(rows), console=console, disable=not console.is_terminal, transient=True)
+
+
+def require_empty(directory: Path) -> None:
+    """Raises BertJaxError unless ``directory`` is absent or empty."""
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise BertJaxError(f"{directory} exists and is not an empty directory: choose another place")
