@@ -35,7 +35,7 @@ from bert_jax.convert.reading import (
 )
 from bert_jax.convert.settings import CONFIG, FAMILIES, NOTES, family_of, plain_form, read_settings, write_settings
 from bert_jax.convert.table import Family
-from bert_jax.convert.tensors import DTYPES, SAFETENSORS, Entry, open_tensors, read_json, write_safetensors
+from bert_jax.convert.tensors import DTYPES, INDEX, PICKLE, SAFETENSORS, Entry, open_tensors, read_json, write_safetensors
 from bert_jax.errors import BertJaxError
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.heads import HEADS
@@ -59,9 +59,9 @@ def export(
 ) -> Path:
     """Writes a directory that the class fitting the heads (``AutoModelForPreTraining`` ...) and ``AutoTokenizer`` load.
 
-    A model keeps the family that it came from. One that came from none is an ALBERT if it is factorised or wholly shared,
-    an ELECTRA if it has a discriminator, a RoBERTa if its positions are offset, a DistilBERT if it has no segments, else a
-    BERT. Rows that pad the vocabulary are cut; the directory appears whole or not at all.
+    A model keeps the family that it came from. One that came from none is an ALBERT if it shares all, an ELECTRA (or an ALBERT
+    of many groups) if it is factorised, else a BERT, an ELECTRA if it has a discriminator, a RoBERTa if its positions are
+    offset, a DistilBERT if it has no segments. Rows that pad the vocabulary are cut; the directory appears whole or not at all.
 
     Args:
       params, config: as :func:`bert_jax.models.api.init` makes them; every array fully on this host.
@@ -127,7 +127,7 @@ def write(
         tokenizer.save(directory)
 
 
-def to_tensors(params: Mapping[str, Any], config: EncoderConfig) -> dict[str, np.ndarray]:
+def to_tensors(params: Mapping[str, Any], config: EncoderConfig, origin: Origin | None = None) -> dict[str, np.ndarray]:
     """The float32 tensors of :func:`export` by their names in transformers, as in a state dict without tied entries.
 
     Gradients of ``params`` convert alike where no layer is copied and nothing is added (ALBERT with E == D).
@@ -135,7 +135,7 @@ def to_tensors(params: Mapping[str, Any], config: EncoderConfig) -> dict[str, np
     Raises:
       BertJaxError: ``params`` do not fit ``config``.
     """
-    return {name: np.ascontiguousarray(make(), np.float32) for name, _, make in _entries(params, config, None)}
+    return {name: np.ascontiguousarray(make(), np.float32) for name, _, make in _entries(params, config, origin)}
 
 
 def load(directory: str | os.PathLike, *, allow_missing: bool = False) -> Imported:
@@ -181,6 +181,11 @@ def plan(directory: str | os.PathLike) -> Plan:
     )
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds weights that :func:`load` reads."""
+    return any((directory / (name + end)).is_file() for name in (SAFETENSORS, PICKLE) for end in ("", INDEX))
+
+
 # Names
 
 
@@ -196,7 +201,7 @@ def _family(settings: Mapping[str, Any], names: Iterator[str], path: Path) -> Fa
     kind = settings.get("model_type")
     if kind is None:  # files before 2020
         names = list(names)
-        family = next((f for f in FAMILIES if any(name.startswith(f.base) for name in names)), BERT)
+        family = next((f for f in FAMILIES if any(name.startswith(f.base) for name in names)), FAMILIES[0])
         logger.warning("%s has no model_type: taken for %s", path, family.model_type)
         return family
     family = next((f for f in FAMILIES if f.model_type == kind), None)
@@ -214,7 +219,7 @@ def _prefix(names: Iterator[str], family: Family, path: Path) -> str:
         raise BertJaxError(f"{path} holds {len(found)} encoders ({', '.join(found)}): save one of them alone")
     other = next((f for f in FAMILIES if found and f.base != family.base and f".{found[0]}".endswith(f".{f.base}")), None)
     if other:
-        raise BertJaxError(f"{path} holds a {other.model_type}, its {CONFIG} describes a {family.model_type}: they do not belong together")
+        raise BertJaxError(f"{path} holds a {other.model_type}, its {CONFIG} describes a {family.model_type}: not of one model")
     return found[0] if found else family.base
 
 

@@ -21,7 +21,6 @@ from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
 
-# In the order in which a family is chosen for a model that came from none; BERT or ALBERT by whether it shares all.
 FAMILIES = (BERT, ALBERT, ELECTRA, ROBERTA, DISTILBERT, XLM_ROBERTA)
 CONFIG = "config.json"
 NOTES = "bert_jax"  # key of config.json for what transformers has no word for
@@ -40,13 +39,20 @@ def family_of(config: EncoderConfig, origin: Origin | None) -> Family:
     Raises:
       BertJaxError: no family has a form of it.
     """
-    factorised = config.share == "all" or config.embedding_width != config.hidden_width
-    chosen = [family for family in FAMILIES if origin and family.model_type == origin.family]
-    chosen += [ALBERT if factorised else BERT] + [family for family in FAMILIES[2:] if not factorised or family is ELECTRA]
-    for family in chosen:
-        if not any(family.reasons_against(config)):
+    own = next((family for family in FAMILIES if origin and family.model_type == origin.family), None)
+    if own and not any(own.reasons_against(config)):
+        return own
+    if config.share == "all":
+        likeliest, others = ALBERT, ()
+    elif config.embedding_width != config.hidden_width:
+        likeliest, others = ELECTRA, (ALBERT,)
+    else:
+        likeliest, others = BERT, (ELECTRA, ROBERTA, DISTILBERT)
+    for family in (likeliest, *others):
+        if not any(family.reasons_against(config)) and family.computes_mlm_head_of(config):
             return family
-    raise BertJaxError("transformers has no such model: " + next(chosen[0].reasons_against(config)))
+    reasons = [*likeliest.reasons_against(config), "the masked-language-model head has another activation than the encoder"]
+    raise BertJaxError(f"transformers has no such model: {reasons[0]}")
 
 
 def plain_form(config: EncoderConfig, family: Family) -> EncoderConfig:
@@ -61,7 +67,7 @@ def plain_form(config: EncoderConfig, family: Family) -> EncoderConfig:
 def write_settings(config: EncoderConfig, tokenizer: Tokenizer | None, origin: Origin | None, dtype: str) -> dict:
     family = family_of(config, origin)
     plain = plain_form(config, family)
-    if "mlm" in plain.with_heads and (plain.mlm_activation or plain.activation) != (family.mlm_activation or plain.activation):
+    if not family.computes_mlm_head_of(plain):
         logger.warning(
             "transformers computes the masked-language-model head of %s with %s, whatever config.json says; here it is %s",
             family.model_type, family.mlm_activation or plain.activation, plain.mlm_activation or plain.activation,

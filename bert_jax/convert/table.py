@@ -138,6 +138,11 @@ class Family:
         """The class that has exactly these heads."""
         return next((name for name, has in self.architectures if set(has) == set(heads)), None)
 
+    def computes_mlm_head_of(self, config: EncoderConfig) -> bool:
+        """Whether its masked-language-model head has the activation that the configuration says."""
+        theirs, ours = self.mlm_activation or config.activation, config.mlm_activation or config.activation
+        return "mlm" not in config.with_heads or theirs == ours
+
     def reasons_against(self, config: EncoderConfig) -> Iterator[str]:
         """Why this family has no form of a configuration; nothing if it has one."""
         plain = self.plain(config)
@@ -147,6 +152,8 @@ class Family:
             yield f"no {self.model_type} class has exactly the heads {heads} (there are: {has})"
         if plain.embedding_width != plain.hidden_width and not self.factorised:
             yield f"{self.model_type} has no embeddings narrower than its hidden states"
+        if not plain.segments and "segments" not in self.fixed:
+            yield f"{self.model_type} has a table of segments"
         for name, value in self.fixed.items():
             found = getattr(plain, name)
             if name == "pooler_activation" and "pooler" not in plain.with_heads:

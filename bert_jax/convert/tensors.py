@@ -59,7 +59,7 @@ def _shards(index: Path) -> list[Path]:
         raise BertJaxError(f"{index} has no weight_map: it is not the index of a checkpoint")
     files = []
     for name in sorted(set(names.values())):
-        if Path(name).name != name:
+        if Path(name).name != name or name in (".", ".."):
             raise BertJaxError(f"{index} names {name!r}, which lies outside its folder: not read")
         if not (index.parent / name).is_file():
             raise BertJaxError(f"{index.parent / name} is missing: download the checkpoint again")
@@ -173,16 +173,20 @@ def write_safetensors(path: Path, entries: list[Entry], dtype: np.dtype, shown: 
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape, make in shown or entries:
-            array = make()
-            assert array.shape == tuple(shape), (name, array.shape, shape)
-            with np.errstate(over="ignore"):
-                written = np.ascontiguousarray(array, dtype)
-            if written.dtype != array.dtype and not np.isfinite(written).all():
-                raise BertJaxError(f"{name} holds values beyond the range of {dtype.name}: choose bfloat16 or float32")
-            file.write(written.view(np.uint8).reshape(-1).data if written.size else b"")
+        for entry in shown or entries:
+            file.write(_bytes(entry, dtype))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _bytes(entry: Entry, dtype: np.dtype) -> memoryview | bytes:
+    array = entry.array()
+    assert array.shape == tuple(entry.shape), (entry.name, array.shape, entry.shape)
+    with np.errstate(over="ignore"):
+        written = np.ascontiguousarray(array, dtype)
+    if written.dtype != array.dtype and not np.isfinite(written).all():
+        raise BertJaxError(f"{entry.name} holds values beyond the range of {dtype.name}: choose bfloat16 or float32")
+    return written.reshape(-1).view(np.uint8).data if written.size else b""
 
 
 def read_json(path: Path) -> dict[str, Any]:
