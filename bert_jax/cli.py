@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bert-jax", description="Pre-train BERT-family encoders in JAX, look at them, and hand them to PyTorch.",
+        prog="bert-jax", description="Pre-train BERT-family encoders in JAX, convert them, and hand them to PyTorch.",
         epilog="Start with: bert-jax demo. Each command explains itself: bert-jax COMMAND --help.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--config", required=True, help="Python file with get_config() -> Experiment, see configs/")
     sub.add_argument("--data", required=True, help="token store made by bert-jax prepare")
     sub.add_argument("--workdir", required=True, help="folder for checkpoints and records")
+    sub.add_argument("--init", metavar="CHECKPOINT", default=None,
+                     help="start from the weights of this checkpoint (whatever convert reads) instead of from scratch")
     sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments",
                      help="change a field of the configuration, as in --set train.steps=1000; may be repeated")
 
@@ -87,13 +89,35 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("fill-mask", _fill_mask, "guess the masked words of a sentence",
                   "Prints the most probable pieces for every [MASK] in the text.")
-    sub.add_argument("checkpoint", help="work directory, workdir@step, or a Hugging Face directory")
+    sub.add_argument("checkpoint", help="whatever convert reads, with a masked-language-model head")
     sub.add_argument("text", help='for example "The capital of France is [MASK]."')
     sub.add_argument("--top", type=int, default=5, help="guesses per mask")
 
+    sub = command("convert", _convert, "turn any checkpoint into any other form",
+                  "Reads BERT, ALBERT, ELECTRA, DistilBERT, RoBERTa and XLM-RoBERTa from directories of Hugging Face and "
+                  "sentence-transformers, the hub, Google's TensorFlow checkpoints and work directories; writes what "
+                  "transformers or sentence-transformers load in PyTorch, or a work directory to train on from. Values are "
+                  "copied exactly.")
+    sub.add_argument("--from", required=True, metavar="CHECKPOINT", dest="checkpoint",
+                     help="work directory, workdir@step, directory, TensorFlow checkpoint, or hub id (org/name)")
+    sub.add_argument("--to", required=True, metavar="FOLDER", dest="out", help="folder to write; must not exist or be empty")
+    sub.add_argument("--format", choices=["hf", "sentence-transformers", "bert_jax"], default="hf",
+                     help="hf: transformers; sentence-transformers: with its modules; bert_jax: work directory")
+    sub.add_argument("--dtype", choices=["float32", "bf16", "bfloat16", "float16"], default=None,
+                     help="of the weights that are written; default: as they come")
+    sub.add_argument("--tokenizer", default=None, help="folder or file of the tokenizer; default: the one beside the weights")
+    sub.add_argument("--allow-missing", action="store_true",
+                     help="heads that the checkpoint promises but lacks begin untrained, instead of an error")
+
+    sub = command("inspect", _inspect, "say what a checkpoint is",
+                  "Prints family, sizes, heads, tokenizer and its hash, and which tensors would be left out or begin anew. "
+                  "Reads no weights.")
+    sub.add_argument("checkpoint", help="whatever convert reads")
+
     sub = command("export", _export, "write a Hugging Face directory",
-                  "Writes model.safetensors, config.json and the tokenizer, which transformers loads in PyTorch.")
-    sub.add_argument("checkpoint", help="work directory, or workdir@step")
+                  "Writes model.safetensors, config.json and the tokenizer, which transformers loads in PyTorch. Short for "
+                  "convert --format hf.")
+    sub.add_argument("checkpoint", help="whatever convert reads")
     sub.add_argument("out", help="folder to write; must not exist or be empty")
 
     sub = command("demo", _demo, "everything at once, in minutes, without any data",
@@ -142,7 +166,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from bert_jax import config
     from bert_jax.training.pretrain import load_config, pretrain
 
-    experiment = config.override(load_config(arguments.config), arguments.assignments)
+    init = [f"task.init={json.dumps(arguments.init)}"] if arguments.init else []
+    experiment = config.override(load_config(arguments.config), arguments.assignments + init)
     pretrain(experiment, arguments.data, arguments.workdir)
 
 
@@ -163,6 +188,23 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
     model = bert_jax.load(arguments.checkpoint)
     for guesses in fill_mask(model.params, model.config, model.tokenizer, arguments.text, arguments.top):
         print("  ".join(f"{guess.piece} {guess.probability:.3f}" for guess in guesses))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    _start_jax()
+    import bert_jax
+
+    model = bert_jax.load(arguments.checkpoint, tokenizer=arguments.tokenizer, allow_missing=arguments.allow_missing)
+    dtype = {"bf16": "bfloat16"}.get(arguments.dtype, arguments.dtype)
+    bert_jax.save(model, arguments.out, format=arguments.format, dtype=dtype)
+    print(f"{arguments.out}: written as {arguments.format}; bert-jax inspect {arguments.out} describes it")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    _start_jax()
+    import bert_jax
+
+    print(bert_jax.inspect(arguments.checkpoint))
 
 
 def _export(arguments: argparse.Namespace) -> None:

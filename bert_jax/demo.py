@@ -31,6 +31,7 @@ from bert_jax.data.sources import Corpus
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.fill_mask import fill_mask
+from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives import MaskedLM, NextSentence
@@ -40,7 +41,6 @@ from bert_jax.training.optimizer import AdamW
 from bert_jax.training.pretrain import heldout_majority
 from bert_jax.training.record import read
 from bert_jax.training.train import train
-from bert_jax.training.workdir import Model, load_workdir
 
 log = logging.getLogger("bert_jax")
 
@@ -104,7 +104,7 @@ def demo(directory: Path, assignments: list[str]) -> dict[str, Any]:
     train_seconds = time.monotonic() - before
     if not result.finished:
         raise BertJaxError("the demo was asked to stop; the same command continues")
-    model = load_workdir(directory / "model")
+    model = load(directory / "model")
 
     stage("5/6 filling masks")
     for sentence in SENTENCES:

@@ -20,17 +20,19 @@ class Guess(NamedTuple):
 
 
 def fill_mask(
-    params: api.Params, config: EncoderConfig, tokenizer: Tokenizer, text: str, top: int = 5
+    params: api.Params, config: EncoderConfig, tokenizer: Tokenizer | None, text: str, top: int = 5
 ) -> list[list[Guess]]:
     """The ``top`` most probable pieces for every [MASK] in ``text``, in order; special pieces are not offered.
 
     Raises:
       BertJaxError: no mask in the text, no masked-language-model head, or a text longer than the position table.
     """
+    if tokenizer is None:
+        raise BertJaxError("this checkpoint has no tokenizer: name one (--tokenizer)")
     if "mlm" not in params:
         raise BertJaxError("this checkpoint has no masked-language-model head")
     mask = tokenizer.piece(tokenizer.mask_id)
-    ids = np.concatenate([[tokenizer.cls_id], tokenizer.encode(text, special=True).ids, [tokenizer.sep_id]])
+    ids, _ = tokenizer.build(tokenizer.encode(text, special=True).ids)
     if len(ids) > config.max_length:
         raise BertJaxError(f"the text has {len(ids)} tokens, the position table {config.max_length}: shorten it")
     if ids.max() >= config.vocab_size:

@@ -42,6 +42,9 @@ class Task(Protocol):
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
 
+    def start(self) -> Params | None:
+        """Host arrays to begin with instead of ``init``'s, or None; asked only where there is nothing to continue."""
+
     def logical_axes(self) -> Any:
         """The tree of ``init`` with a tuple of logical axis names for each array."""
 

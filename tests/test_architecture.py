@@ -89,7 +89,7 @@ def test_no_part_is_forgotten():
 
 def test_loop_knows_no_model():
     """train.py runs any Task: of models and objectives it sees nothing."""
-    for name in ("train", "step", "optimizer", "checkpoint", "record"):
+    for name in ("train", "step", "optimizer", "record"):
         for module in imports(PACKAGE / "training" / f"{name}.py", inside_functions=True):
             allowed = name == "step" and module == "bert_jax.models.api"  # the context of sharding rules
             assert allowed or not within(module, "bert_jax.models", "bert_jax.objectives", "bert_jax.data"), (name, module)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax.checkpoint import Checkpoints, fingerprints
 from bert_jax.errors import BertJaxError
-from bert_jax.training.checkpoint import Checkpoints, fingerprints
 
 TREE = {
     "w": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,20 +21,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from bert_jax.config import from_json, to_json
 from bert_jax.convert.reading import (
     LAYERS,
+    VOCABULARY,
     Imported,
     Origin,
     Plan,
     flatten,
     make_plan,
-    nest,
-    read_plan,
+    read_imported,
     require_empty,
     tree_shapes,
 )
-from bert_jax.convert.settings import CONFIG, FAMILIES, NOTES, family_of, plain_form, read_settings, write_settings
+from bert_jax.convert.settings import CONFIG, FAMILIES, family_of, plain_form, read_settings, write_settings
 from bert_jax.convert.table import Family
 from bert_jax.convert.tensors import DTYPES, INDEX, PICKLE, SAFETENSORS, Entry, open_tensors, read_json, write_safetensors
 from bert_jax.errors import BertJaxError
@@ -43,9 +43,7 @@ from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
 
-_VOCABULARY = ("embeddings/token", "mlm/bias")  # have rows that only pad the vocabulary
-_SHARING = ("share", "layers", "groups", "inner_layers")
-_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # constants that old files carry along
+_BUFFERS = re.compile(r".*embeddings\.(position|token_type)_ids$")  # constants that old files carry along
 
 
 def export(
@@ -151,10 +149,7 @@ def load(directory: str | os.PathLike, *, allow_missing: bool = False) -> Import
       BertJaxError: a file is absent or damaged, another model type, a setting that makes a different model, tensors
         that are missing, of another shape, not floating point or not finite.
     """
-    made = plan(directory)
-    flat = read_plan(made, allow_missing=allow_missing)
-    flat, config = _restore(flat, made.config, made.origin.settings.get(NOTES, {}), Path(directory) / CONFIG)
-    return Imported(nest(flat), config, made.origin)
+    return read_imported(plan(directory), allow_missing=allow_missing)
 
 
 def plan(directory: str | os.PathLike) -> Plan:
@@ -173,7 +168,7 @@ def plan(directory: str | os.PathLike) -> Plan:
     heads = _heads(names, family, settings, path)
     labels = _labels(settings, family, heads, names, tensors, path)
     config = read_settings(settings, family, heads, labels, path)
-    dtypes = {tensors.dtypes[theirs] for name, theirs in names.items() if not name.endswith(_BUFFERS)}
+    dtypes = {tensors.dtypes[theirs] for name, theirs in names.items() if not _BUFFERS.match(name)}
     known = [name for name, dtype in DTYPES.items() if dtype in dtypes]
     origin = Origin(family.model_type, settings, heads, known[0] if len(known) == 1 else "float32")
     return make_plan(
@@ -295,13 +290,13 @@ def _entries(params: Mapping[str, Any], config: EncoderConfig, origin: Origin | 
             if row.ours not in flat:
                 return row.absent(plain)
             a = whole(row.ours) if index is None else whole(row.ours)[index]
-            return row.transform.export(a[: config.vocab_size] if row.ours in _VOCABULARY else a)
+            return row.transform.export(a[: config.vocab_size] if row.ours in VOCABULARY else a)
 
         if row.ours not in flat:
             shape = row.absent(plain).shape
         else:
             ours = expected[row.ours] if index is None else expected[row.ours][1:]
-            ours = (config.vocab_size, *ours[1:]) if row.ours in _VOCABULARY else ours
+            ours = (config.vocab_size, *ours[1:]) if row.ours in VOCABULARY else ours
             shape = row.transform.export(np.broadcast_to(np.float32(0), ours)).shape
         return Entry(name.removeprefix(prefix), shape, array)
 
@@ -315,33 +310,3 @@ def _entries(params: Mapping[str, Any], config: EncoderConfig, origin: Origin | 
         elif row.ours in flat or row.absent is not None:
             entries.append(entry(row.theirs, row))
     return entries
-
-
-# Sharing and vocabulary padding
-
-
-def _restore(
-    flat: dict[str, np.ndarray], plain: EncoderConfig, notes: dict, path: Path
-) -> tuple[dict[str, np.ndarray], EncoderConfig]:
-    """From the family's own terms to the configuration that was exported."""
-    config = from_json(EncoderConfig, to_json(plain) | notes, f"{path}: {NOTES}")
-    sets = {path: _collapse(a, path.partition("/")[0], config, plain) for path, a in flat.items()}
-    if any(a is None for a in sets.values()):
-        logger.warning("%s: layers that were shared differ by now: read as an encoder that does not share them", path)
-        return _restore(flat, plain, {name: v for name, v in notes.items() if name not in _SHARING}, path)
-    extra = config.padded_vocab_size - config.vocab_size
-    for name in _VOCABULARY:
-        if extra and name in sets:
-            sets[name] = np.pad(sets[name], [(0, extra)] + [(0, 0)] * (sets[name].ndim - 1))
-    return sets, config
-
-
-def _collapse(a: np.ndarray, part: str, config: EncoderConfig, plain: EncoderConfig) -> np.ndarray | None:
-    """The sets of parameters among copies [depth, ...]; None if copies of one set differ."""
-    if part not in LAYERS or config.copies(part) == plain.copies(part):
-        return a
-    index = config.shared_index
-    if len(index) != len(a):
-        return None
-    sets = a[[index.index(i) for i in range(config.copies(part))]]
-    return sets if np.array_equal(sets[list(index)], a) else None

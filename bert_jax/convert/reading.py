@@ -1,6 +1,7 @@
 """From named tensors to parameters, by the rows of a table: what is there, what is missing, and then one tensor at a time."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from bert_jax.config import from_json, to_json
 from bert_jax.convert.table import Row
 from bert_jax.convert.tensors import DTYPES, Tensors
 from bert_jax.errors import BertJaxError
@@ -19,6 +21,10 @@ from bert_jax.models.config import EncoderConfig
 logger = logging.getLogger("bert_jax")
 
 LAYERS = ("attention", "feed_forward")
+VOCABULARY = ("embeddings/token", "mlm/bias")  # have rows that only pad the vocabulary
+NOTES = "bert_jax"  # key of config.json for what transformers has no word for
+
+_SHARING = ("share", "layers", "groups", "inner_layers")
 _FLOATS = tuple(DTYPES.values())
 
 
@@ -72,18 +78,19 @@ class Plan(NamedTuple):
 
 def make_plan(
     tensors: Tensors, names: Mapping[str, str], config: EncoderConfig, origin: Origin, rows: list[Row],
-    places: list[dict[str, int]], tied: Mapping[str, str], ignored: tuple[str, ...],
+    places: list[dict[str, int]], tied: Mapping[str, str], ignored: re.Pattern,
 ) -> Plan:
     """Compares a table with a file.
 
     Args:
       names: from the table's names to those of the file, for every tensor of the file.
-      ignored: ends of names that are left out without a word: constants and optimiser states.
+      ignored: names that are left out without a word: constants and optimiser states.
 
     Raises:
       BertJaxError: a tensor has another shape than the configuration says, or does not hold floating-point numbers.
     """
     shapes = tree_shapes(config)
+    rows = [row for row in rows if row.ours in shapes or row.absent is not None]  # no projection where E == D
     missing, used = [], set(tied)
     for row, name in _wanted(rows, places):
         used.add(name)
@@ -103,8 +110,23 @@ def make_plan(
         if (dtype := tensors.dtypes[names[name]]) not in _FLOATS:
             held = "numbers of a kind that is not read" if dtype.kind == "V" else dtype.name
             raise BertJaxError(f"{tensors.path}: {names[name]} holds {held}: float32, float16 or bfloat16 is needed")
-    dropped = sorted(theirs for name, theirs in names.items() if name not in used and not theirs.endswith(ignored))
+    dropped = sorted(theirs for name, theirs in names.items() if name not in used and not ignored.match(theirs))
     return Plan(config, origin, tensors, rows, places, names, missing, dropped, tied)
+
+
+def read_imported(plan: Plan, *, allow_missing: bool = False) -> Imported:
+    """Reads what a plan says; see :func:`read_plan` for what is refused.
+
+    Sharing that was exported as copies is restored if the copies still agree, else one warning line says that not.
+    """
+    flat = read_plan(plan, allow_missing=allow_missing)
+    flat, config = _restore(flat, plan.config, plan.origin.settings.get(NOTES, {}), plan.tensors.path)
+    return Imported(nest(flat), config, plan.origin)
+
+
+def noted(plain: EncoderConfig, notes: Mapping[str, Any], path: Path) -> EncoderConfig:
+    """The configuration that was exported: the family's own terms with what config.json notes for us."""
+    return from_json(EncoderConfig, to_json(plain) | notes, f"{path}: {NOTES}")
 
 
 def read_plan(plan: Plan, *, allow_missing: bool) -> dict[str, np.ndarray]:
@@ -117,7 +139,7 @@ def read_plan(plan: Plan, *, allow_missing: bool) -> dict[str, np.ndarray]:
     parts = {row.part for row, name in _wanted(plan.rows, plan.places) if name in plan.missing}
     if plan.missing and (not allow_missing or parts & {*LAYERS, "embeddings"}):
         hint = "" if parts & {*LAYERS, "embeddings"} else "; to begin with new heads allow that (--allow-missing)"
-        raise BertJaxError(f"{path} lacks {_listed(plan.missing)}, which a {plan.origin.family} of its configuration has{hint}")
+        raise BertJaxError(f"{path} lacks {_listed(plan.missing)}, which its configuration asks for{hint}")
     if plan.missing:
         logger.warning("%s lacks %s: new, untrained %s", path, _listed(plan.missing), ", ".join(sorted(parts)))
     if plan.dropped:
@@ -174,6 +196,36 @@ def nest(flat: Mapping[str, Any]) -> api.Params:
             node = node.setdefault(name, {})
         node[leaf] = a
     return tree
+
+
+# Sharing and vocabulary padding
+
+
+def _restore(
+    flat: dict[str, np.ndarray], plain: EncoderConfig, notes: dict, path: Path
+) -> tuple[dict[str, np.ndarray], EncoderConfig]:
+    """From the family's own terms to the configuration that was exported."""
+    config = noted(plain, notes, path)
+    sets = {path: _collapse(a, path.partition("/")[0], config, plain) for path, a in flat.items()}
+    if any(a is None for a in sets.values()):
+        logger.warning("%s: layers that were shared differ by now: read as an encoder that does not share them", path)
+        return _restore(flat, plain, {name: v for name, v in notes.items() if name not in _SHARING}, path)
+    extra = config.padded_vocab_size - config.vocab_size
+    for name in VOCABULARY:
+        if extra and name in sets:
+            sets[name] = np.pad(sets[name], [(0, extra)] + [(0, 0)] * (sets[name].ndim - 1))
+    return sets, config
+
+
+def _collapse(a: np.ndarray, part: str, config: EncoderConfig, plain: EncoderConfig) -> np.ndarray | None:
+    """The sets of parameters among copies [depth, ...]; None if copies of one set differ."""
+    if part not in LAYERS or config.copies(part) == plain.copies(part):
+        return a
+    index = config.shared_index
+    if len(index) != len(a):
+        return None
+    sets = a[[index.index(i) for i in range(config.copies(part))]]
+    return sets if np.array_equal(sets[list(index)], a) else None
 
 
 def _wanted(rows: Iterable[Row], places: list[dict[str, int]]) -> list[tuple[Row, str]]:

@@ -11,7 +11,7 @@ from bert_jax.convert.albert import ALBERT
 from bert_jax.convert.bert import BERT
 from bert_jax.convert.distilbert import DISTILBERT
 from bert_jax.convert.electra import ELECTRA
-from bert_jax.convert.reading import Origin
+from bert_jax.convert.reading import NOTES, Origin
 from bert_jax.convert.roberta import ROBERTA, XLM_ROBERTA
 from bert_jax.convert.table import Family
 from bert_jax.errors import BertJaxError
@@ -23,7 +23,6 @@ logger = logging.getLogger("bert_jax")
 
 FAMILIES = (BERT, ALBERT, ELECTRA, ROBERTA, DISTILBERT, XLM_ROBERTA)
 CONFIG = "config.json"
-NOTES = "bert_jax"  # key of config.json for what transformers has no word for
 
 # Names in transformers for one of our forms: the tanh forms differ by float rounding at most.
 _ACTIVATIONS = {

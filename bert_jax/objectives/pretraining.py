@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import logging
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -16,12 +17,19 @@ from bert_jax.data.loader import heldout_batches, train_batches
 from bert_jax.data.pairs import PairSpec
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
+from bert_jax.model import load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives import AnyObjective
 from bert_jax.objectives.base import Pieces
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.task import Batch, Losses, Ratio
+
+log = logging.getLogger("bert_jax")
+
+# Fields of an encoder in which a checkpoint may differ from the run that starts from it: how it is trained and computed.
+_MAY_DIFFER = {"dropout", "attention_dropout", "head_dropout", "init_std", "compute_dtype", "remat", "unroll", "with_heads",
+               "labels", "vocab_multiple"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +38,13 @@ class Pretraining:
 
     Attributes:
       encoder: the model. objectives: their losses are added. examples: how sequences are cut from documents.
+      init: a checkpoint to start from, any that :func:`bert_jax.load` takes; heads that it lacks are new. None: from scratch.
     """
 
     encoder: EncoderConfig
     objectives: tuple[AnyObjective, ...] = (MaskedLM(),)
     examples: PairSpec = PairSpec()
+    init: str | None = None
 
     def __post_init__(self):
         names = [objective.name for objective in self.objectives]
@@ -75,6 +85,39 @@ class PretrainingTask:
 
     def init(self, key: Key[Array, ""]) -> api.Params:
         return api.init(self.config.encoder, key)
+
+    def start(self) -> api.Params | None:
+        """The parameters of ``task.init``.
+
+        Raises:
+          BertJaxError: it cannot be read, has another tokenizer than the data, or is another encoder than the task's.
+        """
+        if self.config.init is None:
+            return None
+        model, encoder = load(self.config.init), self.config.encoder
+        if model.tokenizer is not None and model.tokenizer.hash != self._store.tokenizer.hash:
+            raise BertJaxError(
+                f"{self.config.init} has another tokenizer than the data: prepare the text with --tokenizer {self.config.init}"
+            )
+        theirs, ours = (dataclasses.asdict(config) for config in (model.config, encoder))
+        differ = [name for name in ours if name not in _MAY_DIFFER and ours[name] != theirs[name]]
+        if differ:
+            wanted = " ".join(f"--set task.encoder.{name}={theirs[name]}" for name in differ)
+            raise BertJaxError(f"{self.config.init} is another encoder than task.encoder; to start from it: {wanted}")
+        fresh = set(encoder.with_heads) - model.params.keys()
+        unused = model.params.keys() - {*encoder.with_heads, "embeddings", "attention", "feed_forward"}
+        if fresh:
+            log.warning("%s has no head %s: it starts untrained", self.config.init, ", ".join(sorted(fresh)))
+        if unused:
+            log.warning("%s has a head %s that is not trained here and left out", self.config.init, ", ".join(sorted(unused)))
+        begun = api.init(encoder, jax.random.key(0)) if fresh else {}
+        params = {name: part for name, part in {**begun, **model.params}.items() if name not in unused}
+        for part, leaf in (("embeddings", "token"), ("mlm", "bias")):  # the rows that only pad the vocabulary
+            if part in model.params and part not in unused:
+                table = np.asarray(model.params[part][leaf])[: encoder.vocab_size]
+                extra = encoder.padded_vocab_size - encoder.vocab_size
+                params[part] = params[part] | {leaf: np.pad(table, [(0, extra)] + [(0, 0)] * (table.ndim - 1))}
+        return params
 
     def logical_axes(self) -> api.Params:
         return api.logical_axes(self.config.encoder)

@@ -1,4 +1,6 @@
-"""WordPiece and SentencePiece behind one interface: train, load, encode, save.
+"""Every tokenizer of BERT's family behind one interface: train, load, encode, build, save.
+
+WordPiece and ALBERT's SentencePiece are trained here; whatever else a tokenizer.json can say is run as it stands.
 
 Example:
     tokenizer = tokenizers.load("bert-base-uncased-vocab.txt")
@@ -9,11 +11,11 @@ from collections.abc import Iterable
 
 from bert_jax.errors import BertJaxError
 from bert_jax.tokenizers.base import Encoding, Tokenizer
-from bert_jax.tokenizers.loading import load
+from bert_jax.tokenizers.loading import is_in, load
 from bert_jax.tokenizers.unigram import train_sentencepiece
 from bert_jax.tokenizers.wordpiece import train_wordpiece
 
-__all__ = ["Encoding", "Tokenizer", "load", "train"]
+__all__ = ["Encoding", "Tokenizer", "is_in", "load", "train"]
 
 
 def train(kind: str, texts: Iterable[str], vocab_size: int, *, lowercase: bool = True) -> Tokenizer:

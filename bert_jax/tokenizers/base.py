@@ -1,17 +1,21 @@
-"""What every tokenizer offers; both kinds run on the `tokenizers` library, so one class holds all but the rules."""
+"""What every tokenizer offers; all kinds run on the `tokenizers` library, so one class holds all but the rules."""
 
 import abc
+import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 
 from bert_jax.errors import BertJaxError
+
+# Keys of a tokenizer_config.json that point at files or code of the place where it was written.
+_LOCAL_SETTINGS = ("auto_map", "merges_file", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file")
 
 
 class Encoding(NamedTuple):
@@ -25,33 +29,42 @@ class Tokenizer(abc.ABC):
     """Text to ids and back. Immutable; pickles to any worker process; equal `hash` means equal ids for every text.
 
     Attributes:
-      pieces: the vocabulary in id order, V strings, without duplicates.
-      special_ids: ids that are never masked and never drawn as random replacements.
+      pieces: the vocabulary in id order, V strings, without duplicates. V is the largest id plus one; an id without a
+        piece of its own is a hole, named "<hole 7>" here and known to no method that takes a piece.
+      special_ids: ids that are never masked and never drawn as random replacements: special pieces and holes.
+      lowercase: whether capitals are lost.
       hash: sha256 of the kind, the vocabulary in order (with scores) and the normalisation rules.
+      settings: facts of the tokenizer_config.json that it came with (model_max_length ...); `save` writes them again.
     """
 
     kind: str
 
-    def __init__(self, pieces: Sequence[str], specials: Sequence[str], special_ids: Sequence[int], lowercase: bool):
-        """`specials` names the pieces for padding, unknown, CLS, SEP and MASK, in this order."""
-        self.pieces = tuple(pieces)
+    def __init__(
+        self,
+        pieces: Sequence[str | None],
+        specials: Sequence[str],
+        special_ids: Iterable[int],
+        lowercase: bool,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """`pieces` has None at holes; `specials` names padding, unknown, CLS, SEP and MASK, in this order."""
+        self.pieces = tuple(f"<hole {i}>" if piece is None else piece for i, piece in enumerate(pieces))
         self.lowercase = lowercase
         self.vocab_size = len(self.pieces)
-        self._ids = {piece: i for i, piece in enumerate(self.pieces)}
+        self.settings = {key: value for key, value in (settings or {}).items() if key not in _LOCAL_SETTINGS}
+        self._ids = {piece: i for i, piece in enumerate(pieces) if piece is not None}
+        self._holes = tuple(i for i, piece in enumerate(pieces) if piece is None)
         missing = [piece for piece in specials if piece not in self._ids]
         if missing:
-            raise BertJaxError(
-                f"the {self.kind} vocabulary lacks {' '.join(missing)}: it must hold {' '.join(specials)}"
-            )
-        if len(self._ids) < self.vocab_size:
+            raise BertJaxError(f"the {self.kind} vocabulary lacks {' '.join(missing)}: it must hold {' '.join(specials)}")
+        if len(self._ids) + len(self._holes) < self.vocab_size:
             seen: set[str] = set()
             twice = next(piece for piece in self.pieces if piece in seen or seen.add(piece))
             raise BertJaxError(f"the {self.kind} vocabulary holds {twice!r} twice: ids would be ambiguous, remove one")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self._ids[piece] for piece in specials)
-        self.special_ids = tuple(sorted(special_ids))
+        self.special_ids = tuple(sorted({*special_ids, *self._holes}))
         self.hash = hashlib.sha256(json.dumps([self.kind, self._identity()]).encode()).hexdigest()
         self._corpus = self._pipeline(literal_specials=True)
-        self._marked = self._with_specials([self.pieces[i] for i in self.special_ids])
 
     @abc.abstractmethod
     def _identity(self) -> list:
@@ -69,17 +82,44 @@ class Tokenizer(abc.ABC):
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the files that `load` and transformers' AutoTokenizer read; the directory is made if absent."""
 
-    def _with_specials(self, specials: list[str]) -> tokenizers.Tokenizer:
+    @functools.cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
         """The pipeline that recognises special pieces in the text and can wrap segments in CLS and SEP."""
         marked = self._pipeline(literal_specials=False)
-        marked.add_special_tokens(specials)
+        marked.add_special_tokens([self.pieces[i] for i in self.special_ids if i not in self._holes])
+        marked.post_processor = self._post_processor
+        return marked
+
+    @functools.cached_property
+    def _post_processor(self) -> tokenizers.processors.PostProcessor | None:
+        """What puts special tokens around one or two texts; BERT's form unless a kind knows better."""
         cls, sep = self.pieces[self.cls_id], self.pieces[self.sep_id]
-        marked.post_processor = tokenizers.processors.TemplateProcessing(
+        return tokenizers.processors.TemplateProcessing(
             single=f"{cls}:0 $A:0 {sep}:0",
             pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
             special_tokens=[(cls, self.cls_id), (sep, self.sep_id)],
         )
-        return marked
+
+    @functools.cached_property
+    def _layouts(self) -> tuple[list["Slot"], list["Slot"]]:
+        return layout(self._post_processor, pair=False), layout(self._post_processor, pair=True)
+
+    def build(self, first: Sequence[int], second: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, segment ids), both int32 [L]: one text or a pair with the special tokens that transformers adds.
+
+        BERT and ALBERT have [CLS] A [SEP] B [SEP], segments 0 and 1; RoBERTa and XLM-R <s> A </s> </s> B </s>, segments
+        all 0. A tokenizer.json without a post-processor adds nothing.
+
+        Args:
+          first, second: ids [LA] and [LB] as `encode` gives them; they may be empty.
+        """
+        texts = [np.asarray(ids, np.int32) for ids in (first, () if second is None else second)]
+        ids, segments = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]  # for a layout without any slot
+        for slot in self._layouts[second is not None]:
+            part = np.array([slot.id], np.int32) if slot.text is None else texts[slot.text]
+            ids.append(part)
+            segments.append(np.full(len(part), slot.segment, np.int32))
+        return np.concatenate(ids), np.concatenate(segments)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 ids [L] of each text, nothing added. "[MASK]" and its like in a corpus are text, never special ids."""
@@ -124,6 +164,25 @@ class Tokenizer(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, lowercase={self.lowercase}, hash={self.hash[:12]})"
+
+
+class Slot(NamedTuple):
+    """One place in the layout of a sequence: the special token `id`, or (`text` 0 or 1) the first or second text."""
+
+    text: int | None
+    id: int
+    token: str
+    segment: int
+
+
+def layout(post_processor: tokenizers.processors.PostProcessor | None, *, pair: bool) -> list[Slot]:
+    """Where a post-processor puts one text or a pair, asked of the library itself with texts of one token each."""
+    probe = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0}, unk_token="x"))
+    if post_processor is not None:
+        probe.post_processor = post_processor
+    shown = probe.encode("x", "x") if pair else probe.encode("x")
+    fields = zip(shown.sequence_ids, shown.ids, shown.tokens, shown.type_ids, strict=True)
+    return [Slot(*field) for field in fields]
 
 
 def _not_text(texts: Sequence[str]) -> BertJaxError:

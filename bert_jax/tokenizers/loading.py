@@ -4,121 +4,257 @@ import json
 import logging
 import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tokenizers.base import Tokenizer
+from bert_jax.tokenizers import loose, tokenizer_json
+from bert_jax.tokenizers.base import Tokenizer, to_json
+from bert_jax.tokenizers.pipeline import PipelineTokenizer
 from bert_jax.tokenizers.unigram import SentencePieceTokenizer
 from bert_jax.tokenizers.wordpiece import CONTINUATION, SPECIALS, WordPieceTokenizer
 
 logger = logging.getLogger("bert_jax")
 
 CONFIG = "tokenizer_config.json"
+_FAIRSEQ_MODEL = "sentencepiece.bpe.model"
+_VERBATIM = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that run a tokenizer.json as it is
+_RULES = {"do_lower_case", "strip_accents", "tokenize_chinese_chars"}
+_FAIRSEQ_IDS = (*_VERBATIM, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "xlm-roberta", "bert")
+# Classes of transformers whose vocab.txt needs another splitter of words than BERT's.
+_OTHER_WORDS = ("BertJapaneseTokenizer", "RoFormerTokenizer", "BertweetTokenizer", "PhobertTokenizer")
+
+
+class Beside(NamedTuple):
+    """The JSON objects that stand beside a vocabulary: empty where there is no such file."""
+
+    settings: dict[str, Any]
+    special_map: dict[str, Any]
+    added: dict[str, int]  # added_tokens.json: piece -> id
+
+    def named(self) -> dict[str, str]:
+        """Role to special piece."""
+        return tokenizer_json.special_names(self.settings, self.special_map)
+
+    def flag(self, key: str, default: bool | None = None) -> bool | None:
+        """A setting that is true, false, or absent (null is too)."""
+        value = self.settings.get(key)
+        if type(value) not in (bool, type(None)):
+            raise BertJaxError(f"{key} of the {CONFIG} beside it must be true, false or null, not {value!r}")
+        return default if value is None else value
+
+    def extends(self, known: Mapping[str, Any]) -> bool:
+        """Whether these files name pieces that the vocabulary or BERT's own five do not cover."""
+        tokens = tokenizer_json.added_tokens({}, self.settings)
+        return (
+            any(piece not in known for piece in self.added)
+            or bool(tokenizer_json.extra_names(self.settings, self.special_map))
+            or any(_unusual(token) for token in tokens)
+        )
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """Reads spiece.model / *.model, tokenizer.json (WordPiece) or vocab.txt, or a directory that holds one of them.
+    """Reads a directory, or one file whose companions lie beside it; the first of these that is there:
 
-    In a directory spiece.model comes first, then tokenizer.json, then vocab.txt. The rules (lower case, accents) come
-    from the tokenizer_config.json beside the file, else from tokenizer.json itself; a bare vocabulary counts as
-    lower-cased exactly if none of its pieces holds a capital, and one warning line says so.
+    - spiece.model: ALBERT's SentencePiece, unless a tokenizer.json beside it adds tokens.
+    - tokenizer.json: WordPieceTokenizer if it is plain BERT, else PipelineTokenizer, which runs any.
+    - sentencepiece.bpe.model: XLM-R's SentencePiece; vocab.json with merges.txt: RoBERTa's byte-level BPE.
+    - vocab.txt: WordPiece. Blank and repeated lines leave holes among the ids, as in transformers; one warning line.
+    - any other *.model, if there is just one: ALBERT's SentencePiece.
 
-    Raises BertJaxError for a missing path, a file that is no tokenizer, a pipeline other than BERT's or ALBERT's, a
-    vocabulary without the five specials, or with a piece twice.
+    Rules (lower case, accents, names of special pieces) come from tokenizer_config.json, special_tokens_map.json and
+    added_tokens.json beside the file, else from tokenizer.json itself; a bare vocabulary counts as lower-cased exactly if
+    none of its pieces holds a capital, and one warning line says so.
+
+    Raises BertJaxError for a missing path, a file that is no tokenizer or damaged, a vocabulary without the five special
+    pieces, and ids that collide.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise BertJaxError(f"no tokenizer at {path}: give a directory, vocab.txt, tokenizer.json or a .model file")
     file = _vocabulary_file(path) if path.is_dir() else path
-    config = _read_json(file.parent / CONFIG) if (file.parent / CONFIG).is_file() else {}
     try:
-        if file.suffix == ".model":
-            return _load_sentencepiece(file, config)
-        if file.suffix == ".json":
-            return _load_tokenizer_json(file, config)
-        return _load_vocab(file, config)
+        names = (CONFIG, "special_tokens_map.json", "added_tokens.json")
+        beside = Beside(*(_read_json(file.parent / name) if (file.parent / name).is_file() else {} for name in names))
+        if not all(type(i) is int for i in beside.added.values()):
+            raise BertJaxError(f"{file.parent / names[2]} is damaged: it must map pieces to ids")
+        if "auto_map" in beside.settings:
+            logger.warning("%s: the code that auto_map names is not run", file.parent / CONFIG)
+        return _reader(file)(file, beside)
     except BertJaxError as error:
-        raise BertJaxError(error.args[0] if str(file) in error.args[0] else f"{file}: {error.args[0]}") from error
+        raise BertJaxError(error.args[0] if str(file.parent) in error.args[0] else f"{file}: {error.args[0]}") from error
+
+
+def is_in(directory: str | os.PathLike) -> bool:
+    """Whether a directory holds files that `load` would read."""
+    try:
+        return bool(_vocabulary_file(pathlib.Path(directory)))
+    except BertJaxError:
+        return False
 
 
 def _vocabulary_file(directory: pathlib.Path) -> pathlib.Path:
-    for name in ("spiece.model", "tokenizer.json", "vocab.txt"):
+    if (directory / "spiece.model").is_file() and not _adds_tokens(directory / "tokenizer.json"):
+        return directory / "spiece.model"
+    for name in ("tokenizer.json", _FAIRSEQ_MODEL, "merges.txt", "vocab.txt"):
         if (directory / name).is_file():
-            return directory / name
+            return directory / ("vocab.json" if name == "merges.txt" else name)
     found = sorted(directory.glob("*.model"))
     if len(found) == 1:
         return found[0]
-    raise BertJaxError(f"{directory} holds no tokenizer: it needs spiece.model, tokenizer.json or vocab.txt")
-
-
-def _load_sentencepiece(file: pathlib.Path, config: dict) -> SentencePieceTokenizer:
-    model = _read(file)
-    lowercase = config.get("do_lower_case")
-    tokenizer = SentencePieceTokenizer(
-        model, lowercase=lowercase is not False, strip_accents=not config.get("keep_accents", False)
+    raise BertJaxError(
+        f"{directory} holds no tokenizer: it needs tokenizer.json, spiece.model, {_FAIRSEQ_MODEL}, vocab.txt, "
+        "or vocab.json and merges.txt"
     )
+
+
+def _adds_tokens(file: pathlib.Path) -> bool:
+    """Whether a tokenizer.json has tokens that no spiece.model beside it can know."""
+    if not file.is_file():
+        return False
+    try:
+        rules = tokenizer_json.parse(_read(file))
+        known = tokenizer_json.vocabulary(rules)
+        return any(token["content"] not in known for token in tokenizer_json.added_tokens(rules, {}))
+    except BertJaxError as error:
+        raise BertJaxError(f"{file}: {error.args[0]}") from error
+
+
+def _reader(file: pathlib.Path) -> Callable[[pathlib.Path, Beside], Tokenizer]:
+    if file.suffix == ".model":
+        return _load_xlm_roberta if file.name == _FAIRSEQ_MODEL else _load_sentencepiece
+    if file.suffix == ".json":
+        return _load_roberta if file.name == "vocab.json" else _load_tokenizer_json
+    return _load_vocab
+
+
+def _load_sentencepiece(file: pathlib.Path, beside: Beside) -> SentencePieceTokenizer:
+    model = _read(file)
+    if beside.added:
+        logger.warning("%s: added_tokens.json beside it is not read, ALBERT's tokens are those of the model", file)
+    lowercase = beside.flag("do_lower_case")
+    rules = {"strip_accents": not beside.flag("keep_accents", False), "settings": beside.settings}
+    tokenizer = SentencePieceTokenizer(model, lowercase=lowercase is not False, **rules)
     normal = [piece for i, piece in enumerate(tokenizer.pieces) if i not in tokenizer.special_ids]
     if lowercase is None and not _lowercase_by_content(file, normal):
-        return SentencePieceTokenizer(model, lowercase=False, strip_accents=tokenizer.strip_accents)
+        return SentencePieceTokenizer(model, lowercase=False, **rules)
     return tokenizer
 
 
-def _load_vocab(file: pathlib.Path, config: dict) -> WordPieceTokenizer:
-    try:
-        text = _read(file).decode()
-    except UnicodeDecodeError as error:
-        raise BertJaxError("not a vocabulary: it is not UTF-8 text with one piece a line") from error
-    pieces = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    for number, piece in enumerate(pieces, 1):
-        if "\0" in piece or not piece:
-            what = "is empty" if not piece else "holds a NUL byte"
-            raise BertJaxError(f"not a vocabulary: line {number} {what}, it must hold one piece a line")
-    lowercase = config.get("do_lower_case")
+def _load_xlm_roberta(file: pathlib.Path, beside: Beside) -> PipelineTokenizer:
+    config = file.parent / "config.json"
+    kinds = beside.settings.get("tokenizer_class"), _read_json(config).get("model_type") if config.is_file() else None
+    for kind in kinds:  # CamemBERT and mBART have files of this name, and other ids
+        if kind and kind not in _FAIRSEQ_IDS:
+            _refuse(kind, "the ids of XLM-R")
+    content = loose.xlm_roberta(_read(file), loose.FAIRSEQ | beside.named())
+    return _pipeline(content, beside)
+
+
+def _load_roberta(file: pathlib.Path, beside: Beside) -> PipelineTokenizer:
+    merges = file.parent / "merges.txt"
+    if not (file.is_file() and merges.is_file()):
+        raise BertJaxError("vocab.json and merges.txt are read together: one of them is not there")
+    vocabulary = tokenizer_json.vocabulary({"model": {"vocab": _read_json(file)}})
+    names = loose.FAIRSEQ | beside.named()
+    _need(names, vocabulary)
+    rules = {"prefix": beside.flag("add_prefix_space", False), "trim": beside.flag("trim_offsets", True)}
+    content = loose.roberta(vocabulary, _text(merges), names, **rules)
+    return _pipeline(content, beside)
+
+
+def _load_vocab(file: pathlib.Path, beside: Beside) -> Tokenizer:
+    if (kind := beside.settings.get("tokenizer_class")) in _OTHER_WORDS:
+        _refuse(kind, "BERT's words")
+    lines = [line.rstrip(" \t\r") for line in _text(file).split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    ids = {piece: i for i, piece in enumerate(lines) if piece}  # a repeated piece has its last id
+    if not ids or any("\0" in piece for piece in lines):
+        what = "holds a NUL byte" if ids else "is empty"
+        raise BertJaxError(f"not a vocabulary: it {what}, it must hold one piece a line")
+    if holes := len(lines) - len(ids):
+        logger.warning("%s: %d blank or repeated lines, whose ids stay without a piece", file, holes)
+    lowercase = beside.flag("do_lower_case")
     if lowercase is None:
-        lowercase = _lowercase_by_content(file, [piece for piece in pieces if not _bracketed(piece)])
+        lowercase = _lowercase_by_content(file, [piece for piece in ids if not _bracketed(piece)])
+    rules = {
+        "lowercase": lowercase,
+        "strip_accents": beside.flag("strip_accents"),
+        "split_chinese": beside.flag("tokenize_chinese_chars", True),
+    }
+    names = loose.BERT | beside.named()
+    if names == loose.BERT and not beside.extends(ids):
+        return WordPieceTokenizer(tokenizer_json.by_id(ids), **rules, settings=beside.settings)
+    _need(names, ids)
+    return _pipeline(loose.bert(ids, names, **rules), beside)
+
+
+def _load_tokenizer_json(file: pathlib.Path, beside: Beside) -> Tokenizer:
+    content = _read(file)
+    rules = tokenizer_json.parse(content)
+    if not _plain_bert(rules, beside):
+        return PipelineTokenizer(content, settings=beside.settings, special_map=beside.special_map)
+    own = rules["normalizer"]
+    if beside.settings.get("tokenizer_class") in _VERBATIM:  # the file as it is; other classes override its rules
+        beside = beside._replace(settings={key: beside.settings[key] for key in beside.settings.keys() - _RULES})
+    lowercase = beside.flag("do_lower_case", own.get("lowercase", True))
+    if lowercase != own.get("lowercase", True):
+        logger.warning("%s: do_lower_case of the %s beside it is used, not its own lowercase", file, CONFIG)
     return WordPieceTokenizer(
-        pieces,
+        tokenizer_json.by_id(tokenizer_json.vocabulary(rules)),
         lowercase=lowercase,
-        strip_accents=config.get("strip_accents"),
-        split_chinese=config.get("tokenize_chinese_chars", True),
+        strip_accents=beside.flag("strip_accents", own.get("strip_accents")),
+        split_chinese=beside.flag("tokenize_chinese_chars", own.get("handle_chinese_chars", True)),
+        settings=beside.settings,
     )
 
 
-def _load_tokenizer_json(file: pathlib.Path, config: dict) -> WordPieceTokenizer:
-    content = _read_json(file)
-    model = content.get("model") or {}
-    vocabulary = model.get("vocab")
+def _plain_bert(rules: dict, beside: Beside) -> bool:
+    """Whether a tokenizer.json says nothing but what WordPieceTokenizer does anyway."""
+    model, normalizer = rules["model"], rules.get("normalizer") or {}
     # Files of older libraries leave the type out; a WordPiece model is then known by its prefix.
-    kind = model.get("type") or ("WordPiece" if "continuing_subword_prefix" in model else None)
-    if kind == "Unigram":
-        raise BertJaxError("holds a Unigram model: give the spiece.model that it was made from")
-    if kind != "WordPiece" or not isinstance(vocabulary, dict):
-        raise BertJaxError(f"holds no WordPiece vocabulary (model type {kind}): only that is read from this format")
-    normalizer = content.get("normalizer") or {}
-    expected = {
-        "normalizer": (normalizer.get("type"), "BertNormalizer"),
-        "pre_tokenizer": ((content.get("pre_tokenizer") or {}).get("type"), "BertPreTokenizer"),
-        "continuing_subword_prefix": (model.get("continuing_subword_prefix"), CONTINUATION),
-        "unk_token": (model.get("unk_token"), SPECIALS[1]),
-        "max_input_chars_per_word": (model.get("max_input_chars_per_word", 100), 100),
-        "clean_text": (normalizer.get("clean_text", True), True),
-    }
-    for name, (found, wanted) in expected.items():
-        if found != wanted:
-            raise BertJaxError(f"not BERT's WordPiece: {name} is {found!r} where {wanted!r} is needed")
-    pieces = sorted(vocabulary, key=vocabulary.__getitem__)
-    if [vocabulary[piece] for piece in pieces] != list(range(len(pieces))):
-        raise BertJaxError(f"ids are not 0 to {len(pieces) - 1}, each once: the vocabulary has gaps or shared ids")
-    added = [token["content"] for token in content.get("added_tokens", []) if token["content"] not in vocabulary]
-    if added:
-        raise BertJaxError(f"adds {len(added)} tokens beyond the vocabulary ({added[0]!r} ...): put them into it first")
-    rules = {
-        "lowercase": config.get("do_lower_case", normalizer.get("lowercase", True)),
-        "strip_accents": config.get("strip_accents", normalizer.get("strip_accents")),
-        "split_chinese": config.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True)),
-    }
-    if rules["lowercase"] != normalizer.get("lowercase", True):
-        logger.warning("%s: do_lower_case of the %s beside it is used, not its own lowercase", file, CONFIG)
-    return WordPieceTokenizer(pieces, **rules)
+    kind = model.get("type") or ("WordPiece" if "continuing_subword_prefix" in model and "merges" not in model else None)
+    expected = [
+        (kind, "WordPiece"),
+        (normalizer.get("type"), "BertNormalizer"),
+        (normalizer.get("clean_text", True), True),
+        ([type(normalizer.get(key, True)) for key in ("lowercase", "handle_chinese_chars")], [bool, bool]),
+        (type(normalizer.get("strip_accents")) in (bool, type(None)), True),
+        ((rules.get("pre_tokenizer") or {}).get("type"), "BertPreTokenizer"),
+        (model.get("continuing_subword_prefix"), CONTINUATION),
+        (model.get("unk_token"), SPECIALS[1]),
+        (model.get("max_input_chars_per_word", 100), 100),
+        (loose.BERT | beside.named(), loose.BERT),
+    ]
+    if any(found != wanted for found, wanted in expected):
+        return False
+    vocabulary = tokenizer_json.vocabulary(rules)
+    if not vocabulary.keys() >= set(SPECIALS) or any(_unusual(token) for token in tokenizer_json.added_tokens(rules, {})):
+        return False
+    around = rules.get("post_processor")
+    wanted = loose.bert(vocabulary, loose.BERT, lowercase=True, strip_accents=None, split_chinese=True)["post_processor"]
+    forms = [tokenizer_json.layouts({"post_processor": form}) for form in (around, wanted)]
+    return (around is None or forms[0] == forms[1]) and not beside.extends(vocabulary)
+
+
+def _unusual(token: Mapping[str, Any]) -> bool:
+    """Whether an added token is more than one of BERT's five, found in the text exactly as it is written."""
+    return token["content"] not in SPECIALS or any(token[flag] for flag in tokenizer_json.FLAGS)
+
+
+def _pipeline(content: dict, beside: Beside) -> PipelineTokenizer:
+    content = loose.with_added(content, beside.added)
+    return PipelineTokenizer(to_json(content), settings=beside.settings, special_map=beside.special_map)
+
+
+def _refuse(name: object, what: str) -> None:
+    raise BertJaxError(f"belongs to a {name}, which has rules of its own, not {what}: give its tokenizer.json")
+
+
+def _need(names: Mapping[str, str], vocabulary: Mapping[str, int]) -> None:
+    if missing := [piece for piece in names.values() if piece not in vocabulary]:
+        raise BertJaxError(f"the vocabulary lacks {' '.join(missing)}: it must hold {' '.join(names.values())}")
 
 
 def _lowercase_by_content(file: pathlib.Path, pieces: list[str]) -> bool:
@@ -133,6 +269,13 @@ def _bracketed(piece: str) -> bool:
     return piece[0] + piece[-1] in ("[]", "<>") and len(piece) > 2
 
 
+def _text(file: pathlib.Path) -> str:
+    try:
+        return _read(file).decode()
+    except UnicodeDecodeError as error:
+        raise BertJaxError(f"not a vocabulary: {file.name} is not UTF-8 text with one entry a line") from error
+
+
 def _read(file: pathlib.Path) -> bytes:
     try:
         return file.read_bytes()
@@ -143,7 +286,7 @@ def _read(file: pathlib.Path) -> bytes:
 def _read_json(file: pathlib.Path) -> dict:
     try:
         content = json.loads(_read(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BertJaxError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise BertJaxError(f"{file} is not a tokenizer: a JSON object is needed")

@@ -10,10 +10,12 @@ and the exported ids must be its ids. Three facts decide the ids:
 - Accents are stripped in both cases of `lowercase`, as `preprocess_text` does.
 """
 
+import functools
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -42,23 +44,25 @@ class SentencePieceTokenizer(Tokenizer):
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes, *, lowercase: bool = True, strip_accents: bool = True):
-        """`model` is the content of a spiece.model; BertJaxError if it is not a unigram model with the specials."""
-        proto = sentencepiece_model_pb2.ModelProto()
-        try:
-            proto.ParseFromString(model)
-        except DecodeError as error:
-            raise BertJaxError("not a SentencePiece model: the bytes do not parse, give the original file") from error
-        if not proto.pieces:
-            raise BertJaxError("not a SentencePiece model: it holds no pieces, give the original file")
-        if proto.trainer_spec.model_type != _UNIGRAM:
-            raise BertJaxError("this SentencePiece model is not of the unigram type: ALBERT's are, train one of those")
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        lowercase: bool = True,
+        strip_accents: bool = True,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """`model` is the content of a spiece.model; BertJaxError if it is not a unigram model with the specials.
+
+        `settings` are facts for the tokenizer_config.json that is saved.
+        """
+        proto = parse_model(model)
         self.strip_accents = strip_accents
         self.model = model
         self._scores = [piece.score for piece in proto.pieces]
         self._character_map = proto.normalizer_spec.precompiled_charsmap
         special_ids = [i for i, piece in enumerate(proto.pieces) if piece.type not in (_NORMAL, _USER_DEFINED)]
-        super().__init__([piece.piece for piece in proto.pieces], SPECIALS, special_ids, lowercase)
+        super().__init__([piece.piece for piece in proto.pieces], SPECIALS, special_ids, lowercase, settings)
 
     def _identity(self) -> list:
         rules = [self.lowercase, self.strip_accents, self._character_map.hex()]
@@ -89,7 +93,7 @@ class SentencePieceTokenizer(Tokenizer):
         return starts
 
     def save(self, directory: str | os.PathLike) -> None:
-        config = {
+        config = self.settings | {
             "tokenizer_class": "AlbertTokenizer",
             "do_lower_case": self.lowercase,
             "keep_accents": not self.strip_accents,
@@ -110,11 +114,22 @@ class SentencePieceTokenizer(Tokenizer):
         write_files(directory, files)
 
     def __reduce__(self):
-        return _rebuild, (self.model, self.lowercase, self.strip_accents)
+        rules = {"lowercase": self.lowercase, "strip_accents": self.strip_accents, "settings": self.settings}
+        return functools.partial(SentencePieceTokenizer, **rules), (self.model,)
 
 
-def _rebuild(model: bytes, lowercase: bool, strip_accents: bool) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(model, lowercase=lowercase, strip_accents=strip_accents)
+def parse_model(model: bytes) -> sentencepiece_model_pb2.ModelProto:
+    """A SentencePiece model file; BertJaxError if it is none, or not of the unigram type."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(model)
+    except DecodeError as error:
+        raise BertJaxError("not a SentencePiece model: the bytes do not parse, give the original file") from error
+    if not proto.pieces:
+        raise BertJaxError("not a SentencePiece model: it holds no pieces, give the original file")
+    if proto.trainer_spec.model_type != _UNIGRAM:
+        raise BertJaxError("this SentencePiece model is not of the unigram type: BERT's family has no other")
+    return proto
 
 
 def _preprocessing(lowercase: bool, strip_accents: bool) -> list[normalizers.Normalizer]:

@@ -1,9 +1,11 @@
 """WordPiece as BERT uses it (Devlin et al. 2019; google-research/bert `tokenization.py`), with transformers' ids."""
 
+import functools
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Pipeline
@@ -26,17 +28,21 @@ class WordPieceTokenizer(Tokenizer):
 
     def __init__(
         self,
-        pieces: Sequence[str],
+        pieces: Sequence[str | None],
         *,
         lowercase: bool = True,
         strip_accents: bool | None = None,
         split_chinese: bool = True,
+        settings: Mapping[str, Any] | None = None,
     ):
-        """`strip_accents` None follows `lowercase`, as in the original; `split_chinese` makes each ideograph a word."""
+        """`strip_accents` None follows `lowercase`, as in the original; `split_chinese` makes each ideograph a word.
+
+        `pieces` has None at ids without a piece; `settings` are facts for the tokenizer_config.json that is saved.
+        """
         self.strip_accents = lowercase if strip_accents is None else strip_accents
         self.split_chinese = split_chinese
         special_ids = [i for i, piece in enumerate(pieces) if piece in SPECIALS]
-        super().__init__(pieces, SPECIALS, special_ids, lowercase)
+        super().__init__(pieces, SPECIALS, special_ids, lowercase, settings)
 
     def _identity(self) -> list:
         return [self.pieces, self.lowercase, self.strip_accents, self.split_chinese]
@@ -52,10 +58,12 @@ class WordPieceTokenizer(Tokenizer):
         return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces], dtype=bool)
 
     def save(self, directory: str | os.PathLike) -> None:
-        config = {
-            "tokenizer_class": "BertTokenizer",
+        # None, where the original says so, is the same rule: accents go where capitals go.
+        follows = "strip_accents" in self.settings and self.strip_accents == self.lowercase
+        config = self.settings | {
+            "tokenizer_class": self.settings.get("tokenizer_class") or "BertTokenizer",
             "do_lower_case": self.lowercase,
-            "strip_accents": self.strip_accents,
+            "strip_accents": self.settings["strip_accents"] if follows else self.strip_accents,
             "tokenize_chinese_chars": self.split_chinese,
             "pad_token": "[PAD]",
             "unk_token": "[UNK]",
@@ -64,18 +72,24 @@ class WordPieceTokenizer(Tokenizer):
             "mask_token": "[MASK]",
         }
         files = {
-            "vocab.txt": "".join(piece + "\n" for piece in self.pieces).encode(),
+            "vocab.txt": "".join((piece or "") + "\n" for piece in self._written_pieces()).encode(),
             "tokenizer.json": self._marked.to_str(pretty=True).encode(),
             "tokenizer_config.json": to_json(config),
         }
         write_files(directory, files)
 
+    def _written_pieces(self) -> list[str | None]:
+        holes = set(self._holes)
+        return [None if i in holes else piece for i, piece in enumerate(self.pieces)]
+
     def __reduce__(self):
-        return _rebuild, (self.pieces, self.lowercase, self.strip_accents, self.split_chinese)
-
-
-def _rebuild(pieces: tuple[str, ...], lowercase: bool, strip_accents: bool, split_chinese: bool) -> WordPieceTokenizer:
-    return WordPieceTokenizer(pieces, lowercase=lowercase, strip_accents=strip_accents, split_chinese=split_chinese)
+        rules = {
+            "lowercase": self.lowercase,
+            "strip_accents": self.strip_accents,
+            "split_chinese": self.split_chinese,
+            "settings": self.settings,
+        }
+        return functools.partial(WordPieceTokenizer, **rules), (self._written_pieces(),)
 
 
 def _word_splitter(pipeline: Pipeline, lowercase: bool, strip_accents: bool, split_chinese: bool) -> Pipeline:

@@ -9,14 +9,15 @@ import jax
 from rich.console import Console
 from rich.progress import track
 
+from bert_jax import config as configuration
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
+from bert_jax.model import EXPERIMENT, find, load
 from bert_jax.objectives.pretraining import PretrainingTask, majority_baseline
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.step import EVAL_SEED, make_eval_step
 from bert_jax.training.train import Result, evaluate, to_devices, train
-from bert_jax.training.workdir import load_workdir
 
 
 def load_config(path: Path | str) -> Experiment:
@@ -53,9 +54,13 @@ def pretrain(experiment: Experiment, data: Path | str, workdir: Path | str) -> R
 def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limit: int | None) -> dict[str, float]:
     """Held-out metrics of a work directory, with ``mlm_majority_baseline`` where tokens are masked."""
     store = TokenStore(data)
-    model = load_workdir(checkpoint)
+    workdir = find(checkpoint).path
+    if not (workdir / EXPERIMENT).is_file():
+        raise BertJaxError(f"{checkpoint} is no work directory of pretrain: its objectives are not known")
+    experiment = configuration.load(Experiment, workdir / EXPERIMENT)
+    model = load(checkpoint)
     store.check_tokenizer(model.tokenizer.hash)
-    task = PretrainingTask(model.experiment.task, store)
+    task = PretrainingTask(experiment.task, store)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     step = make_eval_step(task, mesh)
     with jax.set_mesh(mesh):

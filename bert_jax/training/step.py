@@ -39,15 +39,17 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def init_state(
-    task: Task, optimizer: optax.GradientTransformation, abstract: TrainState, key: Key[Array, ""]
+    task: Task, optimizer: optax.GradientTransformation, abstract: TrainState, key: Key[Array, ""], start: Params | None = None
 ) -> TrainState:
-    """A fresh state, created sharded: no device ever holds the whole."""
+    """A fresh state, created sharded: no device ever holds the whole. ``start`` takes the place of random parameters."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
-    def init(key):
-        params = task.init(key)
+    def state(params):
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(key)
+    if start is None:
+        return jax.jit(lambda key: state(task.init(key)), out_shardings=shardings)(key)
+    return jax.jit(state, out_shardings=shardings)(jax.device_put(start, shardings.params))
 
 
 def make_train_step(

@@ -20,10 +20,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bert_jax import config as configuration
+from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import BertJaxError
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
 from bert_jax.task import Batch, Params, Ratio, Task
-from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import make_optimizer, schedule
 from bert_jax.training.record import Record
@@ -66,7 +66,7 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
     batches = task.train_batches(settings.batch_size, settings.seed)
     heldout = task.eval_batches(settings.eval_batch_size or settings.batch_size, settings.eval_batches)
     if restored is None:
-        state = init_state(task, optimizer, abstract, jax.random.key(settings.seed))
+        state = init_state(task, optimizer, abstract, jax.random.key(settings.seed), task.start())
         start = 0
     else:
         _check_identity(restored.metadata["identity"], task.identity(), workdir)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from bert_jax import tokenizers
 from bert_jax.convert import hf
+from bert_jax.convert.reading import NOTES
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
@@ -129,7 +130,7 @@ def test_config_json_says_what_transformers_needs(bert, albert):
     assert written == expected
     written = json.loads((bert / "config.json").read_text())
     assert written["architectures"] == ["BertForPreTraining"] and written["model_type"] == "bert"
-    assert "embedding_size" not in written and hf.NOTES not in written
+    assert "embedding_size" not in written and NOTES not in written
 
 
 def test_weights_are_float32_and_hold_no_tied_copies(bert):
@@ -214,7 +215,7 @@ def test_missing_misshapen_and_left_out_tensors(bert, caplog):
     assert [r.getMessage().partition("left out: ")[2] for r in caplog.records] == ["classifier.weight"]
 
     edit_config(bert, num_hidden_layers=3)
-    with pytest.raises(BertJaxError, match=r"lacks bert.encoder.layer.2.attention.self.query.weight, .* and 12 more, which a"):
+    with pytest.raises(BertJaxError, match=r"lacks bert.encoder.layer.2.attention.self.query.weight, .* and 12 more"):
         hf.load(bert)
     edit_config(bert, num_hidden_layers=2, max_position_embeddings=12)
     with pytest.raises(BertJaxError, match=r"position_embeddings.weight has shape \[9, 6\].* says \[12, 6\]"):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -26,17 +27,25 @@ def refuse(path, match):
     ("name", "content", "match"),
     [
         ("vocab.txt", JUNK, "not UTF-8 text"),
-        ("vocab.txt", b"[PAD]\nabc\0\n", "line 2 holds a NUL byte"),
-        ("vocab.txt", b"[PAD]\n\nabc\n", "line 2 is empty"),
-        ("vocab.txt", b"", "line 1 is empty"),
+        ("vocab.txt", b"[PAD]\nabc\0\n", "holds a NUL byte"),
+        ("vocab.txt", b"", "is empty"),
+        ("vocab.txt", b"\n \n\n", "is empty"),
         ("vocab.txt", "\n".join(SPECIALS[:3]).encode(), r"lacks \[SEP\] \[MASK\]"),
-        ("vocab.txt", "\n".join([*SPECIALS, "a", "b", "a"]).encode(), "holds 'a' twice"),
         ("spiece.model", JUNK, "not a SentencePiece model"),
         ("spiece.model", b"", "not a SentencePiece model"),
         ("tokenizer.json", JUNK, "is not JSON"),
         ("tokenizer.json", b"[1]", "a JSON object is needed"),
-        ("tokenizer.json", b"{}", "holds no WordPiece vocabulary"),
-        ("tokenizer.json", b'{"model": {"type": "Unigram", "vocab": []}}', "give the spiece.model"),
+        ("tokenizer.json", b'{"model": {"type": "BPE", "vocab', "is not JSON"),
+        ("tokenizer.json", b"[" * 100_000, "is not JSON"),
+        ("tokenizer.json", b"{}", "no model with a vocabulary"),
+        ("tokenizer.json", b'{"model": {"type": "Unigram", "vocab": []}}', "no model with a vocabulary"),
+        ("tokenizer.json", b'{"model": {"type": "Neural", "vocab": {"a": 0}}}', "'Neural': the tokenizers library knows"),
+        ("tokenizer.json", b'{"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}', "without an unknown piece"),
+        ("tokenizer.json", b'{"model": {"type": "WordPiece", "vocab": {"a": 0}}}', r"'\[UNK\]' is not in the vocabulary"),
+        ("tokenizer.json", b'{"model": {"vocab": {"a": -1}}}', "ids must be whole numbers"),
+        ("tokenizer.json", b'{"model": {"vocab": {"a": 4000000000}}}', "ids must be whole numbers"),
+        ("vocab.json", b'{"a": 0}', "one of them is not there"),
+        ("sentencepiece.bpe.model", JUNK, "not a SentencePiece model"),
     ],
 )
 def test_wrong_files(tmp_path, name, content, match):
@@ -53,21 +62,133 @@ def test_missing_paths(tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda content: content["normalizer"].update(type="NFC"), "normalizer is 'NFC'"),
-        (lambda content: content.update(pre_tokenizer=None), "pre_tokenizer is None"),
-        (lambda content: content["model"].update(unk_token="<unk>"), "unk_token is '<unk>'"),
-        (lambda content: content["model"]["vocab"].update(extra=99), "gaps or shared ids"),
-        (lambda content: content["model"]["vocab"].pop("[MASK]"), r"beyond the vocabulary|gaps"),
-        (lambda content: content["added_tokens"].append({"id": 6, "content": "<new>"}), "adds 1 tokens beyond"),
+        (lambda content: content["model"].update(unk_token="<unk>"), "'<unk>' is not in the vocabulary"),
+        (lambda content: content["model"]["vocab"].update(extra=5), "'a' and 'extra' both have id 5"),
+        (lambda content: content["model"]["vocab"].pop("[UNK]"), r"'\[UNK\]' is not in the vocabulary"),
+        (lambda content: content.update(normalizer={"type": "Nonsense"}), "cannot be run by the tokenizers library"),
+        (lambda content: content.update(normalizer=["NFC"]), "normalizer must be an object or null"),
+        (lambda content: content["model"].update(max_input_chars_per_word="x"), "max_input_chars_per_word of the model must"),
+        (lambda content: content["added_tokens"].append({"content": "<new>"}), "damaged added tokens"),
+        (lambda content: content["post_processor"].update(single=[]), "cannot be run|leaves out a text"),
+        (lambda content: content["post_processor"]["special_tokens"].pop("[CLS]"), r"no special token '\[CLS\]'"),
     ],
 )
-def test_foreign_pipelines(tmp_path, change, match):
+def test_damaged_pipelines(tmp_path, change, match):
     WordPieceTokenizer([*SPECIALS, "a"]).save(tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
     refuse(path, match)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("tokenizer_config.json", '{"do_lower_case": "no"}', "do_lower_case of .* must be true, false or null"),
+        ("tokenizer_config.json", '{"mask_token": 3}', "mask_token names no piece"),
+        ("tokenizer_config.json", '{"mask_token": "<m>"}', "lacks <m>"),
+        ("tokenizer_config.json", '{"tokenizer_class": "BertJapaneseTokenizer"}', "belongs to a BertJapaneseTokenizer"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
+        ("special_tokens_map.json", '{"additional_special_tokens": "<x>"}', "must be a list of pieces"),
+        ("added_tokens.json", '{"<x>": "7"}', "must map pieces to ids"),
+    ],
+)
+def test_wrong_companions(tmp_path, name, content, match):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "a"]))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BertJaxError, match=match) as error:
+        tokenizers.load(tmp_path)
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_blank_and_repeated_lines_leave_holes(tmp_path, caplog):
+    """As transformers reads them: the last of two equal lines has the id, no line moves another."""
+    transformers = pytest.importorskip("transformers")
+    pieces = [*SPECIALS, "cat", "", "dog", "cat", "##s ", "", ""]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    ours, peer = tokenizers.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert "2 blank or repeated lines" in caplog.text and len(caplog.records) == 1
+    assert ours.encode("cats dog bird").ids.tolist() == [8, 9, 7, 1]
+    assert peer("cats dog bird", add_special_tokens=False)["input_ids"] == [8, 9, 7, 1]
+    assert ours.vocab_size == 10 and ours.piece(5) == "<hole 5>" and ours.special_ids == (0, 1, 2, 3, 4, 5, 6)
+    with pytest.raises(BertJaxError, match="'<hole 5>' is not one of"):
+        ours.piece_id("<hole 5>")
+    assert ours.decode([8, 5, 9]) == "cats"
+    ours.save(tmp_path / "saved")
+    for again in (tokenizers.load(tmp_path / "saved"), tokenizers.load(tmp_path / "saved/vocab.txt")):
+        assert again.hash == ours.hash and again.vocab_size == 10
+    assert pickle.loads(pickle.dumps(ours)).hash == ours.hash
+    with pytest.raises(BertJaxError, match="holds 'a' twice"):
+        WordPieceTokenizer([*SPECIALS, "a", "a"])
+
+
+def test_facts_of_the_configuration_travel(tmp_path):
+    """model_max_length and the like come out as they came in; paths and code of another machine do not."""
+    folder = tmp_path / "in"
+    WordPieceTokenizer([*SPECIALS, "a", "##b"], lowercase=False).save(folder)
+    facts = {"model_max_length": 512, "strip_accents": None, "do_lower_case": False, "tokenizer_class": "ElectraTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**facts, "name_or_path": "/home/somebody"}))
+    for name in ("vocab.txt", "tokenizer.json"):
+        tokenizer = pickle.loads(pickle.dumps(tokenizers.load(folder / name)))
+        tokenizer.save(tmp_path / "out")
+        written = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+        assert facts.items() <= written.items() and "name_or_path" not in written
+        assert tokenizer.hash == WordPieceTokenizer([*SPECIALS, "a", "##b"], lowercase=False).hash
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("bert-base-uncased-vocab.txt", "5d600ce0c887"),
+        ("bert-base-chinese-vocab.txt", "a7a9fc7cac3b"),
+        ("albert-base-v2-spiece.model", "ee119a52981e"),
+    ],
+)
+def test_hashes_of_version_0_1(data_dir, name, begins):
+    """Token stores carry these: a hash that changed without a change of ids would make them all useless."""
+    assert tokenizers.load(data_dir / "vocab" / name).hash.startswith(begins)
+
+
+def test_plain_bert_tokenizer_json_stays_wordpiece(data_dir):
+    """all-MiniLM's: old, with truncation and padding to 128 that are none of our business."""
+    folder = ROOT / ".cache/weights/all-MiniLM-L6-v2"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder.relative_to(ROOT)}")
+    tokenizer = tokenizers.load(folder / "tokenizer.json")
+    assert tokenizer.kind == "wordpiece" and tokenizer.settings["model_max_length"] == 512
+    assert tokenizer.hash == tokenizers.load(data_dir / "vocab/bert-base-uncased-vocab.txt").hash
+    assert len(tokenizer.encode("word " * 300).ids) == 300
+
+
+def test_damaged_merges(tmp_path):
+    vocabulary = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b", "ab", "<mask>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    tokenizer = tokenizers.load(tmp_path)
+    assert tokenizer.kind == "pipeline" and tokenizer.encode("ab").ids.tolist() == [6]
+    for merges, match in (("a b\na\n", "merges.txt is damaged: line 2"), ("a c\n", "cannot be run by the tokenizers")):
+        (tmp_path / "merges.txt").write_text(merges)
+        with pytest.raises(BertJaxError, match=match):
+            tokenizers.load(tmp_path)
+    del vocabulary["<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(BertJaxError, match="the vocabulary lacks <mask>"):
+        tokenizers.load(tmp_path)
+
+
+def test_old_smiles_checkpoints(caplog):
+    """rxnfp and rxnmapper: vocab.txt, and {} as tokenizer_config.json."""
+    for name in ("rxnfp-pretrained", "rxnfp-classifier", "rxnmapper"):
+        folder = ROOT / ".cache/weights" / name
+        if not folder.is_dir():
+            pytest.skip(f"no {folder.relative_to(ROOT)}")
+        tokenizer = tokenizers.load(folder)
+        assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.mask_id) == (0, 11, 12, 14)
+        assert tokenizer.vocab_size == 591 and not tokenizer.lowercase
+    assert "it holds capitals" in caplog.text
 
 
 def test_sentencepiece_without_the_specials(tmp_path):

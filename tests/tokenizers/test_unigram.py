@@ -53,8 +53,8 @@ def reference_pieces(model, text):
 
 @pytest.mark.parametrize("language", ["en", "de", "zh"])
 def test_ids_equal_transformers(albert, peer, data_dir, language):
-    texts = real_sentences(data_dir, language)
-    assert len(texts) >= 2000
+    texts = real_sentences(data_dir, language)[::2]
+    assert len(texts) >= 1000
     assert [ids.tolist() for ids in albert.encode_batch(texts)] == peer(texts, add_special_tokens=False)["input_ids"]
 
 

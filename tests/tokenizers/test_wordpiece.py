@@ -43,8 +43,8 @@ def peer(real, tmp_path_factory):
 
 @pytest.mark.parametrize("language", ["en", "de", "zh"])
 def test_ids_equal_transformers(real, peer, data_dir, language):
-    texts = sentences(data_dir, language) + questions(data_dir, language)
-    assert len(texts) >= 4000
+    texts = (sentences(data_dir, language) + questions(data_dir, language))[::3]
+    assert len(texts) >= 1300
     expected = peer(texts, add_special_tokens=False)["input_ids"]
     assert [ids.tolist() for ids in real.encode_batch(texts)] == expected
 

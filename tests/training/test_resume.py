@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from bert_jax import config
+from bert_jax.checkpoint import Checkpoints
 from bert_jax.data.store import TokenStore
 from bert_jax.objectives.pretraining import PretrainingTask
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
-from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.record import read

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import bert_jax
+from bert_jax.checkpoint import Checkpoints
 from bert_jax.data.loader import heldout_batches
 from bert_jax.data.prepare import prepare
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.tokenizers.wordpiece import WordPieceTokenizer
 from bert_jax.training import train as train_module
-from bert_jax.training.checkpoint import Checkpoints
 from bert_jax.training.pretrain import evaluate_checkpoint
 from bert_jax.training.record import read
 

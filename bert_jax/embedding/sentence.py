@@ -1,0 +1,238 @@
+"""Texts to vectors: tokenise, run the encoder, pool, normalise. The numbers of sentence-transformers, without torch."""
+
+import functools
+import logging
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers.normalizers import Lowercase
+
+from bert_jax.embedding.settings import Pooling, SentenceSettings
+from bert_jax.errors import BertJaxError
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
+from bert_jax.tokenizers import Tokenizer
+
+logger = logging.getLogger("bert_jax")
+
+_ENCODER = ("embeddings", "attention", "feed_forward")  # the parameters that final hidden states depend on
+_TOKENISED_AT_ONCE = 4096  # texts: the library's records of an encoding are many times the size of its ids
+_IN_FLIGHT = 2  # batches dispatched and not yet fetched: the host prepares one while the device computes another
+
+
+def pool(
+    hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], pooling: tuple[Pooling, ...]
+) -> Float[Array, "B K*D"]:
+    """Summaries of the states that ``mask`` marks, concatenated in the order of ``pooling``; float32.
+
+    The formulas are those of sentence-transformers' Pooling module for rows padded on the right: ``cls`` is the first
+    marked state, ``lasttoken`` the last one, ``mean_sqrt_len_tokens`` the sum over the square root of the number of
+    tokens, ``weightedmean`` the mean with the positions 1 to L as weights (Muennighoff 2022, "SGPT"). A row in which
+    nothing is marked gives zeros, but for ``cls``, which is its first state; the reference's maximum is -inf there.
+    """
+    hidden, marked = hidden.astype(jnp.float32), mask[:, :, None]
+    anything = mask.any(axis=1, keepdims=True)
+
+    def weighted_sum(weights):
+        return jnp.where(marked, hidden * weights[:, :, None], 0.0).sum(axis=1)
+
+    def state_at(position):
+        return jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
+
+    def summary(mode: Pooling):
+        ones, positions = mask.astype(jnp.float32), mask * jnp.arange(1.0, mask.shape[1] + 1)
+        count, weight = (jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0) for weights in (ones, positions))
+        match mode:
+            case "cls":
+                return state_at(jnp.argmax(mask, axis=1))
+            case "max":
+                return jnp.where(anything, jnp.where(marked, hidden, -jnp.inf).max(axis=1), 0.0)
+            case "mean":
+                return weighted_sum(ones) / count
+            case "mean_sqrt_len_tokens":
+                return weighted_sum(ones) / jnp.sqrt(count)
+            case "weightedmean":
+                return weighted_sum(positions) / weight
+            case "lasttoken":
+                return jnp.where(anything, state_at(mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)), 0.0)
+
+    return jnp.concatenate([summary(mode) for mode in pooling], axis=-1)
+
+
+def embed(
+    params: api.Params,
+    config: EncoderConfig,
+    tokenizer: Tokenizer,
+    settings: SentenceSettings,
+    texts: Sequence[str],
+    *,
+    prompt: str | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> np.ndarray:
+    """One vector per text, in the order of ``texts``: float32 [n, D * number of poolings].
+
+    Texts are sorted by length, so that a batch holds texts of about one length; it is padded to one of a few lengths,
+    and each of those compiles once in a process. ``[MASK]`` and its like in a text are the special tokens, as they are
+    in sentence-transformers. Texts of more than ``settings.max_length`` tokens (or than the position table has rows)
+    are cut; one warning line says how many.
+
+    Args:
+      params, config: an encoder; its heads are not run. Give arrays on the device where calls are many and small.
+      prompt: the name of one of ``settings.prompts``; None takes the default prompt, if there is one.
+      batch_size: texts in a batch.
+      progress: a bar on stderr, where that is a terminal.
+
+    Raises:
+      BertJaxError: an unknown prompt, a prompt that leaves no room for text, a text that is not a string, or ids that
+        the encoder has no embedding for.
+    """
+    texts, opening = _checked(texts), settings.prompt_text(prompt)
+    if batch_size < 1:
+        raise BertJaxError(f"batch_size is {batch_size}: it must be at least 1")
+    vectors = np.zeros((len(texts), config.hidden_width * len(settings.pooling)), np.float32)
+    if not texts:
+        return vectors
+    limit = min(settings.max_length, config.max_length)
+    first = 0  # the first position that is pooled
+    if opening and not settings.include_prompt:
+        alone = tokenizer.build(_encode(tokenizer, [opening], settings.lowercase)[0])[0]
+        if len(alone) >= limit:
+            raise BertJaxError(f"the prompt {opening!r} fills all {limit} tokens: nothing of a text would be pooled")
+        first = len(alone) - (alone[-1] in tokenizer.special_ids)
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+        ids = _sequences(tokenizer, texts, opening, settings.lowercase, limit, bar)
+        if (largest := max((int(one.max()) for one in ids if len(one)), default=0)) >= config.vocab_size:
+            raise BertJaxError(f"token id {largest} is beyond the vocabulary of {config.vocab_size}: not its tokenizer")
+
+        task = bar.add_task("embedding", total=len(texts))
+        run = functools.partial(
+            _sentence_vectors, jax.device_put({part: params[part] for part in _ENCODER}), first=first, config=config,
+            pooling=settings.pooling, normalize=settings.normalize,
+        )  # fmt: skip
+        pending: deque[tuple[np.ndarray, Array]] = deque()
+
+        def fetch():
+            rows, computed = pending.popleft()
+            vectors[rows] = np.asarray(computed)[: len(rows)]
+            bar.update(task, advance=len(rows))
+
+        for rows, batch in _batches(ids, tokenizer.pad_id, batch_size, limit):
+            pending.append((rows, run(*batch)))
+            if len(pending) > _IN_FLIGHT:
+                fetch()
+        while pending:
+            fetch()
+    return vectors
+
+
+@functools.partial(jax.jit, static_argnames=("config", "pooling", "normalize"))
+def _sentence_vectors(
+    params: api.Params,
+    ids: Int[Array, "B L"],
+    lengths: Int[Array, " B"],
+    *,
+    first: int,
+    config: EncoderConfig,
+    pooling: tuple[Pooling, ...],
+    normalize: bool,
+) -> Float[Array, "B K*D"]:
+    positions = jnp.arange(ids.shape[1])
+    mask = positions < lengths[:, None]
+    hidden = api.apply(params, config, {"input_ids": ids, "attention_mask": mask}).hidden
+    vectors = pool(hidden, mask & (positions >= first), pooling)
+    if normalize:
+        vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return vectors
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise BertJaxError("texts is a single string: give a list of texts")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise BertJaxError(f"text {i} is a {type(text).__name__}, not a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BertJaxError(f"text {i} holds a lone surrogate at character {error.start}: decode it as UTF-8") from None
+    return texts
+
+
+def _sequences(
+    tokenizer: Tokenizer, texts: list[str], opening: str, lowercase: bool, limit: int, bar: Progress
+) -> list[np.ndarray]:
+    """int32 ids of each text with ``opening`` before it and the special tokens around both, at most ``limit`` of them."""
+    room = limit - len(tokenizer.build(())[0])
+    if room < 1:
+        raise BertJaxError(f"the encoder takes {limit} tokens at most: the special tokens leave no room for text")
+    task = bar.add_task("tokenising", total=len(texts))
+    ids: list[np.ndarray] = []
+    cut = 0
+    for start in range(0, len(texts), _TOKENISED_AT_ONCE):
+        some = [opening + text for text in texts[start : start + _TOKENISED_AT_ONCE]]
+        for one in _encode(tokenizer, some, lowercase):
+            cut += len(one) > room
+            ids.append(tokenizer.build(one[:room])[0])
+        bar.update(task, completed=len(ids))
+    if cut:
+        logger.warning("%d of %d texts have more than %d tokens: the rest of them was cut", cut, len(ids), limit)
+    return ids
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], lowercase: bool) -> list[np.ndarray]:
+    """int32 ids of each text, nothing added. Special pieces are rare in texts: only those that hold one take
+    the slower way in which they are recognised."""
+    special = re.compile("|".join(re.escape(tokenizer.piece(i)) for i in tokenizer.special_ids))
+    if lowercase and not tokenizer.lowercase:
+        texts = [_lowercased(text, special) for text in texts]
+    ids = tokenizer.encode_batch(texts)
+    for i, text in enumerate(texts):
+        if special.search(text):
+            ids[i] = tokenizer.encode(text, special=True).ids
+    return ids
+
+
+def _lowercased(text: str, special: re.Pattern[str]) -> str:
+    """Lower case by the rule that transformers' tokenizers use (one character at a time), special pieces left alone."""
+    lower, parts, end = Lowercase().normalize_str, [], 0
+    for match in special.finditer(text):
+        parts += lower(text[end : match.start()]), match[0]
+        end = match.end()
+    return "".join(parts) + lower(text[end:])
+
+
+def _batches(
+    ids: list[np.ndarray], pad_id: int, batch_size: int, limit: int
+) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+    """(indices of texts, (ids int32 [B, L], lengths int32 [B])), longest first; B and L take few values.
+
+    A batch has ``batch_size`` rows, or the next power of two where texts are fewer; rows beyond the texts are empty.
+    """
+    lengths = np.array([len(one) for one in ids], np.int32)
+    order = np.argsort(-lengths, kind="stable")
+    rows = min(batch_size, 1 << (len(ids) - 1).bit_length())
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
+        padded = np.full((rows, min(_round_up(int(lengths[chosen[0]])), limit)), pad_id, np.int32)
+        for row, i in zip(padded, chosen, strict=False):
+            row[: lengths[i]] = ids[i]
+        yield chosen, (padded, np.pad(lengths[chosen], (0, rows - len(chosen))))
+
+
+def _round_up(length: int) -> int:
+    """To 4, 8, 12 ... 32, 48, 64, 96, 128, 192 ... tokens: 16 lengths up to 512. Sentences are short, and half a second
+    of compilation costs as much as 200 of them on two cores: steps of 4 pay there, finer ones beyond 32 do not."""
+    step = max(4, (1 << (length - 1).bit_length()) // 4 if length > 32 else 0)
+    return max(-(-length // step), 1) * step

@@ -1,0 +1,227 @@
+"""A model ready for use, loaded from wherever it lies and saved in the form that the next user wants.
+
+:func:`load` takes a work directory, a Hugging Face or sentence-transformers directory, a TensorFlow checkpoint, or the id of a
+model on the Hugging Face hub, and tells them apart by the files that are there. :func:`save` writes any of the first three
+forms. :func:`bert_jax.inspection.inspect` says beforehand what loading would do.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from bert_jax import tokenizers
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.config import from_json, to_json
+from bert_jax.convert import hf, hub, sentence_transformers, tensorflow
+from bert_jax.convert.bundle import find_prefix
+from bert_jax.convert.reading import Origin, Plan, read_imported
+from bert_jax.convert.tensors import read_json
+from bert_jax.embedding.settings import SentenceSettings
+from bert_jax.errors import BertJaxError
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
+from bert_jax.tokenizers import Tokenizer
+
+logger = logging.getLogger("bert_jax")
+
+Format = Literal["bert_jax", "hf", "sentence-transformers"]
+
+EXPERIMENT, MODEL = "experiment.json", "model.json"  # what makes a folder a work directory: of a run, of a conversion
+CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+
+
+class Model(NamedTuple):
+    """An encoder with what belongs to it.
+
+    Attributes:
+      params: float32. config: the encoder. tokenizer: None where none was found.
+      sentence: how it makes sentence embeddings, where that was said.
+      origin: family, settings and dtype of the checkpoint that it came from; None for models that were trained here.
+    """
+
+    params: api.Params
+    config: EncoderConfig
+    tokenizer: Tokenizer | None
+    sentence: SentenceSettings | None = None
+    origin: Origin | None = None
+
+
+class Place(NamedTuple):
+    """A checkpoint that was found: its kind, the path of its encoder, its sentence settings, and what was asked for of it."""
+
+    kind: Literal["workdir", "hf", "tensorflow"]
+    path: Path
+    sentence: SentenceSettings | None = None
+    step: int | None = None
+    part: str | None = None
+
+
+def load(path: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None, allow_missing: bool = False) -> Model:
+    """Loads a checkpoint.
+
+    Args:
+      path: a work directory of ``pretrain`` or ``convert`` (``runs/x``, ``runs/x@step``), a directory of Hugging Face or
+        sentence-transformers, a TensorFlow checkpoint (its folder, or the prefix of its files; ``#generator`` after it reads
+        that of an ELECTRA), or a hub id (``org/name``).
+      tokenizer: directory or file of the tokenizer, where it does not lie beside the weights.
+      allow_missing: heads that the checkpoint promises and lacks are new (seed 0) instead of an error.
+
+    Raises:
+      BertJaxError: nothing of the kind, damaged, of a family or with a setting that is not read, incomplete, or with a
+        tokenizer whose ids the token table does not hold.
+    """
+    place = find(path)
+    if place.kind == "workdir":
+        model = _load_workdir(place, tokenizer)
+    else:
+        found = load_tokenizer(place, tokenizer)
+        imported = read_imported(plan_of(place), allow_missing=allow_missing)
+        model = Model(imported.params, imported.config, found, place.sentence, imported.origin)
+    if model.tokenizer is not None and model.tokenizer.vocab_size > model.config.vocab_size:
+        raise BertJaxError(
+            f"{path}: its tokenizer has {model.tokenizer.vocab_size} pieces, its token table {model.config.vocab_size} rows: "
+            "not its tokenizer, name the right one (--tokenizer)"
+        )
+    return model
+
+
+def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", dtype: str | None = None) -> None:
+    """Writes a model; the directory appears whole or not at all.
+
+    Args:
+      directory: absent or empty.
+      format: ``hf`` for transformers; ``sentence-transformers`` adds its modules to that (mean pooling, where the model says
+        nothing else); ``bert_jax`` is a work directory without a run: to load quickly, and to train on from.
+      dtype: of the weights: float32, bfloat16 or float16; None: as the model came. A work directory holds float32.
+
+    Raises:
+      BertJaxError: see :func:`bert_jax.convert.hf.export`.
+    """
+    if format not in ("bert_jax", "hf", "sentence-transformers"):
+        raise BertJaxError(f"unknown format {format!r}: choose bert_jax, hf or sentence-transformers")
+    if format == "bert_jax" and dtype not in (None, "float32"):
+        raise BertJaxError(f"a work directory holds float32, not {dtype}: leave the dtype out, or choose another format")
+    with hf.new_directory(directory) as partial:
+        if format == "bert_jax":
+            _save_workdir(model, partial)
+            return
+        hf.write(model.params, model.config, model.tokenizer, partial, origin=model.origin, dtype=dtype)
+        if format == "sentence-transformers":
+            if model.tokenizer is None:
+                raise BertJaxError("sentence-transformers needs a tokenizer beside the weights: name one (--tokenizer)")
+            sentence = model.sentence or SentenceSettings(max_length=model.config.max_length)
+            sentence_transformers.write(partial, sentence, hidden_width=model.config.hidden_width)
+
+
+def find(path: str | os.PathLike) -> Place:
+    """What a path is, seen from the files that are there; a hub id is downloaded first.
+
+    Raises:
+      BertJaxError: nothing that is known.
+    """
+    name, at, step = str(path).rpartition("@")
+    if at and ((Path(name) / EXPERIMENT).is_file() or (Path(name) / MODEL).is_file()):
+        if not step.isdigit():
+            raise BertJaxError(f"{path}: after @ comes a step number")
+        return Place("workdir", Path(name), step=int(step))
+    name, sharp, part = str(path).rpartition("#")
+    if sharp and (Path(name).is_dir() or Path(f"{name}.index").is_file()):
+        return find(name)._replace(part=part)
+    folder = Path(path)
+    if (folder / EXPERIMENT).is_file() or (folder / MODEL).is_file():
+        return Place("workdir", folder)
+    if folder.is_dir():
+        sentence = sentence_transformers.read(folder)
+        encoder, settings = sentence if sentence else (folder, None)
+        if find_prefix(encoder) and not hf.has_weights(encoder):
+            return Place("tensorflow", encoder, settings)
+        if (encoder / hf.CONFIG).is_file():
+            return Place("hf", encoder, settings)
+        raise BertJaxError(
+            f"{folder} is no checkpoint: it has no {EXPERIMENT} (a work directory), no {hf.CONFIG} (Hugging Face) and no "
+            "*.index (TensorFlow)"
+        )
+    if Path(f"{folder}.index").is_file() or folder.suffix == ".index":
+        return Place("tensorflow", folder)
+    return find(hub.download(str(path)))
+
+
+def plan_of(place: Place) -> Plan:
+    """What reading a foreign checkpoint will do."""
+    if place.kind == "tensorflow":
+        return tensorflow.plan(place.path, place.part)
+    if place.part is not None:
+        raise BertJaxError(f"{place.path}#{place.part}: only a TensorFlow checkpoint has parts to choose from")
+    return hf.plan(place.path)
+
+
+def load_tokenizer(place: Place, other: str | os.PathLike | None) -> Tokenizer | None:
+    """The tokenizer at ``other``, else the one beside a checkpoint's weights, else None with one warning line."""
+    if other is not None:
+        return tokenizers.load(other)
+    folder = place.path if place.path.is_dir() else place.path.parent
+    if place.kind == "workdir":
+        return tokenizers.load(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else None
+    if not tokenizers.is_in(folder):
+        logger.warning("%s: no tokenizer lies beside the weights; name one (--tokenizer) to use it with text", folder)
+        return None
+    return tokenizers.load(folder)
+
+
+def workdir_config(workdir: Path) -> tuple[EncoderConfig, SentenceSettings | None, Origin | None]:
+    """What a work directory says of its model."""
+    if (workdir / EXPERIMENT).is_file():
+        path = workdir / EXPERIMENT
+        task = read_json(path).get("task")
+        if not isinstance(task, Mapping) or "encoder" not in task:
+            raise BertJaxError(f"{path} has no task.encoder: it was not written by bert-jax")
+        return from_json(EncoderConfig, task["encoder"], f"{path}: task.encoder"), None, None
+    path = workdir / MODEL
+    content = read_json(path)
+    sentence, origin = content.get("sentence"), content.get("origin")
+    return (
+        from_json(EncoderConfig, content.get("encoder"), f"{path}: encoder"),
+        from_json(SentenceSettings, sentence, f"{path}: sentence") if sentence else None,
+        Origin(**origin | {"heads": tuple(origin["heads"])}) if origin else None,
+    )
+
+
+def _load_workdir(place: Place, tokenizer: str | os.PathLike | None) -> Model:
+    """The newest whole checkpoint or that of the step asked for, on one device."""
+    workdir = place.path
+    config, sentence, origin = workdir_config(workdir)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(lambda: api.init(config, jax.random.key(0)))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    restored = None
+    if (workdir / CHECKPOINTS).is_dir():
+        checkpoints = Checkpoints(workdir / CHECKPOINTS)
+        restored = checkpoints.restore({"params": abstract}, place.step)
+        checkpoints.close()
+    if restored is None:
+        raise BertJaxError(f"{workdir}: no checkpoint has been saved yet")
+    found, trained_with = load_tokenizer(place, tokenizer), restored.metadata["identity"].get("tokenizer")
+    if found is not None and tokenizer is None and found.hash != trained_with:
+        raise BertJaxError(f"{workdir}: the checkpoint was trained with tokenizer {trained_with}, there lies {found.hash}")
+    return Model(restored.items["params"], config, found, sentence, origin)
+
+
+def _save_workdir(model: Model, directory: Path) -> None:
+    content: dict[str, Any] = {
+        "encoder": to_json(model.config),
+        "sentence": to_json(model.sentence),
+        "origin": model.origin._asdict() if model.origin else None,
+    }
+    (directory / MODEL).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    identity = {}
+    if model.tokenizer is not None:
+        model.tokenizer.save(directory / TOKENIZER)
+        identity["tokenizer"] = model.tokenizer.hash
+    checkpoints = Checkpoints(directory / CHECKPOINTS)
+    checkpoints.save(0, {"params": model.params}, {"identity": identity})
+    checkpoints.close()

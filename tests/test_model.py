@@ -1,0 +1,227 @@
+"""Loading from anywhere and saving to any form: the same model comes back, and what is wrong is said in one line."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import bert_jax
+from bert_jax.convert.reading import Origin
+from bert_jax.embedding.settings import Prompt, SentenceSettings
+from bert_jax.errors import BertJaxError
+from bert_jax.model import Model
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
+from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
+
+TOKENIZER = WordPieceTokenizer([*SPECIALS, *"abcdef"])
+CONFIG = EncoderConfig(
+    vocab_size=11, embedding_width=8, hidden_width=8, layers=2, heads=2, ffn_width=12, max_length=9, vocab_multiple=8,
+    with_heads=("pooler", "mlm", "pair"),
+)
+SENTENCE = SentenceSettings(pooling=("cls",), normalize=True, max_length=7, prompts=(Prompt("query", "ab "),))
+
+
+def random_params(config: EncoderConfig) -> api.Params:
+    noise = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: api.init(config, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: noise.standard_normal(leaf.shape, np.float32), shapes)
+    params["embeddings"]["token"][config.vocab_size :] = 0
+    if "mlm" in params:
+        params["mlm"]["bias"][config.vocab_size :] = 0
+    return params
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model(random_params(CONFIG), CONFIG, TOKENIZER)
+
+
+def assert_same(found: Model, expected: Model) -> None:
+    assert found.config == expected.config and found.tokenizer.hash == expected.tokenizer.hash
+    assert jax.tree.structure(found.params) == jax.tree.structure(expected.params)
+    for (path, a), b in zip(jax.tree.leaves_with_path(found.params), jax.tree.leaves(expected.params), strict=True):
+        assert np.array_equal(a, b), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("format", ["bert_jax", "hf", "sentence-transformers"])
+def test_every_form_gives_the_model_back(model, format, tmp_path):
+    model = model._replace(sentence=None if format == "hf" else SENTENCE)
+    bert_jax.save(model, tmp_path / "a", format=format)
+    found = bert_jax.load(tmp_path / "a")
+    assert_same(found, model)
+    assert found.sentence == model.sentence
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    bert_jax.save(found, tmp_path / "b", format="bert_jax")  # where it came from goes with it
+    assert bert_jax.load(f"{tmp_path}/b@0").origin == found.origin
+    assert (found.origin is None) == (format == "bert_jax")
+
+
+def test_a_detour_changes_nothing(model, tmp_path):
+    """Hugging Face -> work directory -> Hugging Face: the same bytes."""
+    bert_jax.save(model, tmp_path / "a", dtype="float16")
+    settings = json.loads((tmp_path / "a" / "config.json").read_text()) | {"from_elsewhere": [1, {"x": None}]}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    bert_jax.save(bert_jax.load(tmp_path / "a"), tmp_path / "b", format="bert_jax")
+    bert_jax.save(bert_jax.load(tmp_path / "b"), tmp_path / "c")
+    for file in (tmp_path / "a").iterdir():
+        assert (tmp_path / "c" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_dtypes(model, tmp_path):
+    for dtype in ("float32", "bfloat16", "float16"):
+        bert_jax.save(model, tmp_path / dtype, dtype=dtype)
+        assert {a.dtype.name for a in load_file(tmp_path / dtype / "model.safetensors").values()} == {dtype}
+        assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
+    with pytest.raises(BertJaxError, match="a work directory holds float32, not float16"):
+        bert_jax.save(model, tmp_path / "x", format="bert_jax", dtype="float16")
+    with pytest.raises(BertJaxError, match="unknown format 'onyx'"):
+        bert_jax.save(model, tmp_path / "x", format="onyx")
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_a_tokenizer(model, tmp_path, caplog):
+    bert_jax.save(model._replace(tokenizer=None), tmp_path / "bare")
+    with caplog.at_level(logging.WARNING, "bert_jax"):
+        found = bert_jax.load(tmp_path / "bare")
+    assert found.tokenizer is None and "no tokenizer lies beside the weights" in caplog.text
+    with pytest.raises(BertJaxError, match="sentence-transformers needs a tokenizer"):
+        bert_jax.save(found, tmp_path / "st", format="sentence-transformers")
+    TOKENIZER.save(tmp_path / "tokenizer")
+    assert bert_jax.load(tmp_path / "bare", tokenizer=tmp_path / "tokenizer").tokenizer.hash == TOKENIZER.hash
+    bert_jax.save(found, tmp_path / "native", format="bert_jax")
+    assert bert_jax.load(tmp_path / "native").tokenizer is None
+
+
+def test_a_vocabulary_larger_than_the_token_table(model, tmp_path):
+    bert_jax.save(model, tmp_path / "a")
+    WordPieceTokenizer([*SPECIALS, *"abcdefgh"]).save(tmp_path / "a")
+    with pytest.raises(BertJaxError, match="tokenizer has 13 pieces, its token table 11 rows"):
+        bert_jax.load(tmp_path / "a")
+
+
+def test_new_heads_only_when_allowed(model, tmp_path, caplog):
+    bert_jax.save(model, tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    bias = tensors.pop("cls.seq_relationship.bias")
+    save_file(tensors, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(BertJaxError, match=r"lacks cls.seq_relationship.bias, .* new heads allow that \(--allow-missing\)"):
+        bert_jax.load(tmp_path / "a")
+    with caplog.at_level(logging.WARNING, "bert_jax"):
+        found = bert_jax.load(tmp_path / "a", allow_missing=True)
+    assert "lacks cls.seq_relationship.bias: new, untrained pair" in caplog.text
+    assert found.params["pair"]["dense"]["bias"].shape == bias.shape and not found.params["pair"]["dense"]["bias"].any()
+    assert np.array_equal(found.params["mlm"]["bias"], model.params["mlm"]["bias"])
+    del tensors["bert.encoder.layer.1.output.dense.bias"]
+    save_file(tensors, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(BertJaxError, match="lacks bert.encoder.layer.1.output.dense.bias, cls.seq"):
+        bert_jax.load(tmp_path / "a", allow_missing=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none(model, tmp_path, value):
+    bert_jax.save(model, tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    tensors["bert.pooler.dense.weight"][3, 1] = value
+    save_file(tensors, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(BertJaxError, match="bert.pooler.dense.weight holds NaN or infinity"):
+        bert_jax.load(tmp_path / "a")
+
+
+def test_paths_that_are_nothing(tmp_path, model):
+    for path, message in (
+        (tmp_path, "is no checkpoint: it has no experiment.json"),
+        (tmp_path / "absent", "there is no such file or directory, and it is no hub id"),
+        ("runs/some/where", "there is no such file or directory, and it is no hub id"),
+        ("../x", "there is no such file or directory, and it is no hub id"),
+    ):
+        with pytest.raises(BertJaxError, match=message):
+            bert_jax.load(path)
+    bert_jax.save(model, tmp_path / "native", format="bert_jax")
+    for step, message in (("7", "no checkpoint at step 7"), ("last", "after @ comes a step number")):
+        with pytest.raises(BertJaxError, match=message):
+            bert_jax.load(f"{tmp_path / 'native'}@{step}")
+
+
+def test_a_target_that_cannot_be_written(model, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for format in ("bert_jax", "hf", "sentence-transformers"):
+        with pytest.raises(BertJaxError, match=r"cannot write .*file/out: "):
+            bert_jax.save(model, tmp_path / "file" / "out", format=format)
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    try:
+        if os.access(locked, os.W_OK):
+            pytest.skip("this user may write everywhere: a read-only folder cannot be made")
+        with pytest.raises(BertJaxError, match="cannot write .*Permission denied"):
+            bert_jax.save(model, locked / "out")
+        assert list(locked.iterdir()) == []
+    finally:
+        locked.chmod(0o700)
+
+
+def test_damaged_work_directories(model, tmp_path):
+    bert_jax.save(model, tmp_path / "a", format="bert_jax")
+    text = (tmp_path / "a" / "model.json").read_text()
+    for damaged, message in (("{", "is not JSON"), ("{}", "encoder: expected an object"),
+                             (text.replace("hidden_width", "hiden_width"), "did you mean 'hidden_width'")):
+        (tmp_path / "a" / "model.json").write_text(damaged)
+        with pytest.raises(BertJaxError, match=message):
+            bert_jax.load(tmp_path / "a")
+    (tmp_path / "a" / "model.json").write_text(text)
+    WordPieceTokenizer([*SPECIALS, *"abcdeg"]).save(tmp_path / "a" / "tokenizer")
+    with pytest.raises(BertJaxError, match="was trained with tokenizer"):
+        bert_jax.load(tmp_path / "a")
+
+
+def test_a_model_keeps_its_family(tmp_path):
+    """An ELECTRA encoder as wide as its embeddings computes what a BERT computes, and is still written as an ELECTRA."""
+    config = dataclasses.replace(CONFIG, with_heads=(), vocab_multiple=1)
+    model = Model(random_params(config), config, TOKENIZER)
+    electra = Origin("electra", {"model_type": "electra", "embedding_size": 8}, (), "float32")
+    for origin, family in ((None, "bert"), (electra, "electra")):
+        bert_jax.save(model._replace(origin=origin), tmp_path / family)
+        assert json.loads((tmp_path / family / "config.json").read_text())["model_type"] == family
+        assert_same(bert_jax.load(tmp_path / family), model)
+
+
+# The hub
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch, model) -> pathlib.Path:
+    """The cache of huggingface_hub with the model ``someone/small`` in it, and no network."""
+    constants = pytest.importorskip("huggingface_hub.constants", reason="hub ids need huggingface_hub (the hub extra)")
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    snapshot = cache / "models--someone--small" / "snapshots" / ("0" * 40)
+    bert_jax.save(model, snapshot)
+    (cache / "models--someone--small" / "refs").mkdir()
+    (cache / "models--someone--small" / "refs" / "main").write_text("0" * 40)
+    return cache
+
+
+def test_a_hub_id_from_the_cache(hub_cache, model):
+    assert_same(bert_jax.load("someone/small"), model)
+    assert_same(bert_jax.load("someone/small@main"), model)
+    assert bert_jax.inspect("someone/small").config == model.config
+
+
+def test_a_hub_id_without_a_network(hub_cache):
+    with pytest.raises(BertJaxError, match="someone/other: there is no such directory here, and the hub could") as error:
+        bert_jax.load("someone/other")
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_id_without_the_library(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(BertJaxError, match=r"pip install 'bert_jax\[hub\]'"):
+        bert_jax.load("someone/small")
