@@ -113,6 +113,9 @@ def fingerprints(tree: Any) -> dict[str, int]:
 @jax.jit
 def _fingerprints(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
     def one(x):
+        if x.ndim > 2:  # layer by layer: the weighted bits of a whole stack would take as much memory as the stack
+            sums = jax.lax.map(one, x)
+            return jnp.sum(sums * (2 * jnp.arange(len(sums), dtype=jnp.uint32) + 1), dtype=jnp.uint32)
         bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
         bits = bits.astype(jnp.uint32)
         # Weight each element by an odd number that differs along every axis, so that swapped values show as well.

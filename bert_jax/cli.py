@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="work directory, workdir@step, directory, TensorFlow checkpoint, or hub id (org/name)")
     sub.add_argument("--to", required=True, metavar="FOLDER", dest="out", help="folder to write; must not exist or be empty")
     sub.add_argument("--format", choices=["hf", "sentence-transformers", "bert_jax"], default="hf",
-                     help="hf: transformers; sentence-transformers: with its modules; bert_jax: work directory")
+                     help="hf: transformers; sentence-transformers: with its modules; bert_jax: our own")
     sub.add_argument("--dtype", choices=["float32", "bf16", "bfloat16", "float16"], default=None,
                      help="of the weights that are written; default: as they come")
     sub.add_argument("--tokenizer", default=None, help="folder or file of the tokenizer; default: the one beside the weights")

@@ -8,12 +8,15 @@ from bert_jax.checkpoint import Checkpoints
 from bert_jax.convert import hf
 from bert_jax.convert.reading import NOTES, noted
 from bert_jax.embedding.settings import SentenceSettings
-from bert_jax.model import CHECKPOINTS, Place, find, load_tokenizer, plan_of, workdir_config
+from bert_jax.model import CHECKPOINTS, Place, described, find, load_tokenizer, plan_of
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.tokenizers import Tokenizer
 
-_SOURCES = {"workdir": "work directory of bert-jax", "hf": "Hugging Face directory", "tensorflow": "TensorFlow checkpoint"}
+_SOURCES = {
+    "workdir": "work directory", "bert_jax": "directory of bert-jax", "hf": "Hugging Face directory",
+    "tensorflow": "TensorFlow checkpoint",
+}  # fmt: skip
 
 
 class Report(NamedTuple):
@@ -44,10 +47,11 @@ def inspect(path: str | os.PathLike) -> Report:
     """
     place = find(path)
     missing, new_heads, dropped, source = [], [], [], [("source", f"{_SOURCES[place.kind]} {place.path}")]
-    if place.kind == "workdir":
-        config, sentence, origin = workdir_config(place.path)
-        steps = _steps(place)
-        source.append(("checkpoints", f"steps {', '.join(map(str, steps))}" if steps else "none yet"))
+    if place.kind in ("workdir", "bert_jax"):
+        config, sentence, origin = described(place.path)
+        if place.kind == "workdir":
+            steps = _steps(place)
+            source.append(("checkpoints", f"steps {', '.join(map(str, steps))}" if steps else "none yet"))
         source.append(("family", f"{origin.family}, converted" if origin else hf.family_of(config, None).model_type))
     else:
         plan = plan_of(place)

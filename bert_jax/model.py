@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from bert_jax import tokenizers
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import from_json, to_json
 from bert_jax.convert import hf, hub, sentence_transformers, tensorflow
 from bert_jax.convert.bundle import find_prefix
-from bert_jax.convert.reading import Origin, Plan, read_imported
-from bert_jax.convert.tensors import read_json
+from bert_jax.convert.reading import Origin, Plan, flatten, nest, read_finite, read_imported, tree_shapes
+from bert_jax.convert.tensors import DTYPES, Entry, Safetensors, read_json, write_safetensors
 from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
@@ -31,8 +32,8 @@ logger = logging.getLogger("bert_jax")
 
 Format = Literal["bert_jax", "hf", "sentence-transformers"]
 
-EXPERIMENT, MODEL = "experiment.json", "model.json"  # what makes a folder a work directory: of a run, of a conversion
-CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+EXPERIMENT, CHECKPOINTS, TOKENIZER = "experiment.json", "checkpoints", "tokenizer"  # of the work directory of a run
+MODEL, PARAMS = "model.json", "params.safetensors"  # instead of the first two: of a model that was converted
 
 
 class Model(NamedTuple):
@@ -54,7 +55,7 @@ class Model(NamedTuple):
 class Place(NamedTuple):
     """A checkpoint that was found: its kind, the path of its encoder, its sentence settings, and what was asked for of it."""
 
-    kind: Literal["workdir", "hf", "tensorflow"]
+    kind: Literal["workdir", "bert_jax", "hf", "tensorflow"]
     path: Path
     sentence: SentenceSettings | None = None
     step: int | None = None
@@ -65,7 +66,7 @@ def load(path: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None,
     """Loads a checkpoint.
 
     Args:
-      path: a work directory of ``pretrain`` or ``convert`` (``runs/x``, ``runs/x@step``), a directory of Hugging Face or
+      path: a work directory (``runs/x``, ``runs/x@step``), a directory that :func:`save` wrote, one of Hugging Face or
         sentence-transformers, a TensorFlow checkpoint (its folder, or the prefix of its files; ``#generator`` after it reads
         that of an ELECTRA), or a hub id (``org/name``).
       tokenizer: directory or file of the tokenizer, where it does not lie beside the weights.
@@ -78,6 +79,8 @@ def load(path: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None,
     place = find(path)
     if place.kind == "workdir":
         model = _load_workdir(place, tokenizer)
+    elif place.kind == "bert_jax":
+        model = _load_own(place, tokenizer)
     else:
         found = load_tokenizer(place, tokenizer)
         imported = read_imported(plan_of(place), allow_missing=allow_missing)
@@ -96,19 +99,17 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
     Args:
       directory: absent or empty.
       format: ``hf`` for transformers; ``sentence-transformers`` adds its modules to that (mean pooling, where the model says
-        nothing else); ``bert_jax`` is a work directory without a run: to load quickly, and to train on from.
-      dtype: of the weights: float32, bfloat16 or float16; None: as the model came. A work directory holds float32.
+        nothing else); ``bert_jax`` is our own: the parameters by their paths in the tree, the configuration as it is.
+      dtype: of the weights: float32, bfloat16 or float16; None: as the model came, but float32 for ``bert_jax``.
 
     Raises:
       BertJaxError: see :func:`bert_jax.convert.hf.export`.
     """
     if format not in ("bert_jax", "hf", "sentence-transformers"):
         raise BertJaxError(f"unknown format {format!r}: choose bert_jax, hf or sentence-transformers")
-    if format == "bert_jax" and dtype not in (None, "float32"):
-        raise BertJaxError(f"a work directory holds float32, not {dtype}: leave the dtype out, or choose another format")
     with hf.new_directory(directory) as partial:
         if format == "bert_jax":
-            _save_workdir(model, partial)
+            _save_own(model, partial, dtype or "float32")
             return
         hf.write(model.params, model.config, model.tokenizer, partial, origin=model.origin, dtype=dtype)
         if format == "sentence-transformers":
@@ -125,7 +126,7 @@ def find(path: str | os.PathLike) -> Place:
       BertJaxError: nothing that is known.
     """
     name, at, step = str(path).rpartition("@")
-    if at and ((Path(name) / EXPERIMENT).is_file() or (Path(name) / MODEL).is_file()):
+    if at and (Path(name) / EXPERIMENT).is_file():
         if not step.isdigit():
             raise BertJaxError(f"{path}: after @ comes a step number")
         return Place("workdir", Path(name), step=int(step))
@@ -133,8 +134,10 @@ def find(path: str | os.PathLike) -> Place:
     if sharp and (Path(name).is_dir() or Path(f"{name}.index").is_file()):
         return find(name)._replace(part=part)
     folder = Path(path)
-    if (folder / EXPERIMENT).is_file() or (folder / MODEL).is_file():
+    if (folder / EXPERIMENT).is_file():
         return Place("workdir", folder)
+    if (folder / MODEL).is_file():
+        return Place("bert_jax", folder)
     if folder.is_dir():
         sentence = sentence_transformers.read(folder)
         encoder, settings = sentence if sentence else (folder, None)
@@ -165,23 +168,23 @@ def load_tokenizer(place: Place, other: str | os.PathLike | None) -> Tokenizer |
     if other is not None:
         return tokenizers.load(other)
     folder = place.path if place.path.is_dir() else place.path.parent
-    if place.kind == "workdir":
-        return tokenizers.load(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else None
+    if place.kind in ("workdir", "bert_jax"):
+        folder = folder / TOKENIZER
     if not tokenizers.is_in(folder):
         logger.warning("%s: no tokenizer lies beside the weights; name one (--tokenizer) to use it with text", folder)
         return None
     return tokenizers.load(folder)
 
 
-def workdir_config(workdir: Path) -> tuple[EncoderConfig, SentenceSettings | None, Origin | None]:
-    """What a work directory says of its model."""
-    if (workdir / EXPERIMENT).is_file():
-        path = workdir / EXPERIMENT
+def described(folder: Path) -> tuple[EncoderConfig, SentenceSettings | None, Origin | None]:
+    """What the JSON file of a work directory or of our own format says of the model."""
+    if (folder / EXPERIMENT).is_file():
+        path = folder / EXPERIMENT
         task = read_json(path).get("task")
         if not isinstance(task, Mapping) or "encoder" not in task:
             raise BertJaxError(f"{path} has no task.encoder: it was not written by bert-jax")
         return from_json(EncoderConfig, task["encoder"], f"{path}: task.encoder"), None, None
-    path = workdir / MODEL
+    path = folder / MODEL
     content = read_json(path)
     sentence, origin = content.get("sentence"), content.get("origin")
     return (
@@ -194,7 +197,7 @@ def workdir_config(workdir: Path) -> tuple[EncoderConfig, SentenceSettings | Non
 def _load_workdir(place: Place, tokenizer: str | os.PathLike | None) -> Model:
     """The newest whole checkpoint or that of the step asked for, on one device."""
     workdir = place.path
-    config, sentence, origin = workdir_config(workdir)
+    config, _, _ = described(workdir)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(lambda: api.init(config, jax.random.key(0)))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
@@ -208,20 +211,28 @@ def _load_workdir(place: Place, tokenizer: str | os.PathLike | None) -> Model:
     found, trained_with = load_tokenizer(place, tokenizer), restored.metadata["identity"].get("tokenizer")
     if found is not None and tokenizer is None and found.hash != trained_with:
         raise BertJaxError(f"{workdir}: the checkpoint was trained with tokenizer {trained_with}, there lies {found.hash}")
-    return Model(restored.items["params"], config, found, sentence, origin)
+    return Model(restored.items["params"], config, found)
 
 
-def _save_workdir(model: Model, directory: Path) -> None:
+def _load_own(place: Place, tokenizer: str | os.PathLike | None) -> Model:
+    config, sentence, origin = described(place.path)
+    tensors, shapes = Safetensors(place.path / PARAMS, [place.path / PARAMS]), tree_shapes(config)
+    if tensors.shapes != shapes:
+        wrong = min(name for name in shapes.keys() | tensors.shapes.keys() if shapes.get(name) != tensors.shapes.get(name))
+        found, wanted = (list(s[wrong]) if wrong in s else "absent" for s in (tensors.shapes, shapes))
+        raise BertJaxError(f"{tensors.path}: {wrong} is {found}, its {MODEL} says {wanted}")
+    params = nest({name: read_finite(tensors, name).astype(np.float32, copy=False) for name in shapes})
+    return Model(params, config, load_tokenizer(place, tokenizer), sentence, origin)
+
+
+def _save_own(model: Model, directory: Path, dtype: str) -> None:
     content: dict[str, Any] = {
         "encoder": to_json(model.config),
         "sentence": to_json(model.sentence),
         "origin": model.origin._asdict() if model.origin else None,
     }
     (directory / MODEL).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    identity = {}
+    entries = [Entry(name, a.shape, lambda a=a: np.asarray(a)) for name, a in flatten(model.params).items()]
+    write_safetensors(directory / PARAMS, entries, DTYPES[dtype])
     if model.tokenizer is not None:
         model.tokenizer.save(directory / TOKENIZER)
-        identity["tokenizer"] = model.tokenizer.hash
-    checkpoints = Checkpoints(directory / CHECKPOINTS)
-    checkpoints.save(0, {"params": model.params}, {"identity": identity})
-    checkpoints.close()

@@ -58,13 +58,28 @@ ALLOWED = {
     "bert_jax.parallel": ("bert_jax.errors",),
     "bert_jax.objectives": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
-        "bert_jax.tokenizers", "bert_jax.data",
+        "bert_jax.tokenizers", "bert_jax.data", "bert_jax.model",
     ),
-    "bert_jax.convert": ("bert_jax.errors", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers"),
+    "bert_jax.embedding": (
+        "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.models", "bert_jax.tokenizers",
+    ),
+    "bert_jax.convert": (
+        "bert_jax.errors", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings",
+    ),
+    "bert_jax.checkpoint": ("bert_jax.errors",),
+    "bert_jax.model": (
+        "bert_jax.errors", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings",
+        "bert_jax.convert", "bert_jax.checkpoint",
+    ),
+    "bert_jax.inspection": (
+        "bert_jax.model", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings", "bert_jax.convert",
+        "bert_jax.checkpoint",
+    ),
     "bert_jax.fill_mask": ("bert_jax.errors", "bert_jax.models", "bert_jax.tokenizers"),
     "bert_jax.training": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
-        "bert_jax.tokenizers", "bert_jax.data", "bert_jax.objectives", "bert_jax.parallel",
+        "bert_jax.tokenizers", "bert_jax.data", "bert_jax.objectives", "bert_jax.parallel", "bert_jax.model",
+        "bert_jax.checkpoint",
     ),
 }
 

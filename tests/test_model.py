@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import bert_jax
+from bert_jax.config import to_json
 from bert_jax.convert.reading import Origin
 from bert_jax.embedding.settings import Prompt, SentenceSettings
 from bert_jax.errors import BertJaxError
@@ -59,7 +60,7 @@ def test_every_form_gives_the_model_back(model, format, tmp_path):
     assert found.sentence == model.sentence
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     bert_jax.save(found, tmp_path / "b", format="bert_jax")  # where it came from goes with it
-    assert bert_jax.load(f"{tmp_path}/b@0").origin == found.origin
+    assert bert_jax.load(tmp_path / "b").origin == found.origin
     assert (found.origin is None) == (format == "bert_jax")
 
 
@@ -79,8 +80,8 @@ def test_dtypes(model, tmp_path):
         bert_jax.save(model, tmp_path / dtype, dtype=dtype)
         assert {a.dtype.name for a in load_file(tmp_path / dtype / "model.safetensors").values()} == {dtype}
         assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
-    with pytest.raises(BertJaxError, match="a work directory holds float32, not float16"):
-        bert_jax.save(model, tmp_path / "x", format="bert_jax", dtype="float16")
+        bert_jax.save(model, tmp_path / f"own-{dtype}", format="bert_jax", dtype=dtype)
+        assert_same(bert_jax.load(tmp_path / f"own-{dtype}"), bert_jax.load(tmp_path / dtype))
     with pytest.raises(BertJaxError, match="unknown format 'onyx'"):
         bert_jax.save(model, tmp_path / "x", format="onyx")
     assert not (tmp_path / "x").exists()
@@ -143,10 +144,12 @@ def test_paths_that_are_nothing(tmp_path, model):
     ):
         with pytest.raises(BertJaxError, match=message):
             bert_jax.load(path)
-    bert_jax.save(model, tmp_path / "native", format="bert_jax")
-    for step, message in (("7", "no checkpoint at step 7"), ("last", "after @ comes a step number")):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "experiment.json").write_text(json.dumps({"task": {"encoder": to_json(CONFIG)}}))
+    for step, message in (("@7", "no checkpoint has been saved yet"), ("@last", "after @ comes a step number"),
+                          ("#generator", "no checkpoint has been saved yet")):
         with pytest.raises(BertJaxError, match=message):
-            bert_jax.load(f"{tmp_path / 'native'}@{step}")
+            bert_jax.load(f"{tmp_path / 'run'}{step}")
 
 
 def test_a_target_that_cannot_be_written(model, tmp_path):
@@ -167,7 +170,7 @@ def test_a_target_that_cannot_be_written(model, tmp_path):
         locked.chmod(0o700)
 
 
-def test_damaged_work_directories(model, tmp_path):
+def test_damaged_directories_of_our_own(model, tmp_path):
     bert_jax.save(model, tmp_path / "a", format="bert_jax")
     text = (tmp_path / "a" / "model.json").read_text()
     for damaged, message in (("{", "is not JSON"), ("{}", "encoder: expected an object"),
@@ -176,8 +179,11 @@ def test_damaged_work_directories(model, tmp_path):
         with pytest.raises(BertJaxError, match=message):
             bert_jax.load(tmp_path / "a")
     (tmp_path / "a" / "model.json").write_text(text)
-    WordPieceTokenizer([*SPECIALS, *"abcdeg"]).save(tmp_path / "a" / "tokenizer")
-    with pytest.raises(BertJaxError, match="was trained with tokenizer"):
+    (tmp_path / "a" / "model.json").write_text(text.replace('"ffn_width": 12', '"ffn_width": 13'))
+    with pytest.raises(BertJaxError, match=r"feed_forward/intermediate/bias is \[2, 12\], its model.json says \[2, 13\]"):
+        bert_jax.load(tmp_path / "a")
+    (tmp_path / "a" / "params.safetensors").unlink()
+    with pytest.raises(BertJaxError, match="params.safetensors is damaged or no safetensors file"):
         bert_jax.load(tmp_path / "a")
 
 
