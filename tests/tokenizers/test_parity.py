@@ -142,19 +142,14 @@ def original_albert(model, text):
 
 
 def test_multilingual_e5(sentences, tmp_path):
-    """The file as it stands, which is what transformers ran until version 5 and PreTrainedTokenizerFast runs still.
-
-    The class that its configuration names, XLMRobertaTokenizer, builds another splitter of words around the vocabulary:
-    the same ids, but a blank no longer belongs to the piece after it, nor makes a piece at the end of the text.
-    """
+    """A Unigram tokenizer.json with 250,002 pieces, as it came and as we save it."""
     if not (E5 / "tokenizer.json").is_file():
         pytest.skip(f"no multilingual-e5-small at {E5.relative_to(ROOT)}")
     ours = tokenizers.load(E5)
     assert ours.kind == "pipeline" and ours.vocab_size == 250_002
-    same(ours, transformers.PreTrainedTokenizerFast(tokenizer_file=str(E5 / "tokenizer.json")), sentences)
+    same(ours, transformers.AutoTokenizer.from_pretrained(E5), sentences)
     peer = saved(ours, tmp_path, "bert")
-    assert type(peer).__name__ == "XLMRobertaTokenizer"
-    same(ours, peer, [text.strip() for text in sentences], offsets=False)
+    same(ours, peer, sentences[::7])
     assert (tmp_path / "tokenizer.json").read_bytes() == (E5 / "tokenizer.json").read_bytes()
     for texts in (("query: Wo ist das?", "<mask> 他说。"), ("a<s>b",)):
         pair = [ours.encode(text, special=True).ids for text in texts]
