@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 # Large pages for the heap of glibc: page faults cost a quarter of a training step on CPU without them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-fast lint bench clean help
+.PHONY: demo test test-fast weights lint bench clean help
 
 help:
 	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
 	@echo "make test   all tests (under ten minutes on two cores); make test-fast leaves out the slow ones"
+	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"
 	@echo "make bench  training step against PyTorch (benchmarks/ has more, which need a corpus)"
 
@@ -35,6 +36,9 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+weights: $(VENV)/.dev
+	$(BIN)/python benchmarks/weights.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

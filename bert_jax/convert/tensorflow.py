@@ -99,8 +99,13 @@ def read_config(directory: str | os.PathLike, bundle: TensorBundle, naming: Nami
         words = ", ".join(f"{key} {value}" for key, value in missing.items())
         logger.warning("%s: no file beside it states %s: assumed", bundle.path, words)
     settings |= missing
-    if settings["hidden_act"] == "gelu":
+    if settings["hidden_act"] == "gelu" and naming.gelu != "gelu":
         settings["hidden_act"] = naming.gelu
+        if naming.model_type == "bert":
+            logger.warning(
+                "%s: its gelu is read as the tanh form (gelu_new) that the code has today; Google's releases of 2018 were "
+                "trained with the erf form: for those set hidden_act to gelu after converting", bundle.path,
+            )
     return settings
 
 
