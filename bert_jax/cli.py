@@ -16,6 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="bert-jax: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when it is imported; what it gives up on, we say
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         arguments.run(arguments)
     except BertJaxError as error:
@@ -101,8 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--from", required=True, metavar="CHECKPOINT", dest="checkpoint",
                      help="work directory, workdir@step, directory, TensorFlow checkpoint, or hub id (org/name)")
     sub.add_argument("--to", required=True, metavar="FOLDER", dest="out", help="folder to write; must not exist or be empty")
-    sub.add_argument("--format", choices=["hf", "sentence-transformers", "bert_jax"], default="hf",
-                     help="hf: transformers; sentence-transformers: with its modules; bert_jax: our own")
+    sub.add_argument("--format", choices=["hf", "sentence-transformers", "bert_jax", "onnx"], default="hf",
+                     help="hf: transformers; sentence-transformers: with its modules; bert_jax: our own; onnx: hf and "
+                          "onnx/model.onnx")
     sub.add_argument("--dtype", choices=["float32", "bf16", "bfloat16", "float16"], default=None,
                      help="of the weights that are written; default: as they come")
     sub.add_argument("--tokenizer", default=None, help="folder or file of the tokenizer; default: the one beside the weights")
@@ -196,6 +200,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     model = bert_jax.load(arguments.checkpoint, tokenizer=arguments.tokenizer, allow_missing=arguments.allow_missing)
     dtype = {"bf16": "bfloat16"}.get(arguments.dtype, arguments.dtype)
+    logging.getLogger("bert_jax").setLevel(logging.INFO)  # how exact an ONNX graph is
     bert_jax.save(model, arguments.out, format=arguments.format, dtype=dtype)
     print(f"{arguments.out}: written as {arguments.format}; bert-jax inspect {arguments.out} describes it")
 

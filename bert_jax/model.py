@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from bert_jax import tokenizers
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import from_json, to_json
-from bert_jax.convert import hf, hub, sentence_transformers, tensorflow
+from bert_jax.convert import hf, hub, onnx, sentence_transformers, tensorflow
 from bert_jax.convert.bundle import find_prefix
 from bert_jax.convert.reading import Origin, Plan, flatten, nest, read_finite, read_imported, tree_shapes
 from bert_jax.convert.tensors import DTYPES, Entry, Safetensors, read_json, write_safetensors
@@ -30,7 +30,7 @@ from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
 
-Format = Literal["bert_jax", "hf", "sentence-transformers"]
+Format = Literal["bert_jax", "hf", "sentence-transformers", "onnx"]
 
 EXPERIMENT, CHECKPOINTS, TOKENIZER = "experiment.json", "checkpoints", "tokenizer"  # of the work directory of a run
 MODEL, PARAMS = "model.json", "params.safetensors"  # instead of the first two: of a model that was converted
@@ -99,20 +99,27 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
     Args:
       directory: absent or empty.
       format: ``hf`` for transformers; ``sentence-transformers`` adds its modules to that (mean pooling, where the model says
-        nothing else); ``bert_jax`` is our own: the parameters by their paths in the tree, the configuration as it is.
-      dtype: of the weights: float32, bfloat16 or float16; None: as the model came, but float32 for ``bert_jax``.
+        nothing else); ``bert_jax`` is our own: the parameters by their paths in the tree, the configuration as it is;
+        ``onnx`` adds ``onnx/model.onnx`` to ``hf``, and the modules where the model says how it makes embeddings.
+      dtype: of the weights: float32, bfloat16 or float16; None: as the model came, but float32 for ``bert_jax`` and
+        always for ``onnx``.
 
     Raises:
-      BertJaxError: see :func:`bert_jax.convert.hf.export`.
+      BertJaxError: see :func:`bert_jax.convert.hf.export` and :func:`bert_jax.convert.onnx.write`.
     """
-    if format not in ("bert_jax", "hf", "sentence-transformers"):
-        raise BertJaxError(f"unknown format {format!r}: choose bert_jax, hf or sentence-transformers")
+    if format not in get_args(Format):
+        raise BertJaxError(f"unknown format {format!r}: choose {', '.join(get_args(Format)[:-1])} or {get_args(Format)[-1]}")
+    if format == "onnx" and dtype not in (None, "float32"):
+        raise BertJaxError(f"onnx is written in float32, not {dtype}: leave the dtype out")
     with hf.new_directory(directory) as partial:
         if format == "bert_jax":
             _save_own(model, partial, dtype or "float32")
             return
-        hf.write(model.params, model.config, model.tokenizer, partial, origin=model.origin, dtype=dtype)
-        if format == "sentence-transformers":
+        if format == "onnx":
+            onnx.write(model.params, model.config, model.tokenizer, partial, origin=model.origin)
+        else:
+            hf.write(model.params, model.config, model.tokenizer, partial, origin=model.origin, dtype=dtype)
+        if format == "sentence-transformers" or (format == "onnx" and model.sentence and model.tokenizer):
             if model.tokenizer is None:
                 raise BertJaxError("sentence-transformers needs a tokenizer beside the weights: name one (--tokenizer)")
             sentence = model.sentence or SentenceSettings(max_length=model.config.max_length)

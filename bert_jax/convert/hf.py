@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
     directory = Path(directory)
     require_empty(directory)
     partial = directory.parent / f".{directory.name}.partial-{os.getpid()}"
+    new_parents = [folder for folder in directory.parents if not folder.exists()]
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -98,6 +99,9 @@ def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
         raise BertJaxError(f"cannot write {directory}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in new_parents:
+            with suppress(OSError):  # not empty: it holds what was written
+                folder.rmdir()
 
 
 def write(

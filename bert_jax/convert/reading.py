@@ -1,5 +1,6 @@
 """From named tensors to parameters, by the rows of a table: what is there, what is missing, and then one tensor at a time."""
 
+import functools
 import logging
 import math
 import re
@@ -174,7 +175,8 @@ def read_plan(plan: Plan, *, allow_missing: bool) -> dict[str, np.ndarray]:
     return flat
 
 
-def tree_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=32)
+def tree_shapes(config: EncoderConfig) -> Mapping[str, tuple[int, ...]]:
     """The shape of every parameter by its path."""
     return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(lambda: api.init(config, jax.random.key(0)))).items()}
 

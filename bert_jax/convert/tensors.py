@@ -5,6 +5,7 @@ Nothing keeps a file mapped: what a process holds is the tensor at hand and what
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,10 +134,12 @@ class TorchPickle:
 
 def _unpickle(torch, file: Path) -> dict[str, Any]:
     try:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before PyTorch 1.6 cannot be mapped
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters about the file is said in our own line
+            try:
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # the format before PyTorch 1.6 cannot be mapped
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever unpickling stumbles over
         reason = " ".join(str(error).split())
         if "GLOBAL" in reason:

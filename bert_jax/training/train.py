@@ -57,6 +57,8 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
     _check_batch_sizes(experiment, mesh)
     optimizer = make_optimizer(experiment.optimizer, settings.steps, task.logical_axes())
     learning_rate = schedule(experiment.optimizer, settings.steps)
+    fresh = not (workdir / "experiment.json").exists()
+    begun = task.start() if fresh else None  # before anything is written: a refusal leaves no work directory behind
     _claim(workdir, experiment)
     task.save_assets(workdir)
 
@@ -66,7 +68,7 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
     batches = task.train_batches(settings.batch_size, settings.seed)
     heldout = task.eval_batches(settings.eval_batch_size or settings.batch_size, settings.eval_batches)
     if restored is None:
-        state = init_state(task, optimizer, abstract, jax.random.key(settings.seed), task.start())
+        state = init_state(task, optimizer, abstract, jax.random.key(settings.seed), begun if fresh else task.start())
         start = 0
     else:
         _check_identity(restored.metadata["identity"], task.identity(), workdir)
