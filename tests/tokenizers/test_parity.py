@@ -3,21 +3,20 @@
 import gzip
 import itertools
 import json
-import pathlib
 import re
 import unicodedata
 
 import numpy as np
 import pytest
 import sentencepiece
+import weights
 from tokenizers import AddedToken, ByteLevelBPETokenizer
 
 from bert_jax import tokenizers
 
 transformers = pytest.importorskip("transformers")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-E5 = ROOT / ".cache/weights/multilingual-e5-small"
+E5 = weights.weights_dir() / "multilingual-e5-small"
 LANGUAGES = ["en-us", "de", "es", "ru", "zh-cn"]
 
 
@@ -144,7 +143,7 @@ def original_albert(model, text):
 def test_multilingual_e5(sentences, tmp_path):
     """A Unigram tokenizer.json with 250,002 pieces, as it came and as we save it."""
     if not (E5 / "tokenizer.json").is_file():
-        pytest.skip(f"no multilingual-e5-small at {E5.relative_to(ROOT)}")
+        pytest.skip(f"no multilingual-e5-small at {E5}: make weights fetches it")
     ours = tokenizers.load(E5)
     assert ours.kind == "pipeline" and ours.vocab_size == 250_002
     same(ours, transformers.AutoTokenizer.from_pretrained(E5), sentences)
