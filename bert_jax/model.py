@@ -111,6 +111,8 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
         raise BertJaxError(f"unknown format {format!r}: choose {', '.join(get_args(Format)[:-1])} or {get_args(Format)[-1]}")
     if format == "onnx" and dtype not in (None, "float32"):
         raise BertJaxError(f"onnx is written in float32, not {dtype}: leave the dtype out")
+    if format == "hf" and model.sentence is not None:
+        logger.warning("pooling and prompts of its sentence embeddings are left out: --format sentence-transformers keeps them")
     with hf.new_directory(directory) as partial:
         if format == "bert_jax":
             _save_own(model, partial, dtype or "float32")
@@ -122,7 +124,10 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
         if format == "sentence-transformers" or (format == "onnx" and model.sentence and model.tokenizer):
             if model.tokenizer is None:
                 raise BertJaxError("sentence-transformers needs a tokenizer beside the weights: name one (--tokenizer)")
-            sentence = model.sentence or SentenceSettings(max_length=model.config.max_length)
+            sentence = model.sentence
+            if sentence is None:
+                sentence = SentenceSettings(max_length=model.config.max_length)
+                logger.warning("how it makes sentence embeddings was never said: written as the mean over tokens")
             sentence_transformers.write(partial, sentence, hidden_width=model.config.hidden_width)
 
 

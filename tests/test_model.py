@@ -64,6 +64,15 @@ def test_every_form_gives_the_model_back(model, format, tmp_path):
     assert (found.origin is None) == (format == "bert_jax")
 
 
+def test_what_a_form_cannot_hold_or_was_not_told_is_said(model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "bert_jax"):
+        bert_jax.save(model._replace(sentence=SENTENCE), tmp_path / "a")
+        bert_jax.save(model, tmp_path / "b", format="sentence-transformers")
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "pooling and prompts of its sentence embeddings are left out", "how it makes sentence embeddings was never said",
+    ]  # fmt: skip
+
+
 def test_a_detour_changes_nothing(model, tmp_path):
     """Hugging Face -> work directory -> Hugging Face: the same bytes."""
     bert_jax.save(model, tmp_path / "a", dtype="float16")

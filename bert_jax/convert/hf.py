@@ -30,7 +30,6 @@ from bert_jax.convert.reading import (
     flatten,
     make_plan,
     read_imported,
-    require_empty,
     tree_shapes,
 )
 from bert_jax.convert.settings import CONFIG, FAMILIES, family_of, plain_form, read_settings, write_settings
@@ -88,7 +87,8 @@ def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
       BertJaxError: ``directory`` exists and is not empty, or cannot be written.
     """
     directory = Path(directory)
-    require_empty(directory)
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise BertJaxError(f"{directory} exists and is not an empty directory: choose another place")
     partial = directory.parent / f".{directory.name}.partial-{os.getpid()}"
     new_parents = [folder for folder in directory.parents if not folder.exists()]
     try:

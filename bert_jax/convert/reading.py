@@ -259,9 +259,3 @@ def _listed(names: list[str]) -> str:
 def _progress(rows: list[Row], what: str) -> Iterable[Row]:
     console = Console(stderr=True)
     return track(rows, what, total=len(rows), console=console, disable=not console.is_terminal, transient=True)
-
-
-def require_empty(directory: Path) -> None:
-    """Raises BertJaxError unless ``directory`` is absent or empty."""
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise BertJaxError(f"{directory} exists and is not an empty directory: choose another place")
