@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("convert", _convert, "turn any checkpoint into any other form",
                   "Reads BERT, ALBERT, ELECTRA, DistilBERT, RoBERTa and XLM-RoBERTa from directories of Hugging Face and "
                   "sentence-transformers, the hub, Google's TensorFlow checkpoints and work directories; writes what "
-                  "transformers or sentence-transformers load in PyTorch, ONNX, or our own form, which loads fastest. Values are "
-                  "copied exactly. pretrain --init trains on from any of them.")
+                  "transformers or sentence-transformers load in PyTorch, ONNX, or our own form, which loads fastest. Values "
+                  "are copied exactly. pretrain --init trains on from any of them.")
     sub.add_argument("--from", required=True, metavar="CHECKPOINT", dest="checkpoint",
                      help="work directory, workdir@step, directory, TensorFlow checkpoint, or hub id (org/name)")
     sub.add_argument("--to", required=True, metavar="FOLDER", dest="out", help="folder to write; must not exist or be empty")
