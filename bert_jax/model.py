@@ -202,8 +202,15 @@ def described(folder: Path) -> tuple[EncoderConfig, SentenceSettings | None, Ori
     return (
         from_json(EncoderConfig, content.get("encoder"), f"{path}: encoder"),
         from_json(SentenceSettings, sentence, f"{path}: sentence") if sentence else None,
-        Origin(**origin | {"heads": tuple(origin["heads"])}) if origin else None,
+        _origin(origin, path) if origin else None,
     )
+
+
+def _origin(data: Any, path: Path) -> Origin:
+    try:
+        return Origin(**data)._replace(heads=tuple(data["heads"]))
+    except (TypeError, KeyError):
+        raise BertJaxError(f"{path}: origin is damaged: it must hold {', '.join(Origin._fields)}") from None
 
 
 def _load_workdir(place: Place, tokenizer: str | os.PathLike | None) -> Model:

@@ -28,7 +28,8 @@ def _plain(config: EncoderConfig) -> EncoderConfig:
     return dataclasses.replace(config, share="all", layers=config.depth, groups=config.depth, inner_layers=1)
 
 
-def _places(config: EncoderConfig) -> list[dict[str, int]]:
+def group_places(config: EncoderConfig) -> list[dict[str, int]]:
+    """One place an inner layer of a group."""
     return [
         {"group": group, "inner": inner} for group in range(config.groups) for inner in range(config.inner_layers)
     ]
@@ -96,7 +97,7 @@ ALBERT = Family(
         ("AlbertForQuestionAnswering", ("span",)),
         ("AlbertForQuestionAnswering", ("pooler", "span")),
     ),
-    places=_places,
+    places=group_places,
     plain=_plain,
     tied={
         "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",

@@ -234,6 +234,8 @@ def _heads(names: Mapping[str, str], family: Family, settings: Mapping[str, Any]
     """The heads that a file holds or its ``architectures`` promises. Some heads share a tensor name (``classifier.weight``):
     the promised one counts, else the first."""
     classes = settings.get("architectures") or []
+    if not isinstance(classes, list):
+        raise BertJaxError(f"{path}: architectures is {classes!r}: a list of class names is needed")
     promised = next((heads for name, heads in family.architectures if name in classes), ())
     wanted = {head: [row.theirs for row in rows] for head, rows in family.heads.items() if rows}
     heads, taken = set(promised), {name for head in promised if head in wanted for name in wanted[head]}

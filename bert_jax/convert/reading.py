@@ -128,7 +128,9 @@ def read_imported(plan: Plan, *, allow_missing: bool = False) -> Imported:
 
 def noted(plain: EncoderConfig, notes: Mapping[str, Any], path: Path) -> EncoderConfig:
     """The configuration that was exported: the family's own terms with what config.json notes for us."""
-    return from_json(EncoderConfig, to_json(plain) | notes, f"{path}: {NOTES}")
+    if not isinstance(notes, Mapping):
+        raise BertJaxError(f"{path}: {NOTES} in its settings is {notes!r}: an object is needed")
+    return from_json(EncoderConfig, {**to_json(plain), **notes}, f"{path}: {NOTES}")
 
 
 def read_plan(plan: Plan, *, allow_missing: bool) -> dict[str, np.ndarray]:

@@ -100,7 +100,8 @@ def _amended(origin: Origin, settings: dict, plain: EncoderConfig, family: Famil
         changed.add("architectures")
     if "model_type" not in base:
         changed.add("model_type")
-    if plain.labels and list((base.get("id2label") or {}).values()) != list(plain.labels):
+    named = {str(i): label for i, label in enumerate(plain.labels)}
+    if plain.labels and base.get("id2label") != named:
         changed |= {"id2label", "label2id"}
         base.pop("num_labels", None)
     amended = base | {key: settings[key] for key in changed}
@@ -114,8 +115,12 @@ def _fields(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
     fields = {}
     for ours, theirs, default, optional, convert, _ in family.settings:
         value = settings.get(theirs, default)
-        fields[ours] = None if value is None and not optional else convert(value, settings)
-    fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
+        try:
+            fields[ours] = None if value is None and not optional else convert(value, settings)
+        except TypeError:
+            raise BertJaxError(f"{theirs} is {value!r}: a number is needed") from None
+    if isinstance(fields["activation"], str):
+        fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
     return fields
 
 
@@ -129,10 +134,10 @@ def read_settings(
     for _, theirs, default, optional, *_ in family.settings:
         if settings.get(theirs, default) is None and not optional:
             raise BertJaxError(f"{path}: {theirs} is missing, it is needed for the shape of the encoder")
-    data = family.fixed | _fields(settings, family) | {"with_heads": list(heads), "labels": list(labels)}
-    if "mlm" in heads and family.mlm_activation != data["activation"]:
-        data["mlm_activation"] = family.mlm_activation
     try:
+        data = family.fixed | _fields(settings, family) | {"with_heads": list(heads), "labels": list(labels)}
+        if "mlm" in heads and family.mlm_activation != data["activation"]:
+            data["mlm_activation"] = family.mlm_activation
         return from_json(EncoderConfig, data, str(path))
     except BertJaxError as error:
         raise error if str(path) in error.args[0] else BertJaxError(f"{path}: {error}") from error

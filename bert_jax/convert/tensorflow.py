@@ -1,6 +1,5 @@
 """TensorFlow checkpoints: their settings, from the file beside them and the shapes of their variables, and their plan."""
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from bert_jax.convert.bundle import TensorBundle, find_prefix
 from bert_jax.convert.reading import Origin, Plan, make_plan
 from bert_jax.convert.settings import FAMILIES, read_settings
 from bert_jax.convert.tensorflow_names import MARKERS, Naming, recognise
+from bert_jax.convert.tensors import read_json
 from bert_jax.errors import BertJaxError
 from bert_jax.models.heads import HEADS
 
@@ -74,7 +74,7 @@ def read_config(directory: str | os.PathLike, bundle: TensorBundle, naming: Nami
     """
     settings = {"model_type": naming.model_type, **_measure(bundle, naming), "layer_norm_eps": 1e-12}
     path = _config_file(Path(directory), bundle, naming)
-    stated = _read_json(path) if path else {}
+    stated = read_json(path) if path else {}
     for key, value in settings.items():
         if stated.get(key) not in (None, value):
             raise BertJaxError(
@@ -164,15 +164,3 @@ def _config_file(directory: Path, bundle: TensorBundle, naming: Naming) -> Path 
             f"{naming.config_files[0]}"
         )
     return others[0] if others else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BertJaxError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # also of bytes that are not UTF-8
-        raise BertJaxError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BertJaxError(f"{path} is not a model's settings: a JSON object is needed")
-    return content

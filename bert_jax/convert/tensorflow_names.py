@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from bert_jax.convert.albert import group_places
 from bert_jax.convert.bert import layer_places
 from bert_jax.convert.bundle import TensorBundle
 from bert_jax.convert.table import SAME, Row, Transform
@@ -32,10 +33,6 @@ def _output(ours: str, theirs: str) -> tuple[Row, Row]:
 
 def _norm(ours: str, theirs: str) -> tuple[Row, Row]:
     return Row(f"{ours}/scale", f"{theirs}/gamma"), Row(f"{ours}/bias", f"{theirs}/beta")
-
-
-def _group_places(config: EncoderConfig) -> list[dict[str, int]]:
-    return [{"group": group, "inner": inner} for group in range(config.groups) for inner in range(config.inner_layers)]
 
 
 def _as_stored(names: Iterable[str]) -> dict[str, str]:
@@ -183,7 +180,7 @@ ALBERT_TF1 = Naming(
     ignored=re.compile(_OPTIMIZER),
     config_files=("albert_config.json",),
     gelu="gelu_new",
-    places=_group_places,
+    places=group_places,
     dropout=0.0,
 )
 

@@ -71,11 +71,12 @@ class EncoderConfig:
     def __post_init__(self):
         for name in ("vocab_size", "embedding_width", "hidden_width", "layers", "heads", "ffn_width", "max_length",
                      "groups", "inner_layers", "vocab_multiple"):
-            if getattr(self, name) < 1:
-                raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must be at least 1")
+            most = 10_000 if name in ("layers", "groups", "inner_layers") else 2**31 - 1  # more can only be a mistake
+            if not 1 <= getattr(self, name) <= most:
+                raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must be at least 1 and at most {most:,}")
         for name in ("segments", "position_offset"):
-            if getattr(self, name) < 0:
-                raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must not be negative")
+            if not 0 <= getattr(self, name) < 2**31:
+                raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must not be negative, nor beyond 2**31")
         for name in ("dropout", "attention_dropout", "head_dropout"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must be in [0, 1)")

@@ -370,3 +370,18 @@ def test_to_tensors_has_as_many_values_as_the_plain_form(config):
     plain = dataclasses.replace(config, share="none", layers=config.depth, groups=1, inner_layers=1)
     expected = api.count_parameters(config if config.share == "all" else plain)
     assert sum(math.prod(a.shape) for a in tensors.values()) == expected
+
+
+@pytest.mark.parametrize("junk", ["x", [], {}, [1], {"a": 1}, -1, 0, 1.5, True, None, 10**30])
+def test_settings_of_another_kind_give_one_line(bert, junk):
+    """Whatever stands in config.json: it is read, or refused in one line; it never fails in another way."""
+    before = (bert / "config.json").read_text()
+    keys = {*json.loads(before), "bert_jax", "pruned_heads", "id2label", "num_labels", "classifier_dropout"}
+    for kind in ("bert", "roberta"):
+        for key in sorted(keys):
+            (bert / "config.json").write_text(json.dumps(json.loads(before) | {"model_type": kind, key: junk}))
+            try:
+                hf.plan(bert)
+                hf.load(bert, allow_missing=True)
+            except BertJaxError as error:
+                assert "\n" not in str(error), (kind, key)

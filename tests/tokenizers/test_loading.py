@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import weights
 
 from bert_jax import tokenizers
 from bert_jax.errors import BertJaxError
@@ -154,9 +155,9 @@ def test_hashes_of_version_0_1(data_dir, name, begins):
 
 def test_plain_bert_tokenizer_json_stays_wordpiece(data_dir):
     """all-MiniLM's: old, with truncation and padding to 128 that are none of our business."""
-    folder = ROOT / ".cache/weights/all-MiniLM-L6-v2"
+    folder = weights.weights_dir() / "all-MiniLM-L6-v2"
     if not folder.is_dir():
-        pytest.skip(f"no {folder.relative_to(ROOT)}")
+        pytest.skip(f"no {folder}: make weights fetches it")
     tokenizer = tokenizers.load(folder / "tokenizer.json")
     assert tokenizer.kind == "wordpiece" and tokenizer.settings["model_max_length"] == 512
     assert tokenizer.hash == tokenizers.load(data_dir / "vocab/bert-base-uncased-vocab.txt").hash
@@ -182,9 +183,9 @@ def test_damaged_merges(tmp_path):
 def test_old_smiles_checkpoints(caplog):
     """rxnfp and rxnmapper: vocab.txt, and {} as tokenizer_config.json."""
     for name in ("rxnfp-pretrained", "rxnfp-classifier", "rxnmapper"):
-        folder = ROOT / ".cache/weights" / name
+        folder = weights.weights_dir() / name
         if not folder.is_dir():
-            pytest.skip(f"no {folder.relative_to(ROOT)}")
+            pytest.skip(f"no {folder}: make weights fetches it")
         tokenizer = tokenizers.load(folder)
         assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.mask_id) == (0, 11, 12, 14)
         assert tokenizer.vocab_size == 591 and not tokenizer.lowercase
