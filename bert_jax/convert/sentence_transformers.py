@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import from_json
+from bert_jax.convert.tensors import read_json
 from bert_jax.embedding.settings import POOLINGS, SentenceSettings
 from bert_jax.errors import BertJaxError
 
@@ -64,7 +65,7 @@ def read(directory: str | os.PathLike) -> tuple[Path, SentenceSettings] | None:
     folders = _module_folders(directory)
     encoder = folders["Transformer"]
     transformer = _transformer(encoder)
-    model = _read_object(directory / MODEL) if (directory / MODEL).is_file() else {}
+    model = read_json(directory / MODEL) if (directory / MODEL).is_file() else {}
     _expect(directory / MODEL, model, {"model_type": "SentenceTransformer"})
     prompts = model.get("prompts") or {}
     if not isinstance(prompts, dict):
@@ -81,7 +82,7 @@ def read(directory: str | os.PathLike) -> tuple[Path, SentenceSettings] | None:
     if "Normalize" in folders and (folders["Normalize"] / CONFIG).is_file():
         path = folders["Normalize"] / CONFIG
         wanted = dict.fromkeys(("module_input_name", "module_output_name"), "sentence_embedding")
-        _expect(path, _read_object(path), wanted)
+        _expect(path, read_json(path), wanted)
     try:
         return encoder, from_json(SentenceSettings, data, "settings")
     except BertJaxError as error:
@@ -163,7 +164,7 @@ def _transformer(encoder: Path) -> dict[str, Any]:
     path = next((encoder / name for name in (TRANSFORMER, *_OTHER_NAMES) if (encoder / name).is_file()), None)
     if path is None:
         return {}
-    config = _read_object(path)
+    config = read_json(path)
     _expect(path, config, _TRANSFORMER_ONLY)
     if arguments := [name for name in _NOT_APPLIED if config.get(name)]:
         logger.warning("%s: not applied: %s", path, ", ".join(arguments))
@@ -171,7 +172,7 @@ def _transformer(encoder: Path) -> dict[str, Any]:
 
 
 def _pooling(path: Path) -> dict[str, Any]:
-    config = _read_object(path)
+    config = read_json(path)
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for mode in POOLINGS if config.get(_FLAGS[mode])]
@@ -195,7 +196,7 @@ def _pooling_config(settings: SentenceSettings, hidden_width: int) -> dict[str, 
 
 def _max_length(encoder: Path, wanted: int | None) -> int:
     """`wanted`, or what the tokenizer allows if that is None, but not more than the positions of the encoder."""
-    config = _read_object(encoder / CONFIG)
+    config = read_json(encoder / CONFIG)
     positions = config.get("max_position_embeddings")
     if type(positions) is not int:
         raise BertJaxError(f"{encoder / CONFIG}: max_position_embeddings is {positions!r}: a number is needed")
@@ -204,7 +205,7 @@ def _max_length(encoder: Path, wanted: int | None) -> int:
         positions -= 1 + (padding if type(padding) is int else 1)
     tokenizer = encoder / "tokenizer_config.json"
     if wanted is None:
-        length = _read_object(tokenizer).get("model_max_length") if tokenizer.is_file() else None
+        length = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
         return min(length, positions) if type(length) is int else positions
     if type(wanted) is not int:
         raise BertJaxError(f"{encoder / TRANSFORMER}: max_seq_length is {wanted!r}: a number or null is needed")
@@ -217,13 +218,6 @@ def _expect(path: Path, config: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
         if config.get(name) not in (None, value):
             raise BertJaxError(f"{path}: {name} is {config[name]!r}: only {value!r} can be converted")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        raise BertJaxError(f"{path}: a JSON object is needed")
-    return content
 
 
 def _read_json(path: Path) -> Any:

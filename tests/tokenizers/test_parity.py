@@ -4,7 +4,6 @@ import gzip
 import itertools
 import json
 import re
-import unicodedata
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import weights
 from tokenizers import AddedToken, ByteLevelBPETokenizer
 
 from bert_jax import tokenizers
+from tests.tokenizers.test_unigram import reference_pieces
 
 transformers = pytest.importorskip("transformers")
 
@@ -119,25 +119,9 @@ def test_albert_and_the_original_algorithm(albert, data_dir, sentences):
     model = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "vocab/albert-base-v2-spiece.model"))
     different = []
     for text, ids in zip(sentences, albert.encode_batch(sentences), strict=True):
-        if ids.tolist() != [model.piece_to_id(piece) for piece in original_albert(model, text)]:
+        if ids.tolist() != [model.piece_to_id(piece) for piece in reference_pieces(model, text)]:
             different.append(text)
     assert len(different) <= 1, different
-
-
-def original_albert(model, text):
-    """preprocess_text, encode, and pieces that end in digit and comma cut once more, as the original's encode_pieces."""
-    text = " ".join(text.split()).replace("``", '"').replace("''", '"')
-    text = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)).lower()
-    pieces = []
-    for piece in model.encode(text, out_type=str):
-        if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
-            again = model.encode(piece[:-1].replace("▁", ""), out_type=str)
-            if not piece.startswith("▁"):
-                again = [again[0].removeprefix("▁"), *again[1:]]
-            pieces += [part for part in again if part] + [","]
-        else:
-            pieces.append(piece)
-    return pieces
 
 
 def test_multilingual_e5(sentences, tmp_path):
