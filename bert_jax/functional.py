@@ -4,11 +4,14 @@ Shapes use one legend throughout the package: B batch, L length, M masked positi
 F feed-forward width, N heads, H head width, V vocabulary, S segments.
 """
 
+import functools
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 Activation = Literal["gelu", "gelu_new", "quick_gelu", "relu", "tanh"]
 
@@ -33,6 +36,27 @@ def activate(x: Float[Array, "..."], form: Activation) -> Float[Array, "..."]:
             return jnp.tanh(x)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def product(
+    x: Float[Array, "R K"], kernel: Float[Array, "K C"], dtype: jnp.dtype
+) -> Float[Array, "R C"]:
+    """``x @ kernel``, multiplied in the dtype of ``x`` (sums in float32), result in ``dtype``.
+
+    The gradient of ``kernel`` is a sum over rows, and so over the devices that share the rows. It is taken in the dtype of
+    ``kernel`` as it was given: float32 for a float32 parameter, even where the product itself is bfloat16. (Written plainly,
+    ``x @ kernel.astype(x.dtype)``, what devices exchange is rounded to bfloat16 first.)
+    """
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+
+
+@product.defjvp
+def _product_jvp(dtype, primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    by_x = jnp.matmul(dx, kernel.astype(x.dtype), preferred_element_type=dtype)
+    by_kernel = jax.lax.dot_general(x, dkernel, (((1,), (0,)), ((), ())), preferred_element_type=kernel.dtype)
+    return product(x, kernel, dtype), by_x + by_kernel.astype(dtype)
+
+
 def layer_norm(
     x: Float[Array, "... D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
 ) -> Float[Array, "... D"]:
@@ -44,17 +68,49 @@ def layer_norm(
     return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """Inverted dropout (Srivastava et al. 2014). ``key=None`` or rate 0 returns ``x`` unchanged.
+def dropout(x: Float[Array, "B *rest"], rate: float, seed: UInt32[Array, "2"] | None) -> Float[Array, "B *rest"]:
+    """Inverted dropout (Srivastava et al. 2014). ``seed=None`` or rate 0 returns ``x`` unchanged.
 
-    The mask compares 16 random bits per element with the keep probability, which halves the cost of drawing; the rate
-    is exact to 2**-16 and the scale uses the rate that is really applied, so the expectation is exact.
+    The rate is exact to 2**-32, and the scale uses the rate that is really applied.
     """
-    if key is None or rate == 0.0:
+    if seed is None or rate == 0.0:
         return x
-    threshold = round((1.0 - rate) * 2**16)
-    keep = jax.random.bits(key, x.shape, jnp.uint16) < jnp.uint16(threshold)
-    return jnp.where(keep, x * (2**16 / threshold), jnp.zeros((), x.dtype)).astype(x.dtype)
+    threshold = round((1.0 - rate) * 2**32)
+    keep = random_bits(seed, x.shape) < jnp.uint32(threshold)
+    return jnp.where(keep, x * (2**32 / threshold), jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+def random_bits(seed: UInt32[Array, "2"], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """32 random bits for every element: a hash of (seed, place), two multiplications an element.
+
+    This serves dropout, which needs masks that look random and cost nothing: bits that depend on nothing but the place are the
+    same on every mesh, are made where they are used, and are made again in the backward pass rather than kept. The key of
+    jax.random's default generator would cost five times the arithmetic; its fast ones (rbg) make the bits of the whole
+    array on every device, or other bits on another mesh. Rows (axis 0) have a pair of words of their own each, hashed twice;
+    within a row, places are counted modulo 2**32. The mixer is lowbias32 of Chris Wellons' hash-prospector, keyed a second time
+    between its multiplications.
+    """
+    rows, *rest = shape
+    word = _mix(jax.lax.iota(jnp.uint32, rows) * jnp.uint32(0x9E3779B9) + seed[0])
+    first = _mix(word ^ seed[1])
+    first, second = (w.reshape(rows, *(1 for _ in rest)) for w in (first, _mix(first + word)))
+    place = jnp.zeros((1, *rest), jnp.uint32)
+    for axis in range(len(rest)):
+        stride = math.prod(rest[axis + 1 :]) % 2**32
+        place += jax.lax.broadcasted_iota(jnp.uint32, place.shape, axis + 1) * jnp.uint32(stride)
+    return _mix(place ^ first, second)
+
+
+def fold(seed: UInt32[Array, "2"], number: Int[Array, "*n"] | int) -> UInt32[Array, "*n 2"]:
+    """A seed of its own for every ``number``: layers, places within a layer."""
+    first = _mix(jnp.asarray(number).astype(jnp.uint32) * jnp.uint32(0x9E3779B9) ^ seed[0])
+    return jnp.stack([first, _mix(first + seed[1])], axis=-1)
+
+
+def _mix(x: UInt32[Array, "..."], between: UInt32[Array, "..."] | int = 0) -> UInt32[Array, "..."]:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = ((x ^ (x >> 15)) + between) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def attention_bias(mask: Bool[Array, "B L"] | Bool[Array, "B L L"]) -> Float[Array, "B 1 Q L"]:
@@ -74,7 +130,7 @@ def attention(
     bias: Float[Array, "B #1 #Q L"],
     *,
     rate: float = 0.0,
-    dropout_key: Key[Array, ""] | None = None,
+    seed: UInt32[Array, "2"] | None = None,
 ) -> tuple[Float[Array, "B Q N H"], Float[Array, "B N Q L"]]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), softmax in float32.
 
@@ -83,9 +139,23 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("bqnh,blnh->bnql", query * scale, key, preferred_element_type=jnp.float32)
-    probabilities = jax.nn.softmax(scores + bias, axis=-1)
-    dropped = dropout(probabilities.astype(value.dtype), rate, dropout_key)
-    return jnp.einsum("bnql,blnh->bqnh", dropped, value), probabilities
+    scores += bias
+    dropped = dropout(_softmax(scores, value.dtype), rate, seed)
+    return jnp.einsum("bnql,blnh->bqnh", dropped, value), jax.nn.softmax(scores, axis=-1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _softmax(scores: Float[Array, "*b L"], dtype: jnp.dtype) -> Float[Array, "*b L"]:
+    """Softmax in float32, given in ``dtype``; that result is all that its derivative needs kept."""
+    return jax.nn.softmax(scores, axis=-1).astype(dtype)
+
+
+@_softmax.defjvp
+def _softmax_jvp(dtype, primals, tangents):
+    result = checkpoint_name(jax.nn.softmax(primals[0], axis=-1).astype(dtype), "probabilities")
+    probabilities, tangent = result.astype(jnp.float32), tangents[0]
+    tangent = probabilities * (tangent - (probabilities * tangent).sum(axis=-1, keepdims=True))
+    return result, tangent.astype(dtype)
 
 
 def gather_positions(x: Float[Array, "B L D"], positions: Int[Array, "B M"]) -> Float[Array, "B M D"]:
@@ -100,9 +170,13 @@ def score_labels(
 
     Both come from the maximum that the softmax needs anyway; an argmax over a vocabulary costs more than the softmax on
     CPU. A tie for the largest counts as right. A label of -1 is read as 0: weight it with zero.
+
+    The label's logit is found by comparing places, not by indexing: where V is sharded, every device then looks through its own
+    part and sums are exchanged, never logits (Shoeybi et al. 2019, Megatron-LM, section 3).
     """
     logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    places = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    chosen = jnp.where(places == jnp.maximum(labels, 0)[..., None], logits, 0.0).sum(axis=-1)
     largest = jax.lax.stop_gradient(logits.max(axis=-1))
     log_total = jnp.log(jnp.exp(logits - largest[..., None]).sum(axis=-1)) + largest
     return log_total - chosen, chosen >= largest

@@ -22,6 +22,16 @@ from bert_jax.models.layers import FeedForward, SelfAttention
 Params = dict[str, Any]
 Collect = Literal["hidden_states", "attentions", "queries", "keys", "values"]
 
+# What a layer keeps for the backward pass under each remat policy, by the names that its parts give their results; the
+# layer's input is always kept. Everything else is computed again.
+_PROJECTIONS = ("query", "key", "value", "context", "output")
+STORED = {
+    "elementwise": (*_PROJECTIONS, "intermediate", "probabilities"),
+    "attention": (*_PROJECTIONS, "intermediate"),
+    "feed_forward": _PROJECTIONS,
+    "full": (),
+}
+
 sharding_rules = nn.logical_axis_rules
 """Context manager: while a function is traced under it, activations are constrained by these (name, mesh axis) rules."""
 
@@ -115,20 +125,21 @@ def apply(
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
     segment_ids = batch.get("segment_ids")
     segment_ids = jnp.zeros_like(ids) if segment_ids is None else segment_ids
-    embedding_key, layers_key, heads_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+    seed = None if key is None else jax.random.bits(key, (2,), jnp.uint32)
+    embedding_seed, layers_seed, heads_seed = (None,) * 3 if seed is None else functional.fold(seed, jnp.arange(3))
 
     x = Embeddings(config).apply(
-        {"params": params["embeddings"]}, ids, segment_ids, batch.get("position_ids"), embedding_key
+        {"params": params["embeddings"]}, ids, segment_ids, batch.get("position_ids"), embedding_seed
     )
-    hidden, collected = _encode(params, config, x, mask, layers_key, collect)
+    hidden, collected = _encode(params, config, x, mask, layers_seed, collect)
 
     positions = batch.get("masked_positions")
     chosen = hidden if positions is None else functional.gather_positions(hidden, positions)
     inputs, logits = Inputs(hidden, chosen, None, params["embeddings"]["token"]), {}
     for number, (name, head) in enumerate(HEADS.items()):  # the pooler comes first: others read what it makes
         if name in params:
-            head_key = None if heads_key is None else jax.random.fold_in(heads_key, number)
-            result = head(config).apply({"params": params[name]}, inputs, head_key)
+            head_seed = None if heads_seed is None else functional.fold(heads_seed, number)
+            result = head(config).apply({"params": params[name]}, inputs, head_seed)
             if name == "pooler":
                 inputs = inputs._replace(pooled=result)
             else:
@@ -149,7 +160,7 @@ def _head_inputs(config: EncoderConfig) -> Inputs:
     return Inputs(hidden, hidden, hidden[:, 0], jnp.zeros((config.padded_vocab_size, config.embedding_width)))
 
 
-def _encode(params: Params, config: EncoderConfig, x: Array, mask: Array, key: Array | None, collect: tuple[str, ...]):
+def _encode(params: Params, config: EncoderConfig, x: Array, mask: Array, seed: Array | None, collect: tuple[str, ...]):
     """All layers. A block's parameters reach the scan in one of three ways: sliced by it (one set a layer), as a constant
     (one set in all), or picked by index (several shared sets: groups, inner layers)."""
     bias = functional.attention_bias(mask)
@@ -157,37 +168,36 @@ def _encode(params: Params, config: EncoderConfig, x: Array, mask: Array, key: A
     wanted = [name for name in collect if name != "hidden_states"]
 
     def layer(x, inputs):
-        sliced, index, layer_key = inputs
+        sliced, index, layer_seed = inputs
         picked = sliced | constant | {part: jax.tree.map(lambda a: a[index], sets) for part, sets in several.items()}
-        attention_key, ffn_key = (None, None) if layer_key is None else jax.random.split(layer_key)
-        x, inside = attention.apply({"params": picked["attention"]}, x, bias, attention_key)
-        x = feed_forward.apply({"params": picked["feed_forward"]}, x, ffn_key)
+        attention_seed, ffn_seed = (None, None) if layer_seed is None else functional.fold(layer_seed, jnp.arange(2))
+        x, inside = attention.apply({"params": picked["attention"]}, x, bias, attention_seed)
+        x = feed_forward.apply({"params": picked["feed_forward"]}, x, ffn_seed)
         x = nn.with_logical_constraint(x, ("batch", "length", "act_model"))
         collected = {name: inside[name] for name in wanted}
         if "hidden_states" in collect:
             collected["hidden_states"] = x
         return x, collected
 
-    if config.remat in ("dots", "full"):
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
-        layer = jax.checkpoint(layer, policy=policy, prevent_cse=config.unroll)
+    policy = jax.checkpoint_policies.save_only_these_names(*STORED[config.remat])
+    layer = jax.checkpoint(layer, policy=policy, prevent_cse=config.unroll)
 
     parts = ("attention", "feed_forward")
     sliced = {part: params[part] for part in parts if config.copies(part) == config.depth}
     shared = {part: jax.tree.map(jnp.asarray, params[part]) for part in parts if part not in sliced}
     constant = {part: jax.tree.map(lambda a: a[0], sets) for part, sets in shared.items() if config.copies(part) == 1}
     several = {part: sets for part, sets in shared.items() if part not in constant}
-    keys = None if key is None else jax.random.split(key, config.depth)
+    seeds = None if seed is None else functional.fold(seed, jnp.arange(config.depth))
     first = x
     if config.unroll:
         everything = []
         for step in range(config.depth):
-            inputs = (sliced, jnp.asarray(config.shared_index), keys)
+            inputs = (sliced, jnp.asarray(config.shared_index), seeds)
             x, collected = layer(x, jax.tree.map(lambda a: a[step], inputs))  # noqa: B023 (used at once)
             everything.append(collected)
         collected = jax.tree.map(lambda *a: jnp.stack(a), *everything)
     else:
-        x, collected = jax.lax.scan(layer, x, (sliced, jnp.asarray(config.shared_index), keys))
+        x, collected = jax.lax.scan(layer, x, (sliced, jnp.asarray(config.shared_index), seeds))
     if "hidden_states" in collect:
         collected["hidden_states"] = jnp.concatenate([first[None], collected["hidden_states"]])
     return x, collected

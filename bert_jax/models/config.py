@@ -8,7 +8,7 @@ from bert_jax.errors import BertJaxError
 
 Activation = Literal["gelu", "gelu_new", "quick_gelu", "relu"]
 Share = Literal["none", "attention", "feed_forward", "all"]
-Remat = Literal["none", "attention", "dots", "full"]
+Remat = Literal["elementwise", "attention", "feed_forward", "full"]
 Head = Literal["pooler", "mlm", "pair", "classifier", "tagger", "span", "choice", "discriminator"]
 
 
@@ -36,8 +36,10 @@ class EncoderConfig:
       labels: names of the classes of ``classifier`` and ``tagger``; their number C is the width of both.
       head_dropout: rate in training before ``classifier``, ``tagger`` and ``choice``; None: as ``dropout``.
       compute_dtype: of activations and matrix products; parameters, layer-norm statistics, softmax and losses are float32.
-      remat: what the backward pass recomputes instead of storing: nothing, the attention core, all but matrix products,
-        or everything inside a layer.
+      remat: what the backward pass computes again instead of storing, from cheap to thrifty, each with all before it:
+        ``elementwise`` everything that is no product of matrices (activations, layer norms, dropout masks; free on
+        accelerators, where reading them back would cost more), ``attention`` the scores and probabilities [B, N, L, L],
+        ``feed_forward`` the first of its products [B, L, F], ``full`` everything inside a layer.
       unroll: a Python loop over layers instead of a scan: the same numbers, longer compilation.
     """
 
@@ -65,7 +67,7 @@ class EncoderConfig:
     labels: tuple[str, ...] = ()
     head_dropout: float | None = None
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"
+    remat: Remat = "elementwise"
     unroll: bool = False
 
     def __post_init__(self):

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, UInt32
 
 from bert_jax import functional
 from bert_jax.models.config import EncoderConfig
@@ -21,7 +21,7 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(
         self, ids: Int[Array, "B L"], segment_ids: Int[Array, "B L"], position_ids: Int[Array, "B L"] | None,
-        key: Key[Array, ""] | None,
+        seed: UInt32[Array, "2"] | None,
     ) -> Float[Array, "B L D"]:
         config = self.config
         width, std = config.embedding_width, config.init_std
@@ -42,7 +42,7 @@ class Embeddings(nn.Module):
         else:
             x += jnp.take(position, position_ids + offset, axis=0)
         x = LayerNorm(config.norm_eps, axis="embedding", name="norm")(x).astype(config.compute_dtype)
-        x = functional.dropout(x, config.dropout, key)
+        x = functional.dropout(x, config.dropout, seed)
         if width != config.hidden_width:
             x = Dense(config, (config.hidden_width,), (None, "model"), name="projection")(x)
         return nn.with_logical_constraint(x, ("batch", "length", "act_model"))

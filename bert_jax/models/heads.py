@@ -1,6 +1,6 @@
 """Heads on an encoder. ``HEADS`` is the one list to extend.
 
-A head is a module called as ``head(inputs, key)``; :class:`Inputs` holds all that a head may read, ``key`` draws its dropout.
+A head is a module called as ``head(inputs, seed)``; :class:`Inputs` holds all that a head may read, ``seed`` draws its dropout.
 Every published head of the family is one of these: RoBERTa's, ELECTRA's and DistilBERT's sentence classifiers begin with an
 affine map of the first token's state and a nonlinearity, which is a pooler with another activation.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, UInt32
 
 from bert_jax import functional
 from bert_jax.models.config import EncoderConfig
@@ -36,7 +36,7 @@ class Pooler(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B D"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B D"]:
         # A square map: only one of its two axes may carry the model axis' sharding.
         x = Dense(self.config, (self.config.hidden_width,), ("model", None), name="dense")(inputs.hidden[:, 0])
         return functional.activate(x, self.config.pooler_activation)
@@ -52,14 +52,14 @@ class MaskedLanguageModelHead(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B M V"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B M V"]:
         config = self.config
         x = Dense(config, (config.embedding_width,), ("model", None), name="transform")(inputs.chosen)
         x = functional.activate(x, config.mlm_activation or config.activation)
         x = LayerNorm(config.norm_eps, axis=None, name="norm")(x)
         bias = self.param("bias", constant(0.0, ("vocab",)), (config.padded_vocab_size,), jnp.float32)
-        table = inputs.token_table.astype(x.dtype)
-        logits = jnp.einsum("bme,ve->bmv", x, table, preferred_element_type=jnp.float32) + bias
+        flat = functional.product(x.reshape(-1, config.embedding_width), inputs.token_table.T, jnp.dtype("float32"))
+        logits = flat.reshape(*x.shape[:-1], -1) + bias
         logits = nn.with_logical_constraint(logits, ("batch", "length", "act_vocab"))
         if config.padded_vocab_size != config.vocab_size:
             real = jnp.arange(config.padded_vocab_size) < config.vocab_size
@@ -73,7 +73,7 @@ class PairHead(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B 2"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B 2"]:
         return Dense(self.config, (2,), ("model", None), name="dense")(inputs.pooled).astype(jnp.float32)
 
 
@@ -83,8 +83,8 @@ class Classifier(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B C"]:
-        x = functional.dropout(inputs.pooled, _dropout(self.config), key)
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B C"]:
+        x = functional.dropout(inputs.pooled, _dropout(self.config), seed)
         return Dense(self.config, (len(self.config.labels),), ("model", None), name="dense")(x).astype(jnp.float32)
 
 
@@ -94,8 +94,8 @@ class Tagger(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B L C"]:
-        x = functional.dropout(inputs.hidden, _dropout(self.config), key)
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B L C"]:
+        x = functional.dropout(inputs.hidden, _dropout(self.config), seed)
         return Dense(self.config, (len(self.config.labels),), ("model", None), name="dense")(x).astype(jnp.float32)
 
 
@@ -105,7 +105,7 @@ class Span(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B L 2"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B L 2"]:
         return Dense(self.config, (2,), ("model", None), name="dense")(inputs.hidden).astype(jnp.float32)
 
 
@@ -115,8 +115,8 @@ class Choice(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, " B"]:
-        x = functional.dropout(inputs.pooled, _dropout(self.config), key)
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, " B"]:
+        x = functional.dropout(inputs.pooled, _dropout(self.config), seed)
         return Dense(self.config, (1,), ("model", None), name="dense")(x)[:, 0].astype(jnp.float32)
 
 
@@ -126,7 +126,7 @@ class Discriminator(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, key: Key[Array, ""] | None) -> Float[Array, "B L"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B L"]:
         x = Dense(self.config, (self.config.hidden_width,), ("model", None), name="transform")(inputs.hidden)
         x = functional.activate(x, self.config.activation)
         return Dense(self.config, (1,), ("model", None), name="output")(x)[..., 0].astype(jnp.float32)

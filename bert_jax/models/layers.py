@@ -1,15 +1,15 @@
 """One layer of a post-LN encoder (Devlin et al. 2019; ALBERT reuses it unchanged), as Linen modules without state.
 
 Every parameter carries logical axis names; which of them are sharded is decided by a table in ``parallel``. Dropout takes
-an explicit key, so a module is a pure function of (parameters, inputs, key); ``key=None`` means inference.
+an explicit seed, so a module is a pure function of (parameters, inputs, seed); ``seed=None`` means inference.
 """
 
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, UInt32
 
 from bert_jax import functional
 from bert_jax.models.config import EncoderConfig
@@ -43,8 +43,11 @@ class Dense(nn.Module):
         bias = self.param("bias", constant(0.0, self.axes[self.inputs :]), self.features, jnp.float32)
         dtype, rows = jnp.dtype(self.config.compute_dtype), x.shape[: -self.inputs]
         # As one product of two matrices: XLA:CPU differentiates that twice as fast as a product of higher rank.
-        flat = x.astype(dtype).reshape(math.prod(rows), -1) @ kernel.astype(dtype).reshape(-1, math.prod(self.features))
-        return flat.reshape(*rows, *self.features) + bias.astype(dtype)
+        kernel = kernel.reshape(-1, math.prod(self.features))
+        # Named once more, because XLA:TPU scatters the sum of gradients of a matrix, but not of an array of three axes.
+        kernel = nn.with_logical_constraint(kernel, (self.axes[0], self.axes[self.inputs]))
+        flat = functional.product(x.astype(dtype).reshape(math.prod(rows), -1), kernel, dtype)
+        return checkpoint_name(flat.reshape(*rows, *self.features) + bias.astype(dtype), self.name)
 
 
 class LayerNorm(nn.Module):
@@ -71,10 +74,10 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 Q L"], key: Key[Array, ""] | None
+        self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 Q L"], seed: UInt32[Array, "2"] | None
     ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
         config = self.config
-        probability_key, output_key = (None, None) if key is None else jax.random.split(key)
+        probability_seed, output_seed = (None, None) if seed is None else functional.fold(seed, jnp.arange(2))
         shape, axes = (config.heads, config.head_width), ("model", "heads", "head_width")
         query = Dense(config, shape, axes, name="query")(x)
         keys = Dense(config, shape, axes, name="key")(x)
@@ -82,17 +85,12 @@ class SelfAttention(nn.Module):
         query, keys, value = (
             nn.with_logical_constraint(a, ("batch", "length", "act_heads", "head_width")) for a in (query, keys, value)
         )
-
-        def core(query, keys, value, bias, dropout_key):
-            return functional.attention(
-                query, keys, value, bias, rate=config.attention_dropout, dropout_key=dropout_key
-            )
-
-        if config.remat == "attention":  # the probabilities [B, N, L, L] are the largest thing a layer would store
-            core = jax.checkpoint(core, prevent_cse=config.unroll)
-        context, probabilities = core(query, keys, value, bias, probability_key)
+        context, probabilities = functional.attention(
+            query, keys, value, bias, rate=config.attention_dropout, seed=probability_seed
+        )
+        context = checkpoint_name(context, "context")
         output = Dense(config, (config.hidden_width,), ("heads", "head_width", "model"), inputs=2, name="output")(context)
-        output = functional.dropout(output, config.dropout, output_key)
+        output = functional.dropout(output, config.dropout, output_seed)
         x = LayerNorm(config.norm_eps, name="norm")(x + output)
         return x, {"queries": query, "keys": keys, "values": value, "attentions": probabilities}
 
@@ -103,11 +101,11 @@ class FeedForward(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], key: Key[Array, ""] | None) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], seed: UInt32[Array, "2"] | None) -> Float[Array, "B L D"]:
         config = self.config
         hidden = Dense(config, (config.ffn_width,), ("model", "ffn"), name="intermediate")(x)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "act_ffn"))
         hidden = functional.activate(hidden, config.activation)
         output = Dense(config, (config.hidden_width,), ("ffn", "model"), name="output")(hidden)
-        output = functional.dropout(output, config.dropout, key)
+        output = functional.dropout(output, config.dropout, seed)
         return LayerNorm(config.norm_eps, name="norm")(x + output)

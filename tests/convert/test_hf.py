@@ -98,7 +98,7 @@ def configs(draw) -> EncoderConfig:
         vocab_multiple=draw(st.sampled_from([1, 8])),
         with_heads=draw(st.sampled_from(owners if has_albert_names else [*owners, ("pooler", "pair")])),
         compute_dtype=draw(st.sampled_from(["float32", "bfloat16"])),
-        remat=draw(st.sampled_from(["none", "full"])),
+        remat=draw(st.sampled_from(["elementwise", "full"])),
         unroll=draw(st.booleans()),
     )
 

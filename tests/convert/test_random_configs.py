@@ -124,7 +124,7 @@ def models(draw, combinations: list[tuple[str, tuple[str, ...]]] = COMBINATIONS)
         labels=tuple(draw(st.lists(st.text(max_size=6), min_size=1, max_size=4))) if labelled else (),
         head_dropout=head_dropout,
         compute_dtype=draw(st.sampled_from(["float32", "bfloat16"])),
-        remat=draw(st.sampled_from(["none", "full"])),
+        remat=draw(st.sampled_from(["elementwise", "full"])),
         unroll=draw(st.booleans()),
     )
     return Drawn(

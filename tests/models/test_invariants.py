@@ -134,7 +134,7 @@ def test_a_sequence_longer_than_the_position_table_is_refused():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"unroll": True}, {"remat": "attention"}, {"remat": "dots"}, {"remat": "full"}, {"remat": "full", "unroll": True}],
+    [{"unroll": True}, {"remat": "attention"}, {"remat": "feed_forward"}, {"remat": "full"}, {"remat": "full", "unroll": True}],
     ids=str,
 )
 def test_scan_is_unrolled_is_every_remat_policy(changes):
