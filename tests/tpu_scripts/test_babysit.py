@@ -1,0 +1,106 @@
+"""babysit.sh brings a run to its end, whatever happens to slice, workers and itself."""
+
+import signal
+import subprocess
+import time
+
+from tests.tpu_scripts.conftest import READY, ROOT, SCRIPTS
+
+
+def test_from_nothing_through_a_crash_to_the_end(cloud):
+    cloud.plan("137 100 0; 75 200 0; 0 300 0", "75 - 0; 75 - 0; 0 - 0")
+    done = cloud.run("babysit.sh", "--", "--set", "train.steps=300")
+    assert len(cloud.started(0)) == len(cloud.started(1)) == 3
+    assert all(line.endswith("--distributed --set train.steps=300") for line in cloud.started(0))
+    assert len(cloud.calls("compute", "tpus", "queued-resources", "create")) == 1
+    assert not cloud.calls("compute", "tpus", "queued-resources", "delete")
+    assert "finished" in done.stderr and "costs money" in done.stderr and "worker 0 exited 137" in done.stderr
+    assert "start 1 since checkpoint 100" in done.stderr and "start 1 since checkpoint 200" in done.stderr
+
+
+def test_preempted_in_mid_run(cloud):
+    cloud.plan("0 100 60; 0 200 0", "0 - 60; 0 - 0")
+    # READY for some looks, then preempted; what create brings the second time stays.
+    cloud.tell(request_after_create="WAITING_FOR_RESOURCES\nACTIVE", slice_after_create="\n".join([READY] * 5 + [READY.replace(
+        "READY", "PREEMPTED")]))
+    babysitter = subprocess.Popen(
+        [SCRIPTS / "babysit.sh", "--delete-at-end"], env=cloud.env, cwd=ROOT, text=True, stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
+    for _ in range(400):
+        if cloud.calls("compute", "tpus", "queued-resources", "delete"):
+            break
+        time.sleep(0.05)
+    cloud.tell(slice_after_create=READY)
+    _, text = babysitter.communicate(timeout=100)
+    assert babysitter.returncode == 0, text
+    assert "was lost (request ACTIVE, slice PREEMPTED): making the slice anew" in text
+    assert "setting up the source of" in text  # the code that the run began with
+    assert len(cloud.started(0)) == 2
+    assert len(cloud.calls("compute", "tpus", "queued-resources", "create")) == 2
+    assert len(cloud.calls("compute", "tpus", "queued-resources", "delete")) == 2  # the lost one, and at the end
+    assert len((cloud.folder / ".local/state/bert_jax/my-project.us-central1-a.job/slices").read_text().splitlines()) == 2
+
+
+def test_refusal_ends_it(cloud):
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("75 100 0", "1 - 0")
+    done = cloud.run("babysit.sh", status=1)
+    assert "worker 1 ended with status 1: starting again would not help" in done.stderr
+    assert "bert-jax: error: the loss is not finite" in done.stderr
+    assert len(cloud.started(0)) == 1
+
+
+def test_a_bucket_that_denies_ends_it(cloud):
+    cloud.tell(request="ACTIVE", slice=READY, workers="2")
+    (cloud.folder / "bucket/runs").write_text("in the way")
+    done = cloud.run("babysit.sh", status=1)
+    assert "cannot be written" in done.stderr and "refused" in done.stderr and cloud.started(0) == []
+
+
+def test_gives_up_without_progress(cloud):
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("134 100 0" + "; 134 - 0" * 20, "134 - 0" + "; 134 - 0" * 20)
+    done = cloud.run("babysit.sh", "--max-starts=3", "--delete-at-end", status=1)
+    assert "started 3 times without a new checkpoint (newest: 100)" in done.stderr
+    assert len(cloud.started(0)) == 4  # the first left a checkpoint, three more did not
+    assert len(cloud.calls("compute", "tpus", "queued-resources", "delete")) == 1
+
+
+def test_one_worker_dies_and_the_others_hang(cloud):
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("0 100 60; 0 200 0", "137 - 0; 0 - 0")
+    done = cloud.run("babysit.sh")
+    assert "1 of 2 workers run; step 7/100" in done.stderr and "finished" in done.stderr
+    assert "ended with status 75" in (cloud.folder / "worker-0/bert_jax_job/logs/run.log").read_text()  # asked to save
+
+
+def test_a_dead_worker_is_a_lost_slice(cloud):
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("0 100 0", "0 - 0")
+    cloud.run("setup.sh")
+    cloud.tell(dead="worker-1")
+    babysitter = subprocess.Popen([SCRIPTS / "babysit.sh"], env=cloud.env, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+    for _ in range(400):
+        if cloud.calls("compute", "tpus", "queued-resources", "delete"):
+            break
+        time.sleep(0.05)
+    (cloud.folder / "dead").unlink()
+    _, text = babysitter.communicate(timeout=100)
+    assert babysitter.returncode == 0 and "does not answer (10 of 10)" in text and "making the slice anew" in text
+
+
+def test_killed_and_started_anew_it_takes_over(cloud):
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("0 100 6", "0 - 6")
+    first = subprocess.Popen([SCRIPTS / "babysit.sh"], env=cloud.env, cwd=ROOT, text=True, stderr=subprocess.PIPE)
+    for _ in range(400):
+        if cloud.started(1):
+            break
+        time.sleep(0.05)
+    assert "another babysit.sh watches job already" in cloud.run("babysit.sh", status=1).stderr
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    done = cloud.run("babysit.sh")
+    assert "2 of 2 workers run" in done.stderr and "finished" in done.stderr
+    assert len(cloud.started(0)) == 1  # the run went on without it

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Asks for a slice and waits until it is there. Called again, it goes on waiting for the request that exists.
+# shellcheck source=tpu_scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+read_settings "Creates a Cloud TPU slice through a queued resource, and waits until it is ACTIVE." \
+  "PROJECT! ZONE! NAME! ACCELERATOR_TYPE! RUNTIME_VERSION PROVISIONING SERVICE_ACCOUNT POLL" "$@"
+need gcloud timeout
+
+# https://cloud.google.com/tpu/docs/runtimes
+case ${RUNTIME_VERSION:-}/$ACCELERATOR_TYPE in
+  /v6e-*) RUNTIME_VERSION=v2-alpha-tpuv6e ;;
+  /v5p-*) RUNTIME_VERSION=v2-alpha-tpuv5 ;;
+  /v5litepod-*) RUNTIME_VERSION=v2-alpha-tpuv5-lite ;;
+  /v[234]-*) RUNTIME_VERSION=tpu-ubuntu2204-base ;;
+  /*)
+    usage_error "ACCELERATOR_TYPE is $ACCELERATOR_TYPE: v2-, v3-, v4-, v5litepod-, v5p- or v6e- and a number;" \
+      "for others set RUNTIME_VERSION"
+    ;;
+esac
+
+state=$(request_state ABSENT)
+if [[ $state == ABSENT ]]; then
+  options=("--node-id=$NAME" "--accelerator-type=$ACCELERATOR_TYPE" "--runtime-version=$RUNTIME_VERSION"
+    --scopes=https://www.googleapis.com/auth/cloud-platform)
+  case $PROVISIONING in
+    spot) options+=(--spot) ;;
+    reserved) options+=(--reserved) ;;
+  esac
+  [[ -z ${SERVICE_ACCOUNT:-} ]] || options+=("--service-account=$SERVICE_ACCOUNT")
+  act gcloud compute tpus queued-resources create "$NAME" "${place[@]}" "${options[@]}" --async --quiet ||
+    fail "the request was not accepted: see gcloud's line above (quota, zone and accelerator are the usual reasons)"
+  say "asked for $ACCELERATOR_TYPE ($PROVISIONING) as $NAME; the queue may take hours. Ctrl-C leaves the request there"
+else
+  say "$NAME exists already, in state $state"
+fi
+
+# A slice is READY some seconds after its request is ACTIVE.
+looks=0 shown=""
+while :; do
+  state=$(request_state ACTIVE)
+  case $state in
+    ACTIVE)
+      node=$(slice)
+      [[ $node != READY,* ]] || break
+      state="ACTIVE, slice ${node%%,*}"
+      [[ $node != PREEMPTED,* && $node != TERMINATED,* ]] ||
+        fail "$NAME is lost already (${node%%,*}): delete.sh, then create.sh again"
+      ;;
+    FAILED | SUSPENDED)
+      reason=$(gcloud_ask "" compute tpus queued-resources describe "$NAME" "${place[@]}" \
+        '--format=value(state.failedData.error.message)')
+      fail "the request $NAME is $state${reason:+ ($reason)}: delete.sh, then create.sh again"
+      ;;
+    ABSENT) fail "the request $NAME is gone: somebody deleted it" ;;
+  esac
+  if [[ $state != "$shown" ]] || ((looks % 20 == 0)); then say "$(date +%T) $state"; fi
+  shown=$state looks=$((looks + 1))
+  sleep "$POLL"
+done
+say "$NAME is ACTIVE: it costs money from now on. Next: setup.sh"
