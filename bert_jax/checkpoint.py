@@ -1,21 +1,40 @@
-"""Checkpoints: Orbax behind one small class, with a fingerprint per array and a fall-back to older checkpoints.
+"""Checkpoints written in the background by Orbax, each with fingerprints of its arrays; older ones to fall back to.
 
-Parameters and optimiser state are separate items, so that a reader of parameters needs nothing of the optimiser. The rest
-(iterator state, identity, fingerprints) is JSON metadata of the same step, written in the same atomic rename.
+A checkpoint is a folder named by its step. Parameters and optimiser state are separate items in it, so that a reader of
+parameters needs nothing of the optimiser. All processes write their own shards at once. When all have finished, process 0
+merges their indexes and writes the rest (iterator state, identity, fingerprints) as one JSON file, last: a folder that has
+it is complete. Nothing depends on clocks, nor on renaming folders, which a bucket without a hierarchical namespace cannot do
+at once.
 """
 
+import asyncio
+import contextlib
 import errno
+import gc
+import json
 import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from orbax.checkpoint import v1 as ocp
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.errors import BertJaxError
+from bert_jax.parallel.agreement import Agreement
 
 log = logging.getLogger("bert_jax")
+
+COMPLETE = "_CHECKPOINT_METADATA"  # Orbax's name for its own JSON, so that Orbax can read our folders too
+_PATIENCE = 1200.0  # seconds for the slowest process to write its shards after the fastest
 
 
 class Restored(NamedTuple):
@@ -27,34 +46,69 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints below ``directory``, the newest ``keep`` of them retained."""
+    """The checkpoints below ``directory``.
+
+    With ``keep`` it belongs to the run that writes it: the newest ``keep`` checkpoints are retained, and every process of
+    the run makes the same calls in the same order. Without, it is only read, by this process alone.
+    """
 
     def __init__(self, directory: Path | str, keep: int | None = None):
+        """Raises:
+          BertJaxError: the directory is to be written and cannot be.
+        """
         self._directory = Path(directory).resolve()
-        self._failed = False
-        policy = None if keep is None else ocp.training.preservation_policies.LatestN(keep)
-        self._manager = ocp.training.Checkpointer(
-            self._directory, preservation_policy=policy, cleanup_tmp_directories=keep is not None
-        )
+        self._keep = keep
+        self._saving: Future[None] | None = None
+        self._first = keep is None or jax.process_index() == 0  # says and does what only one process should
+        self._peers = Agreement(_PATIENCE) if keep is not None else None
+        # Compressing saves 8% of the disk, and costs two thirds more memory and several times the processor's time.
+        self._handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False)
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        if keep is not None:
+            self._together("checkpoints cannot be written here", self._claim)
 
     def steps(self) -> list[int]:
         """Steps that were saved completely, ascending."""
-        return sorted(checkpoint.step for checkpoint in self._manager.checkpoints)
+        return sorted(int(folder.name) for folder in self._folders() if _is_complete(folder))
 
     def save(self, step: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Writes ``items`` (trees of arrays) and JSON ``metadata`` as one atomic checkpoint.
+        """Takes a snapshot of ``items`` (trees of arrays), returns, and writes it with JSON ``metadata`` in the background.
+
+        A save still under way is awaited first. The arrays may be donated as soon as this returns. A checkpoint that is
+        already there under the same step is replaced.
 
         Raises:
-          BertJaxError: the disk is full or the target cannot be written; the earlier checkpoints are untouched.
+          BertJaxError: the save before this one failed, or this one cannot begin (disk full, no permission). The earlier
+            checkpoints are untouched.
         """
-        prints = {name: fingerprints(tree) for name, tree in items.items()}
+        self.wait()
+        folder = self._directory / str(step)
+        self._together(f"could not save step {step}", lambda: self._make_room(folder, list(items)))
+        # Dispatched before the step that may overwrite what they read; the numbers are fetched by the writer.
+        prints = {name: _fingerprints(tree) for name, tree in items.items()}
+        self._saving = self._writer.submit(self._write, step, self._begin(folder, items), prints, metadata)
+
+    def wait(self) -> None:
+        """Blocks until all that was saved is on disk.
+
+        Raises:
+          BertJaxError: the last save failed.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """Waits for the last save and ends the thread that wrote it.
+
+        Raises:
+          BertJaxError: the last save failed, and neither ``save`` nor ``wait`` has said so yet.
+        """
         try:
-            self._manager.save_checkpointables(
-                step, items, force=True, overwrite=True, custom_metadata=metadata | {"fingerprints": prints}
-            )
-        except Exception as error:  # Orbax and tensorstore wrap the operating system's error in several types
-            self._failed = True
-            raise BertJaxError(_save_error(self._directory, step, error)) from error
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._handler.close()
 
     def restore(self, abstract: dict[str, Any], step: int | None = None) -> Restored | None:
         """Reads the newest checkpoint that is whole, or exactly ``step``.
@@ -67,51 +121,172 @@ class Checkpoints:
           None when there is no checkpoint at all.
 
         Raises:
-          BertJaxError: ``step`` does not exist or is damaged, or every checkpoint is.
+          BertJaxError: ``step`` does not exist or is damaged, or every checkpoint is; or what was saved has other arrays,
+            shapes or dtypes than ``abstract``.
         """
+        self.wait()
         steps = self.steps()
+        if self._peers is not None:  # the view of a shared directory may lag behind on some hosts
+            steps = json.loads(self._peers.told(json.dumps(steps)))
         if step is not None and step not in steps:
             have = ", ".join(map(str, steps)) or "none"
             raise BertJaxError(f"{self._directory}: no checkpoint at step {step} (there: {have})")
         candidates = [step] if step is not None else steps[::-1]
         for candidate in candidates:
-            try:
-                return self._read(candidate, abstract)
-            except Exception as error:  # damage shows up as whatever the layer that stumbled over it raises
-                reason = " ".join(str(error).split())[:200]
-                log.warning("checkpoint %s/%d is damaged and skipped: %s", self._directory, candidate, reason)
+            restored = self._restore(candidate, abstract)
+            if restored is not None:
+                return restored
         if candidates:
             raise BertJaxError(f"{self._directory}: no readable checkpoint among steps {', '.join(map(str, candidates))}")
         return None
 
+    # What is on disk
+
+    def _folders(self) -> list[Path]:
+        return [f for f in self._directory.iterdir() if f.name.isdigit()] if self._directory.is_dir() else []
+
+    def _claim(self) -> None:
+        """Shows that the directory can be written, and clears what an interrupted save left there."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        probe = self._directory / f".probe-{jax.process_index()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        if self._first:
+            for folder in self._folders():
+                if not _is_complete(folder):
+                    log.warning("checkpoint %s was not written to its end and is removed", folder)
+                    shutil.rmtree(folder)
+
+    def _make_room(self, folder: Path, items: list[str]) -> None:
+        if self._first:
+            _remove(folder)
+            for item in items:
+                (folder / item).mkdir(parents=True)
+
+    def _retain(self, step: int) -> None:
+        """Removes what is older than the newest ``keep`` up to ``step``. Later ones are damaged: the run went back to here."""
+        for old in [s for s in self.steps() if s <= step][: -self._keep]:
+            try:
+                _remove(self._directory / str(old))
+            except OSError as error:
+                log.warning("checkpoint %s/%d could not be removed: %s", self._directory, old, error.strerror)
+
+    # Writing
+
+    def _begin(self, folder: Path, items: dict[str, Any]) -> list[Any] | Exception:
+        """Copies the arrays to the host and starts to write them. An error is kept for the round in which all meet."""
+        try:
+            return [future for name, tree in items.items() for future in asyncio.run(
+                self._handler.async_save(epath.Path(folder / name), args=ocp.args.PyTreeSave(jax.tree.map(_own, tree)))
+            )]
+        except Exception as error:
+            return error
+
+    def _write(self, step: int, writing: list[Any] | Exception, prints: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """The background: waits for the shards of all processes, then completes the checkpoint or removes it."""
+        folder, what = self._directory / str(step), f"could not save step {step}"
+
+        def shards() -> None:
+            if isinstance(writing, Exception):
+                raise writing
+            errors = [error for error in map(_outcome, writing) if error is not None]  # all have ended when this has
+            writing.clear()  # and with them goes the snapshot
+            if errors:
+                raise errors[0]
+
+        def complete() -> None:
+            if self._first:
+                for name in prints:
+                    self._handler.finalize(epath.Path(folder / name))
+                proof = {"fingerprints": jax.tree.map(int, jax.device_get(prints))}
+                _write_json(folder / COMPLETE, {"custom_metadata": metadata | proof})
+                self._retain(step)
+
+        try:
+            self._together(what, shards)
+            self._together(what, complete)
+        except BertJaxError:
+            if self._first:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _together(self, what: str, act: Callable[[], None]) -> None:
+        """Acts on every process; when one of them fails, all raise its line."""
+        line = None
+        try:
+            act()
+        except Exception as error:  # Orbax and tensorstore wrap the operating system's error in several types
+            where = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
+            good = max(self.steps(), default=None)
+            line = f"{self._directory}: {_reason(what, error)}{where}"
+            line += f"; the last good checkpoint is step {good}" if good is not None else ""
+        line = self._peers.failure(line)
+        if line is not None:
+            raise BertJaxError(line)
+
+    # Reading
+
+    def _restore(self, step: int, abstract: dict[str, Any]) -> Restored | None:
+        """None, and a warning, when the checkpoint is damaged."""
+        restored, damage = None, None
+        with _no_echo():
+            try:
+                restored = self._read(step, abstract)
+            except BertJaxError:
+                raise  # a misfit, which is the same for all processes and no damage
+            except Exception as error:  # damage shows up as whatever the layer that stumbled over it raises
+                damage = " ".join(str(error).split())[:200]
+            if damage is not None:
+                time.sleep(0.2)  # the other arrays come to the same end
+                gc.collect()
+        if self._peers is not None:
+            damage = self._peers.failure(damage)
+        damage = damage or self._mismatch(restored)
+        if damage is None:
+            return restored
+        if self._first:
+            log.warning("checkpoint %s/%d is damaged and skipped: %s", self._directory, step, damage)
+        return None
+
     def _read(self, step: int, abstract: dict[str, Any]) -> Restored:
-        metadata = self._manager.checkpointables_metadata(step).custom_metadata
-        items = self._manager.load_checkpointables(step, abstract)
-        for name, tree in items.items():
-            saved, found = metadata["fingerprints"][name], fingerprints(tree)
-            if saved != found:
-                bad = next((k for k in saved if found.get(k) != saved[k]), "an array that was not saved")
-                raise ValueError(f"{name}: {bad} is not what was saved")
+        folder = self._directory / str(step)
+        metadata = json.loads((folder / COMPLETE).read_text())["custom_metadata"]
+        items = {}
+        for name, wanted in abstract.items():
+            if name not in metadata["fingerprints"]:
+                have = ", ".join(metadata["fingerprints"])
+                raise BertJaxError(f"{folder}: it has no {name} (there: {have})")
+            _check_fit(folder / name, self._handler.metadata(epath.Path(folder / name)).tree, wanted)
+            args = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted))
+            items[name] = self._handler.restore(epath.Path(folder / name), args=args)
         return Restored(step, items, metadata)
 
-    def close(self) -> None:
-        """Ends the background threads of Orbax."""
-        try:
-            self._manager.close()
-        except Exception:
-            if not self._failed:  # Orbax raises a failed save once more, which would hide the line that ``save`` gave it
-                raise
+    def _mismatch(self, restored: Restored) -> str | None:
+        for name, tree in restored.items.items():
+            saved, found = restored.metadata["fingerprints"][name], fingerprints(tree)
+            for array in saved:
+                if found.get(array) != saved[array]:
+                    return f"{name}: {array} is not what was saved"
+        return None
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-    """A 32-bit sum of the raw bits of every array, position-weighted: any flipped bit changes it."""
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in
-             jax.tree_util.tree_leaves_with_path(tree)}
-    return {name: int(value) for name, value in jax.device_get(_fingerprints(named)).items()}
+    """A 32-bit sum of the raw bits of every array, position-weighted: any flipped bit changes it.
+
+    The sums do not depend on how the arrays are sharded; arrays of several processes need all of them to call this.
+    """
+    return jax.tree.map(int, jax.device_get(_fingerprints(tree)))
 
 
-@jax.jit
-def _fingerprints(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _fingerprints(tree: Any) -> dict[str, jax.Array]:
+    """On their way: computed on the devices, the same on all of them."""
+    named = _named(tree)
+    meshes = {x.sharding.mesh for x in named.values() if isinstance(x.sharding, NamedSharding)}
+    everywhere = NamedSharding(meshes.pop(), PartitionSpec()) if len(meshes) == 1 else None
+    return jax.jit(_sums, out_shardings=everywhere)(named)
+
+
+def _sums(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
     def one(x):
         if x.ndim > 2:  # layer by layer: the weighted bits of a whole stack would take as much memory as the stack
             sums = jax.lax.map(one, x)
@@ -127,13 +302,75 @@ def _fingerprints(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: one(x) for name, x in named.items()}
 
 
-def _save_error(directory: Path, step: int, error: BaseException) -> str:
+def _named(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in
+            jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _own(x: jax.Array) -> jax.Array:
+    """On CPU the writer reads the array's own memory, which a donating step overwrites: a copy of it.
+
+    From an accelerator Orbax copies to the host before ``async_save`` returns, and that copy is the snapshot.
+    """
+    return jnp.copy(x) if next(iter(x.sharding.device_set)).platform == "cpu" else x
+
+
+def _outcome(writing: Any) -> Exception | None:
+    try:
+        writing.result()
+    except Exception as error:
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def _no_echo() -> Iterator[None]:
+    """Orbax closes its event loop at the first array that cannot be read; each of the others would print a traceback."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda event: None if "Event loop is closed" in str(event.exc_value) else hook(event)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / COMPLETE).is_file()
+
+
+def _remove(folder: Path) -> None:
+    """First that which makes it complete: whoever comes when half of it is gone shall not take it for whole."""
+    if folder.exists():
+        (folder / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all, also when the machine loses power."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _check_fit(folder: Path, saved: Any, wanted: Any) -> None:
+    """Other arrays, shapes or dtypes than asked for would be padded, cast or missed without a word."""
+    have, want = ({k: (str(jnp.dtype(x.dtype)), list(x.shape)) for k, x in _named(tree).items()} for tree in (saved, wanted))
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            said = [f"{tree[name][0]}{tree[name][1]}" if name in tree else "absent" for tree in (have, want)]
+            raise BertJaxError(f"{folder}: {name} is {said[0]}, {said[1]} is asked for: another model, optimiser or dtype")
+
+
+def _reason(what: str, error: BaseException) -> str:
     seen, node = [], error
     while node is not None and len(seen) < 8:
         seen.append(node)
         node = node.__cause__ or node.__context__
     full = any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for e in seen)
-    text = " ".join(str(error).split())
+    text = " ".join((error.strerror if isinstance(error, OSError) and error.strerror else str(error)).split())
     if full or "No space left" in text or "RESOURCE_EXHAUSTED" in text or "File too large" in text:
-        return f"{directory}: no space left while saving step {step}; free some and run the same command to continue"
-    return f"{directory}: could not save step {step}: {text[:300]}"
+        return f"no space left ({what}); free some and run the same command to continue"
+    return f"{what}: {text[:300]}"

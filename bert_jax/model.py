@@ -217,7 +217,7 @@ def _load_workdir(place: Place, tokenizer: str | os.PathLike | None) -> Model:
     """The newest whole checkpoint or that of the step asked for, on one device."""
     workdir = place.path
     config, _, _ = described(workdir)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda: api.init(config, jax.random.key(0)))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     restored = None
