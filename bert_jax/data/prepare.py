@@ -12,13 +12,10 @@ stands on disk is recorded in ``OUT.partial/state.json``; the next run with the 
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import errno
 import functools
-import hashlib
 import itertools
 import logging
-import math
 import multiprocessing
 import os
 import pathlib
@@ -29,13 +26,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bert_jax.data.sentences import pieces, splitter
 from bert_jax.data.sources import Corpus
-from bert_jax.data.store import FORMAT, PARTIAL, Manifest, token_dtype, word_start_bit
+from bert_jax.data.stages import Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks, write
+from bert_jax.data.store import PARTIAL, Manifest
 from bert_jax.data.writer import STATE, StoreWriter, chained, locked
 from bert_jax.errors import BertJaxError
 
@@ -43,8 +39,6 @@ if TYPE_CHECKING:
     from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
-
-TASK = 1 << 19  # characters sent to a worker at once
 
 
 def prepare(
@@ -63,14 +57,12 @@ def prepare(
     """Writes the token store of `sources` to `out_dir` and returns its manifest.
 
     Args:
-      sources, documents, field: what to read, see `bert_jax.data.sources.Corpus`.
+      sources: what to read, see `bert_jax.data.sources.Corpus`.
       out_dir: a folder that does not exist yet.
       tokenizer: applied to every sentence; saved inside the store.
-      sentences: "punkt" or "line", see `bert_jax.data.sentences`.
-      heldout: the share of documents kept apart for evaluation, in [0, 1). A hash of the text decides, so copies of a
-        document land on the same side, and the choice does not depend on the rest of the corpus.
+      documents, sentences, heldout, field, shard_tokens: see `bert_jax.data.stages.Recipe`; a shard is also what an
+        interruption can cost.
       workers: processes that tokenise; all cores by default. 1 works in this process.
-      shard_tokens: a shard ends with the first document that fills it; also what an interruption can cost.
       progress: show a progress bar on stderr.
 
     Raises:
@@ -78,35 +70,19 @@ def prepare(
         store in the way, a full disk, a worker killed.
       KeyboardInterrupt: after the workers have ended; the same call goes on later.
     """
-    if not 0 <= heldout < 1:
-        raise BertJaxError(f"heldout={heldout}: give the share of documents to keep apart, from 0 to below 1")
+    recipe = Recipe(documents, sentences, heldout, field, shard_tokens)
     if workers is not None and workers < 1:
         raise BertJaxError(f"workers={workers}: at least one is needed")
-    if shard_tokens < 1:
-        raise BertJaxError(f"shard_tokens={shard_tokens}: at least one is needed")
-    splitter(sentences)  # refuses an unknown name
     out = pathlib.Path(out_dir)
     if out.exists():
         raise BertJaxError(f"{out}: exists already: remove it or choose another folder")
     corpus = Corpus(sources, documents=documents, field=field)
-    _check_sides(corpus, heldout)
-    inputs = {
-        "format": FORMAT,
-        "tokenizer": tokenizer.hash,
-        "options": {
-            "documents": documents,
-            "sentences": sentences,
-            "heldout": heldout,
-            "field": field,
-            "shard_tokens": shard_tokens,
-        },
-        "sources": [{"name": source.name, "bytes": source.size} for source in corpus.sources],
-    }
+    check_sides(corpus, heldout)
     partial = out.with_name(out.name + PARTIAL)
-    with _one_line(partial), locked(partial):
-        writer = StoreWriter(partial, inputs, tokenizer, shard_tokens, ["train", "heldout"] if heldout else ["train"])
+    with one_line(partial), locked(partial):
+        writer = StoreWriter(partial, recipe.inputs(corpus, tokenizer), tokenizer, shard_tokens, recipe.sides)
         try:
-            _run(corpus, writer, tokenizer, sentences, heldout, workers or _cores(), progress)
+            _run(corpus, writer, tokenizer, recipe, workers or _cores(), progress)
             manifest = writer.finish(tokenizer)
         except BaseException:
             writer.abandon()
@@ -118,126 +94,21 @@ def prepare(
     return manifest
 
 
-# Reading
-
-
-def _side(text_digest: bytes) -> float:
-    """A number in [0, 1), the same for the same text; below `heldout` it is kept apart."""
-    return int.from_bytes(text_digest[:8], "little") / 2.0**64
-
-
-def _digest(document: str) -> bytes:
-    return hashlib.blake2b(document.encode(), digest_size=16).digest()
-
-
-def _check_sides(corpus: Corpus, heldout: float) -> None:
-    """Reads until both sides have a document, so that a corpus too small for its split is refused at once."""
-    count, lowest, highest = 0, 1.0, 0.0
-    for document in corpus:
-        if not document or document.isspace():
-            continue
-        number = _side(_digest(document))
-        count, lowest, highest = count + 1, min(lowest, number), max(highest, number)
-        if highest >= heldout and (lowest < heldout or not heldout):
-            return
-    if not count:
-        raise BertJaxError(f"no text in {', '.join(source.name for source in corpus.sources[:3])}: nothing to prepare")
-    if highest < heldout:
-        raise BertJaxError(
-            f"heldout={heldout} keeps all {count} documents apart and leaves none to train on: use a smaller share, 0 "
-            "for none, or a larger corpus"
-        )
-    wanted = math.ceil(lowest * 1000 + 1) / 1000
-    way_out = f"use {wanted} or more" if count > 1 and wanted < highest else "use a larger corpus"
-    raise BertJaxError(
-        f"heldout={heldout} keeps none of {count} documents apart: {way_out}, or 0 for no held-out side (is "
-        f"documents={corpus.documents} right?)"
-    )
-
-
-@dataclasses.dataclass
-class _Part:
-    """One piece of a document, on its way to a worker and back."""
-
-    text: str
-    heldout: bool
-    last: bool  # the document ends with it
-    digest: bytes  # of the whole document
-    position: int  # bytes of the corpus read when it was
-    size: int  # of the whole document in UTF-8, on the last piece
-
-
-def _parts(corpus: Corpus, heldout: float, skip: int, chain: str) -> Iterator[_Part]:
-    """All pieces of all documents but the first `skip`, whose digests must chain to `chain`."""
+def _unwritten(corpus: Corpus, skip: int, chain: str) -> Iterator[str]:
+    """All documents but the first `skip`, whose digests must chain to `chain`."""
     running = bytes(16)
     documents = iter(corpus)
     for document in itertools.islice(documents, skip):
-        running = chained(running, _digest(document))
+        running = chained(running, digest(document))
     if skip and running.hex() != chain:
         raise BertJaxError("the text is not what the interrupted run read: remove its .partial folder to start again")
-    for document in documents:
-        content = _digest(document)
-        held = _side(content) < heldout
-        size = len(document.encode())
-        rest = pieces(document, TASK)
-        text = next(rest)
-        for following in rest:
-            yield _Part(text, held, False, content, corpus.position, 0)
-            text = following
-        yield _Part(text, held, True, content, corpus.position, size)
-        del document, rest  # before the next one is read
-
-
-def _tasks(parts: Iterator[_Part]) -> Iterator[list[_Part]]:
-    """Parts in groups of about `TASK` characters: small documents together, so that none costs a message of its own."""
-    group: list[_Part] = []
-    size = 0
-    for part in parts:
-        group.append(part)
-        size += len(part.text) + 100
-        if size >= TASK:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+    return documents
 
 
 # Working
 
 
-@dataclasses.dataclass
-class _Tokenised:
-    """What a worker makes of N texts: stored tokens, tokens of each sentence, sentences of each text."""
-
-    tokens: np.ndarray
-    sentence_lengths: np.ndarray
-    sentence_counts: np.ndarray
-
-
-class _Work:
-    """Texts to stored tokens; made once in every worker."""
-
-    def __init__(self, tokenizer: "Tokenizer", sentences: str):
-        self.tokenizer = tokenizer
-        self.split = splitter(sentences)
-        dtype = token_dtype(tokenizer.vocab_size)
-        starts = np.asarray(tokenizer.word_starts(), dtype)
-        self.stored = np.arange(tokenizer.vocab_size, dtype=dtype) | starts * dtype.type(word_start_bit(dtype))
-
-    def __call__(self, texts: list[str]) -> _Tokenised:
-        tokens, lengths, counts = [], [], []
-        for text in texts:
-            encoded = [ids for ids in self.tokenizer.encode_batch(self.split(text)) if len(ids)]
-            tokens += encoded
-            lengths += map(len, encoded)
-            counts.append(len(encoded))
-        ids = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
-        if ids.size and not 0 <= ids.min() <= ids.max() < len(self.stored):
-            raise BertJaxError(f"the tokenizer gave id {ids.max()}, but its vocab_size is {len(self.stored)}")
-        return _Tokenised(self.stored[ids], np.array(lengths, np.int64), np.array(counts, np.int64))
-
-
-_work: _Work | None = None
+_work: Work | None = None
 
 
 def _start_worker(tokenizer: "Tokenizer", sentences: str) -> None:
@@ -246,10 +117,10 @@ def _start_worker(tokenizer: "Tokenizer", sentences: str) -> None:
     parent = multiprocessing.parent_process()
     # A worker waits for its queue for ever, even when the parent was killed.
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _work = _Work(tokenizer, sentences)
+    _work = Work(tokenizer, sentences)
 
 
-def _do_work(texts: list[str]) -> _Tokenised:
+def _do_work(texts: list[str]) -> Tokenised:
     return _work(texts)
 
 
@@ -257,7 +128,7 @@ def _do_work(texts: list[str]) -> _Tokenised:
 def _workers(count: int, tokenizer: "Tokenizer", sentences: str):
     """A function that starts the work on texts and returns a function that waits for its result."""
     if count == 1:
-        work = _Work(tokenizer, sentences)
+        work = Work(tokenizer, sentences)
         yield lambda texts: functools.partial(work, texts)
         return
     before = os.environ.get("TOKENIZERS_PARALLELISM")
@@ -283,42 +154,28 @@ def _run(
     corpus: Corpus,
     writer: StoreWriter,
     tokenizer: "Tokenizer",
-    sentences: str,
-    heldout: float,
+    recipe: Recipe,
     workers: int,
     show: bool,
 ) -> None:
     """Everything from the first document that is not written yet to the last."""
-    parts = _parts(corpus, heldout, writer.consumed, writer.chain)
-    waiting: collections.deque[tuple[list[_Part], Callable[[], _Tokenised]]] = collections.deque()
-    with _workers(workers, tokenizer, sentences) as start, _Bar(corpus.total_bytes, writer, show) as bar:
+    documents = _unwritten(corpus, writer.consumed, writer.chain)
+    waiting: collections.deque[tuple[list[Part], Callable[[], Tokenised], int]] = collections.deque()
+    with _workers(workers, tokenizer, recipe.sentences) as start, _Bar(corpus.total_bytes, writer, show) as bar:
 
         def write_oldest() -> None:
-            group, result = waiting.popleft()
-            _write(writer, group, result())
-            bar.update(group[-1].position)
+            group, result, position = waiting.popleft()
+            write(writer, group, result())
+            bar.update(position)
 
-        for group in _tasks(parts):
-            waiting.append((group, start([part.text for part in group])))
+        for group in tasks(parts(documents, recipe.heldout)):
+            waiting.append((group, start([part.text for part in group]), corpus.position))
             for part in group:
                 part.text = ""  # it has been sent
             if len(waiting) > 2 * workers + 2:
                 write_oldest()
         while waiting:
             write_oldest()
-
-
-def _write(writer: StoreWriter, group: list[_Part], made: _Tokenised) -> None:
-    token = sentence = 0
-    for part, count in zip(group, made.sentence_counts, strict=True):
-        side = "heldout" if part.heldout else "train"
-        lengths = made.sentence_lengths[sentence : sentence + count]
-        size = int(lengths.sum())
-        writer.append(side, made.tokens[token : token + size], lengths)
-        sentence += count
-        token += size
-        if part.last:
-            writer.end_document(side, part.digest, part.size)
 
 
 class _Bar:
@@ -354,7 +211,7 @@ class _Bar:
 
 
 @contextlib.contextmanager
-def _one_line(folder: pathlib.Path):
+def one_line(folder: str | os.PathLike):
     """Failures that are the machine's, said in one line."""
     try:
         yield
@@ -363,4 +220,5 @@ def _one_line(folder: pathlib.Path):
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BertJaxError(f"{folder}: the disk is full: free some space and run again") from error
-        raise BertJaxError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+        reason = error.strerror or str(error).partition("\n")[0]  # Beam's own have no more than a text
+        raise BertJaxError(f"{error.filename or folder}: cannot be written ({reason})") from error

@@ -22,7 +22,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from bert_jax.errors import BertJaxError
@@ -51,29 +51,42 @@ class Source:
     kind: str  # "text", "json" or "tfds"
 
 
+def _open_here(path: str) -> BinaryIO:
+    return open(path, "rb")
+
+
 class Corpus:
     """The documents of `specs`, in order; iterate as often as wanted, each time from the start.
 
     Args:
-      specs: paths, globs (sorted, ``**`` allowed) and ``tfds:`` names.
+      specs: paths, globs (sorted, ``**`` allowed) and ``tfds:`` names; or sources that were found before.
       documents: where a document begins in a text file: "blank" (after a blank line, as BERT's own input format has
         it), "file" (nowhere else), "line" (at every line), "formfeed" (at every U+000C), or "prefix:STRING" (at a line
         that starts with STRING, which is dropped). JSONL and TFDS have one document a record whatever is said here.
       field: the field that holds the text, in JSONL and TFDS.
+      open_file: opens the path of a file for reading bytes; for paths that are not this machine's.
 
     Raises:
       BertJaxError: a path or glob that matches nothing, a data set that is not on disk, bytes that are not UTF-8 text,
         records without the field; those about contents come while iterating, and name the file and the byte or line.
     """
 
-    def __init__(self, specs: Sequence[str | os.PathLike], *, documents: str = "blank", field: str = "text"):
+    def __init__(
+        self,
+        specs: Sequence["str | os.PathLike | Source"],
+        *,
+        documents: str = "blank",
+        field: str = "text",
+        open_file: Callable[[str], BinaryIO] = _open_here,
+    ):
         if documents not in DOCUMENTS and not documents.startswith("prefix:"):
             raise BertJaxError(f"documents={documents!r}: use one of {', '.join(DOCUMENTS)} or prefix:STRING")
         if documents == "prefix:":
             raise BertJaxError("documents='prefix:': say which string starts a document, as in 'prefix:# doc:'")
         self.documents = documents
         self.field = field
-        self.sources = [source for spec in specs for source in _expand(os.fspath(spec))]
+        self._open_file = open_file
+        self.sources = [source for spec in specs for source in _expand(spec)]
         if not self.sources:
             raise BertJaxError("no source of text was given: name a file, a glob or tfds:NAME")
         self.total_bytes = sum(source.size for source in self.sources)
@@ -98,13 +111,13 @@ class Corpus:
                 except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                     raise BertJaxError(f"{source.path}: a damaged gzip file ({error}): fetch it again") from error
                 except OSError as error:
-                    raise BertJaxError(f"{source.path}: cannot be read ({error.strerror})") from error
+                    raise BertJaxError(f"{source.path}: cannot be read ({error.strerror or error})") from error
             self._finished_bytes += source.size
             self._file = None
             self._tfds_share = 0.0
 
     def _file_documents(self, source: Source) -> Iterator[str]:
-        with open(source.path, "rb") as raw:
+        with self._open_file(source.path) as raw:
             self._file = raw
             stream = gzip.GzipFile(fileobj=raw) if source.path.endswith(".gz") else raw
             if source.kind == "json":
@@ -157,8 +170,11 @@ class Corpus:
         return text
 
 
-def _expand(spec: str) -> list[Source]:
+def _expand(spec: "str | os.PathLike | Source") -> list[Source]:
     """The sources that one argument names, sorted."""
+    if isinstance(spec, Source):
+        return [spec]
+    spec = os.fspath(spec)
     if spec.startswith("tfds:"):
         name = spec.removeprefix("tfds:")
         _, size = _open_tfds(name)
@@ -175,9 +191,14 @@ def _expand(spec: str) -> list[Source]:
             raise BertJaxError(f"{spec}: a folder: name the files in it, as in {os.path.join(spec, '*.txt')}")
     sources = []
     for path in paths:
-        kind = "json" if path.removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson")) else "text"
-        sources.append(Source(name=pathlib.Path(path).name, path=path, size=os.path.getsize(path), kind=kind))
+        sources.append(file_source(path, os.path.getsize(path)))
     return sources
+
+
+def file_source(path: str, size: int) -> Source:
+    """A file of text or JSON, as its name says."""
+    kind = "json" if path.removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson")) else "text"
+    return Source(name=pathlib.PurePath(path).name, path=path, size=size, kind=kind)
 
 
 def _text_documents(source: Source, stream: BinaryIO, documents: str) -> Iterator[str]:

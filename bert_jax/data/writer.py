@@ -25,6 +25,54 @@ NPY_HEADER = 128  # bytes that numpy reserves for a one-dimensional array, whate
 STATE = "state.json"
 
 
+def shard_file(side: str, number: int) -> str:
+    """The name of a shard, relative to the store."""
+    return f"{side}/tokens-{number:05d}.bin"
+
+
+def offsets_header(count: int) -> bytes:
+    """The `NPY_HEADER` bytes before `count` int64 offsets in a .npy file."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (count,)})
+    assert len(header.getvalue()) == NPY_HEADER
+    return header.getvalue()
+
+
+def check_not_empty(splits: dict[str, SplitInfo], documents: int, without_tokens: int) -> None:
+    """Raises BertJaxError where a side has nothing, after reading `documents` of which some had no tokens."""
+    empty = [name for name, split in splits.items() if not split.documents]
+    if empty:
+        raise BertJaxError(
+            f"no document with tokens on the {empty[0]} side ({without_tokens} of {documents} documents "
+            "have none): is this the right text for this tokenizer, and heldout as wished?"
+        )
+
+
+def manifest_of(
+    inputs: dict, tokenizer: "Tokenizer", splits: dict[str, SplitInfo], without_tokens: int, files: dict[str, tuple[int, str]]
+) -> Manifest:
+    """The manifest of a store made from `inputs` (see `Recipe.inputs`); `files` has size and digest by name."""
+    return Manifest(
+        format=FORMAT,
+        tokenizer={
+            "kind": tokenizer.kind,
+            "hash": tokenizer.hash,
+            "vocab_size": tokenizer.vocab_size,
+            "pad_id": int(tokenizer.pad_id),
+            "unk_id": int(tokenizer.unk_id),
+            "cls_id": int(tokenizer.cls_id),
+            "sep_id": int(tokenizer.sep_id),
+            "mask_id": int(tokenizer.mask_id),
+            "special_ids": [int(id) for id in tokenizer.special_ids],
+        },
+        options=inputs["options"],
+        sources=inputs["sources"],
+        documents_without_tokens=without_tokens,
+        splits=splits,
+        files={name: {"size": files[name][0], "blake2b": files[name][1]} for name in sorted(files)},
+    )
+
+
 class _File:
     """A file that is appended to and can be put back to an earlier length."""
 
@@ -84,7 +132,7 @@ class _SplitWriter:
             return
         if self._shard is None:
             if not self.shard_open:
-                self.shards.append([f"{self.name}/tokens-{len(self.shards):05d}.bin", 0])
+                self.shards.append([shard_file(self.name, len(self.shards)), 0])
                 self.shard_open = True
             file, count = self.shards[-1]
             self._shard = _File(self.root / file, count * tokens.itemsize)
@@ -124,11 +172,7 @@ class _SplitWriter:
     def finish(self) -> None:
         for name, file in self._offsets.items():
             file.append(np.array([self.tokens], "<i8"))
-            header = io.BytesIO()
-            shape = (getattr(self, name) + 1,)
-            np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
-            assert len(header.getvalue()) == NPY_HEADER
-            file.put_header(header.getvalue())
+            file.put_header(offsets_header(getattr(self, name) + 1))
         self.sync()
         self.close()
 
@@ -192,40 +236,22 @@ class StoreWriter:
 
     def finish(self, tokenizer: "Tokenizer") -> Manifest:
         """Completes every file; the manifest comes last. Raises BertJaxError where a side has no document."""
-        empty = [name for name, split in self.splits.items() if not split.documents]
-        if empty:
+        splits = {
+            name: SplitInfo(split.documents, split.sentences, split.tokens, tuple(map(tuple, split.shards)))
+            for name, split in self.splits.items()
+        }
+        try:
+            check_not_empty(splits, self.consumed, self.without_tokens)
+        except BertJaxError:
             self.recorded = 0  # nothing that another run could use
-            raise BertJaxError(
-                f"no document with tokens on the {empty[0]} side ({self.without_tokens} of {self.consumed} documents "
-                "have none): is this the right text for this tokenizer, and heldout as wished?"
-            )
+            raise
         for split in self.splits.values():
             split.finish()
         paths = (path for path in self.path.rglob("*") if path.is_file() and path.name != STATE)
-        files = sorted(path.relative_to(self.path).as_posix() for path in paths)
-        found = digests(self.path, files, "hashing")
-        manifest = Manifest(
-            format=FORMAT,
-            tokenizer={
-                "kind": tokenizer.kind,
-                "hash": tokenizer.hash,
-                "vocab_size": tokenizer.vocab_size,
-                "pad_id": int(tokenizer.pad_id),
-                "unk_id": int(tokenizer.unk_id),
-                "cls_id": int(tokenizer.cls_id),
-                "sep_id": int(tokenizer.sep_id),
-                "mask_id": int(tokenizer.mask_id),
-                "special_ids": [int(id) for id in tokenizer.special_ids],
-            },
-            options=self.inputs["options"],
-            sources=self.inputs["sources"],
-            documents_without_tokens=self.without_tokens,
-            splits={
-                name: SplitInfo(split.documents, split.sentences, split.tokens, tuple(map(tuple, split.shards)))
-                for name, split in self.splits.items()
-            },
-            files={name: {"size": (self.path / name).stat().st_size, "blake2b": found[name]} for name in files},
-        )
+        names = sorted(path.relative_to(self.path).as_posix() for path in paths)
+        found = digests(self.path, names, "hashing")
+        files = {name: ((self.path / name).stat().st_size, found[name]) for name in names}
+        manifest = manifest_of(self.inputs, tokenizer, splits, self.without_tokens, files)
         _write_whole(self.path / MANIFEST, manifest.to_json())
         return manifest
 

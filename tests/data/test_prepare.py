@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bert_jax.data import prepare as preparing
-from bert_jax.data import writer
+from bert_jax.data import stages, writer
 from bert_jax.data.prepare import prepare
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
@@ -60,7 +60,7 @@ def test_the_same_bytes_whatever_the_workers_and_pieces(text, tokenizer, tmp_pat
     path, _ = text(300)
     options = dict(heldout=0.1, shard_tokens=3000, progress=False)
     prepare([path], tmp_path / "one", tokenizer, workers=1, **options)
-    monkeypatch.setattr(preparing, "TASK", 5000)
+    monkeypatch.setattr(stages, "TASK", 5000)
     manifest = prepare([path], tmp_path / "three", tokenizer, workers=3, **options)
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
     assert len(manifest.splits["train"].shards) > 3
@@ -73,7 +73,7 @@ def test_a_long_document_is_shared_among_tasks(text, tokenizer, tmp_path, monkey
     (tmp_path / "books.txt").write_text("\f".join("\n\n".join(documents[i::3]) for i in range(3)))
     options = dict(documents="formfeed", heldout=0, workers=1, progress=False)
     prepare([tmp_path / "books.txt"], tmp_path / "whole", tokenizer, **options)
-    monkeypatch.setattr(preparing, "TASK", 2000)
+    monkeypatch.setattr(stages, "TASK", 2000)
     manifest = prepare([tmp_path / "books.txt"], tmp_path / "cut", tokenizer, **options)
     assert manifest.splits["train"].documents == 3
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
@@ -127,8 +127,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(text, tokenizer, tmp_path, monke
             prepare([path], out, tokenizer, **different)
     assert 0 < done < 8_000
     texts = []
-    work = preparing._Work.__call__
-    monkeypatch.setattr(preparing._Work, "__call__", lambda self, batch: texts.extend(batch) or work(self, batch))
+    work = stages.Work.__call__
+    monkeypatch.setattr(stages.Work, "__call__", lambda self, batch: texts.extend(batch) or work(self, batch))
     prepare([path], out, tokenizer, **options)
     assert len(texts) == 8_000 - done
     assert f"going on after {done} documents" in " ".join(warnings_of())
@@ -137,7 +137,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(text, tokenizer, tmp_path, monke
     TokenStore(out)
 
 
-class Interrupted(preparing._Work):
+class Interrupted(stages.Work):
     """Stands in for Ctrl-C after some documents."""
 
     calls = 0
@@ -152,10 +152,10 @@ class Interrupted(preparing._Work):
 @pytest.mark.parametrize("shard_tokens", [500, 1 << 24])
 def test_ctrl_c_keeps_what_is_recorded_and_nothing_else(text, tokenizer, tmp_path, monkeypatch, shard_tokens):
     path, _ = text(300)
-    monkeypatch.setattr(preparing, "TASK", 3000)
+    monkeypatch.setattr(stages, "TASK", 3000)
     options = dict(heldout=0.1, workers=1, shard_tokens=shard_tokens, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_Work", Interrupted)
+        patch.setattr(preparing, "Work", Interrupted)
         patch.setattr(Interrupted, "calls", 0)
         with pytest.raises(KeyboardInterrupt):
             prepare([path], tmp_path / "store", tokenizer, **options)
@@ -168,10 +168,10 @@ def test_ctrl_c_keeps_what_is_recorded_and_nothing_else(text, tokenizer, tmp_pat
 
 def test_text_that_changed_since_the_interruption_is_refused(text, tokenizer, tmp_path, monkeypatch):
     path, _ = text(300)
-    monkeypatch.setattr(preparing, "TASK", 3000)
+    monkeypatch.setattr(stages, "TASK", 3000)
     options = dict(heldout=0.1, workers=1, shard_tokens=500, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_Work", Interrupted)
+        patch.setattr(preparing, "Work", Interrupted)
         patch.setattr(Interrupted, "calls", 0)
         with pytest.raises(KeyboardInterrupt):
             prepare([path], tmp_path / "store", tokenizer, **options)
