@@ -6,13 +6,21 @@ import json
 import pathlib
 from typing import Literal
 
+import jax
 import pytest
 
 from bert_jax import config
+from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
+from bert_jax.models import api
+from bert_jax.models.config import PRESETS
+from bert_jax.objectives.pretraining import PretrainingTask
+from bert_jax.parallel.mesh import MeshConfig, check_rows, make_mesh
 from bert_jax.training.experiment import Experiment, TrainConfig
-from bert_jax.training.optimizer import AdamW, Lamb, schedule
+from bert_jax.training.optimizer import AdamW, Lamb, make_optimizer, schedule
 from bert_jax.training.pretrain import load_config
+from bert_jax.training.step import abstract_state, make_train_step
+from tests.models.test_presets import ENCODER_WITH_POOLER
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.py"))
@@ -31,8 +39,48 @@ def test_config_file(path, tmp_path):
     assert f"configs/{path.relative_to(ROOT / 'configs')}" in text or "benchmarks/" in text
 
 
-def test_there_are_config_files():
-    assert len(FILES) >= 3
+def phases(preset_name: str) -> list[str]:
+    """The files that a published size must have: BERT's two phases; ALBERT has none, and its versions are presets."""
+    stem = preset_name.replace("-", "_")
+    return [f"{stem}.py"] if preset_name.startswith("albert") else [f"{stem}_128.py", f"{stem}_512.py"]
+
+
+# A preset that differs from a size by its vocabulary alone needs no file: --set task.encoder.vocab_size says it.
+SIZES = [name for name in PRESETS if not name.endswith(("cased", "chinese"))]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes_have_their_phases(name, tiny_store):
+    """Each has the published number of parameters, and its step can be traced: on every device's own batch, at full size."""
+    experiments = [load_config(ROOT / "configs" / "pretrain" / file) for file in phases(name)]
+    for experiment in experiments:
+        encoder = experiment.task.encoder
+        assert api.count_parameters(dataclasses.replace(encoder, with_heads=("pooler",))) == ENCODER_WITH_POOLER[name]
+        assert encoder.compute_dtype == "bfloat16" and set(encoder.with_heads) == {"pooler", "mlm", "pair"}
+        trace_step(experiment, tiny_store)
+    first, last = experiments[0].task, experiments[-1].task
+    if len(experiments) == 2:
+        assert (first.examples.length, last.examples.length) == (128, 512)
+        assert first.init is None and last.init == f"runs/{phases(name)[0].removesuffix('.py')}"
+        assert dataclasses.replace(last.encoder, remat=first.encoder.remat) == first.encoder
+    else:
+        assert first.examples.length == 512 and first.init is None
+
+
+def trace_step(experiment: Experiment, store: pathlib.Path) -> None:
+    mesh = make_mesh(MeshConfig())
+    check_rows("train.batch_size / accumulate", experiment.train.batch_size // experiment.train.accumulate, mesh)
+    check_rows("train.eval_batch_size", experiment.train.eval_batch_size or experiment.train.batch_size, mesh)
+    task = PretrainingTask(experiment.task, TokenStore(store))
+    optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, task.logical_axes())
+    abstract = abstract_state(task, optimizer, mesh)
+    batch = {key: jax.ShapeDtypeStruct((experiment.train.batch_size, *rows.shape[1:]), rows.dtype)
+             for key, rows in next(task.train_batches(8, 0)).items()}
+    with jax.set_mesh(mesh):
+        step = make_train_step(task, optimizer, mesh, abstract, accumulate=experiment.train.accumulate, seed=0)
+        state, metrics = jax.eval_shape(step, abstract, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    assert metrics["loss"].sum.shape == ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +174,13 @@ def test_counts_below_one(field, value):
 def test_micro_batches_must_share_the_batch():
     with pytest.raises(BertJaxError, match="batch_size 10 is not a multiple of accumulate 4"):
         TrainConfig(batch_size=10, accumulate=4)
+
+
+def test_rounded_reduction_needs_rounded_products():
+    experiment = load_config(ROOT / "configs" / "pretrain" / "bert_base_128.py")
+    assert config.override(experiment, ["train.reduce_dtype=bfloat16"]).train.reduce_dtype == "bfloat16"
+    with pytest.raises(BertJaxError, match="reduce_dtype is bfloat16 with task.encoder.compute_dtype=float32"):
+        config.override(experiment, ["train.reduce_dtype=bfloat16", "task.encoder.compute_dtype=float32"])
 
 
 def test_defaults_are_the_papers():

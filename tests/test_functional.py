@@ -258,3 +258,27 @@ def test_score_labels_at_the_extremes():
     gradient = jax.grad(lambda logits: functional.score_labels(logits, jnp.array([1, 1, 0]))[0].sum())(logits)
     expected = softmax(np.float64(logits)) - np.eye(3)[[1, 1, 0]]
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+def test_product_sums_the_gradient_of_a_kernel_in_its_own_dtype():
+    """In bfloat16, the gradient of a float32 kernel over many rows keeps what bfloat16 would round away."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (512, 8), jnp.bfloat16)
+    kernel, weight = jax.random.normal(keys[1], (8, 4)), jax.random.normal(keys[2], (512, 4), jnp.bfloat16)
+
+    def gradient(product):
+        return jax.grad(lambda k: (product(x, k) * weight).sum(dtype=jnp.float32))(kernel)
+
+    def plain(x, kernel):
+        return x @ kernel.astype(x.dtype)
+
+    def ours(x, kernel):
+        return functional.product(x, kernel, jnp.dtype("bfloat16"))
+
+    np.testing.assert_array_equal(ours(x, kernel), plain(x, kernel))
+    exact = x.astype(jnp.float32).T @ weight.astype(jnp.float32)
+    np.testing.assert_allclose(gradient(ours), exact, rtol=1e-5, atol=1e-4)
+    assert np.abs(gradient(plain) - exact).max() > 0.01
+    tangent = jax.jvp(lambda k: ours(x, k), (kernel,), (kernel,))[1]  # linear in the kernel; forward mode works
+    np.testing.assert_allclose(tangent.astype(jnp.float32), ours(x, kernel).astype(jnp.float32), rtol=0.02, atol=0.05)
+    assert functional.product(x, kernel, jnp.dtype("float32")).dtype == jnp.float32

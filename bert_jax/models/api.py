@@ -76,10 +76,12 @@ def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
 
 def logical_axes(config: EncoderConfig) -> Params:
     """The tree of :func:`init` with a tuple of logical axis names (or None) for every array."""
-    x, bias, ids = jnp.zeros((1, 1, config.hidden_width)), jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1), jnp.int32)
+    x = jax.ShapeDtypeStruct((1, 1, config.hidden_width), jnp.float32)
+    bias, ids = jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    key, head_inputs = jax.eval_shape(jax.random.key, 0), jax.eval_shape(lambda: _head_inputs(config))
 
-    def axes(module, *inputs, stacked=False):
-        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))["params"]
+    def axes(module, *inputs, stacked=False):  # shapes only: the planner asks under a mesh of devices that do not exist
+        shapes = jax.eval_shape(module.init, key, *inputs)["params"]
         prefix = ("layers",) if stacked else ()
         return jax.tree.map(
             lambda box: prefix + tuple(box.names), shapes, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
@@ -91,7 +93,7 @@ def logical_axes(config: EncoderConfig) -> Params:
         "feed_forward": axes(FeedForward(config), x, None, stacked=True),
     }
     for name in config.with_heads:
-        tree[name] = axes(HEADS[name](config), _head_inputs(config), None)
+        tree[name] = axes(HEADS[name](config), head_inputs, None)
     return tree
 
 

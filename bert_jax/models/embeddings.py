@@ -31,6 +31,10 @@ class Embeddings(nn.Module):
         offset, rows = config.position_offset, config.position_offset + config.max_length
         position = self.param("position", truncated_normal(std, ("position", "embedding")), (rows, width), jnp.float32)
         x = jnp.take(token, ids, axis=0)
+        # Rows over data, width over fsdp, as the table lies; then rows over both. Straight from one to the other XLA would
+        # put the whole batch on every device in between.
+        x = nn.with_logical_constraint(x, ("lookup", "length", "embedding"))
+        x = nn.with_logical_constraint(x, ("batch", "length", "act_model"))
         if config.segments:
             segment = self.param(
                 "segment", truncated_normal(std, ("segment", "embedding")), (config.segments, width), jnp.float32

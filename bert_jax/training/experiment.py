@@ -1,6 +1,7 @@
 """An experiment as a value: everything that decides a run, in frozen dataclasses."""
 
 import dataclasses
+from typing import Literal
 
 from bert_jax.errors import BertJaxError
 from bert_jax.objectives.pretraining import Pretraining
@@ -17,12 +18,16 @@ class TrainConfig:
       accumulate: micro-batches per update; their gradients are summed before dividing, so the result is that of one batch.
       eval_every, save_every: in steps; both also happen at the end. log_every: steps per line of the record.
       eval_batches: held-out batches per evaluation, None for all. eval_batch_size: None for ``batch_size``.
+      reduce_dtype: in which the gradients of matrices and tables are summed over devices; biases and layer norms always in
+        float32. bfloat16 halves what devices exchange for gradients, and rounds the embedding tables, which enter the model
+        as float32 otherwise; matrices are rounded in the products anyway. Moments and parameters stay float32.
       keep: checkpoints retained. seed: of parameters, example order, masks and dropout.
     """
 
     steps: int = 100_000
     batch_size: int = 256
     accumulate: int = 1
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     eval_every: int = 1_000
     save_every: int = 1_000
     log_every: int = 10
@@ -47,3 +52,10 @@ class Experiment:
     optimizer: AdamW | Lamb = AdamW()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        if self.train.reduce_dtype == "bfloat16" and self.task.encoder.compute_dtype != "bfloat16":
+            raise BertJaxError(
+                f"train.reduce_dtype is bfloat16 with task.encoder.compute_dtype={self.task.encoder.compute_dtype}: it would "
+                "round what is computed exactly; set both to bfloat16, or reduce_dtype to float32"
+            )

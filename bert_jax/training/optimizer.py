@@ -76,7 +76,7 @@ def make_optimizer(config: AdamW | Lamb, steps: int, axes: Any) -> optax.Gradien
       steps: updates in the run, for the schedule.
       axes: logical axes of the parameters, which say what is stacked.
     """
-    decayed = _decayed(axes)
+    decayed = matrices(axes)
     chain = [
         optax.clip_by_global_norm(config.clip_norm),
         scale_by_adam(config.beta1, config.beta2, config.eps, config.bias_correction),
@@ -123,8 +123,9 @@ def scale_by_trust_ratio(included: Any, axes: Any) -> optax.GradientTransformati
     return optax.stateless(apply)
 
 
-def _decayed(axes: Any) -> Any:
-    """True for what takes weight decay: everything but biases and layer-norm scales."""
+def matrices(tree: Any) -> Any:
+    """For parameters, or anything with their names (tuples of axes included): True for matrices and tables, which take
+    weight decay, False for biases and layer-norm scales."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key not in ("bias", "scale"), axes, is_leaf=lambda x: isinstance(x, tuple)
+        lambda path, _: path[-1].key not in ("bias", "scale"), tree, is_leaf=lambda x: isinstance(x, tuple)
     )

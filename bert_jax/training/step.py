@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from bert_jax.models.api import sharding_rules
 from bert_jax.parallel.mesh import RULES, batch_sharding, parameter_shardings, replicated
 from bert_jax.task import Batch, Losses, Params, Ratio, Task
+from bert_jax.training.optimizer import matrices
 
 
 class TrainState(NamedTuple):
@@ -53,23 +54,34 @@ def init_state(
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, abstract: TrainState, *, accumulate: int, seed: int
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, abstract: TrainState, *, accumulate: int, seed: int,
+    reduce_dtype: str = "float32",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
     """The update: corrupt the batch, sum gradients over micro-batches, divide, step.
 
-    All randomness comes from ``seed`` and the number of updates done, so a restarted run draws the same masks.
+    All randomness comes from ``seed`` and the number of updates done, so a restarted run draws the same masks. The sum of
+    a gradient over devices has the dtype of the parameter that enters the model: ``reduce_dtype`` for matrices.
 
     Returns:
       A compiled function that consumes (donates) the state and returns the next one with the metrics of the batch, plus
       ``loss`` and ``grad_norm``.
     """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    large = matrices(abstract.params)
+
+    def gradients_of(params: Params, batch: Batch, key: Array, weights: dict[str, Array]) -> tuple[Params, Losses]:
+        """Float32 gradients of one micro-batch, each lying where its parameter lies."""
+        entering = jax.tree.map(lambda p, is_large: p.astype(reduce_dtype) if is_large else p, params, large)
+        gradients, losses = jax.grad(_objective, argnums=1, has_aux=True)(task, entering, batch, key, weights)
+        gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params)
+        return jax.lax.with_sharding_constraint(gradients, shardings.params), losses
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Ratio]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         corrupt_key, dropout_key = jax.random.split(key)
         with sharding_rules(RULES):
             batch = task.corrupt(batch, corrupt_key)
-            gradients, losses = _gradients(task, state.params, batch, dropout_key, accumulate, mesh)
+            gradients, losses = _accumulate(task, state.params, gradients_of, batch, dropout_key, accumulate, mesh)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         one = jnp.ones(())
@@ -78,7 +90,6 @@ def make_train_step(
         metrics["grad_norm"] = Ratio(optax.global_norm(gradients), one)
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(
         step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
@@ -103,35 +114,36 @@ def make_eval_step(task: Task, mesh: Mesh) -> Callable[[Params, Batch, int], dic
 EVAL_SEED = 12345  # masks of every evaluation, the seed of the original's evaluation data
 
 
-def _gradients(
-    task: Task, params: Params, batch: Batch, key: Key[Array, ""], accumulate: int, mesh: Mesh
-) -> tuple[Params, Losses]:
-    """Gradients of the sum over terms of sum / weight, both summed over the whole batch before they are divided."""
+def _objective(
+    task: Task, params: Params, batch: Batch, key: Key[Array, ""], weights: dict[str, Array]
+) -> tuple[Array, Losses]:
+    """The sum over terms of sum / weight, ``weights`` being those of the whole batch."""
+    losses = task.loss(params, batch, key)
+    return sum(term.sum / jnp.maximum(weights[name], 1e-9) for name, term in losses.terms.items()), losses
 
-    def objective(params, batch, key, weights):
-        losses = task.loss(params, batch, key)
-        total = sum(term.sum / jnp.maximum(weights[name], 1e-9) for name, term in losses.terms.items())
-        return total, losses
+
+def _accumulate(
+    task: Task, params: Params, gradients_of: Callable[..., tuple[Params, Losses]], batch: Batch, key: Key[Array, ""],
+    accumulate: int, mesh: Mesh,
+) -> tuple[Params, Losses]:
+    """Gradients and losses summed over micro-batches; weights are summed over the whole batch before anything is divided."""
 
     def weights_of(batch, key):  # does not depend on the parameters, so the compiler drops the forward pass
         return {name: term.weight for name, term in task.loss(params, batch, key).terms.items()}
 
-    gradient = jax.grad(objective, has_aux=True)
     if accumulate == 1:
-        return gradient(params, batch, key, weights_of(batch, key))
+        return gradients_of(params, batch, key, weights_of(batch, key))
 
     def micro(x):  # row r goes to micro-batch r % accumulate, so that rows stay on their device
         x = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
-        spec = jax.sharding.PartitionSpec(None, ("data", "fsdp"))
-        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, spec))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp"))))
 
     batches, keys = jax.tree.map(micro, batch), jax.random.split(key, accumulate)
     weights = jax.tree.map(lambda w: w.sum(axis=0), jax.lax.map(lambda xs: weights_of(*xs), (batches, keys)))
 
     def add(total, xs):
-        part = gradient(params, *xs, weights)
-        return jax.tree.map(jnp.add, total, part), None
+        return jax.tree.map(jnp.add, total, gradients_of(params, *xs, weights)), None
 
-    zero = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], (batches, keys)), weights)
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
+    first = jax.tree.map(lambda x: x[0], (batches, keys))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients_of, params, *first, weights))
     return jax.lax.scan(add, zero, (batches, keys))[0]
