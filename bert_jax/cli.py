@@ -1,6 +1,7 @@
 """The command line: one subcommand per verb, each thin. Nothing heavy is imported until a verb runs."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -11,16 +12,18 @@ from bert_jax.errors import BertJaxError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs ``bert-jax``; returns the exit status: 0 done, 1 refused with one line on stderr, 2 wrong usage."""
+    """Runs ``bert-jax``; returns the exit status: 0 done, 1 refused with one line on stderr, 2 wrong usage, 75 stopped early
+    with all saved, so that the same command continues."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="bert-jax: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax"):
+    for noisy in ("jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there, with tracebacks, that we say in one line
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when it is imported; what it gives up on, we say
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except BertJaxError as error:
         print(f"bert-jax: error: {error}", file=sys.stderr)
         return 1
@@ -34,7 +37,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bert-jax: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,12 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--sentences", choices=["punkt", "line"], default="punkt",
                      help="punkt finds sentence ends; line takes every line as one sentence")
     sub.add_argument("--heldout", type=float, default=0.01, help="share of documents kept for evaluation (0 to below 1)")
+    sub.add_argument("--shard-tokens", type=int, default=1 << 24, help="tokens in one file of the store")
     sub.add_argument("--workers", type=int, default=None, help="processes; default: all cores")
+    sub.add_argument("--runner", choices=["local", "beam"], default="local",
+                     help="beam writes the same store through Apache Beam, on a cluster or here, see docs/preparing.md")
+    sub.add_argument("--beam-options", nargs=argparse.REMAINDER, default=[], metavar="...",
+                     help="everything after it is Beam's, as in --beam-options --runner=DataflowRunner --project=NAME")
 
     sub = command("pretrain", _pretrain, "pre-train an encoder, or go on with a run",
                   "Trains what a configuration file describes. Called again with the same --workdir it continues from the "
-                  "last checkpoint; SIGTERM and Ctrl-C save first. The work directory receives checkpoints, "
-                  "metrics.jsonl, curves.png and TensorBoard events.")
+                  "last checkpoint; SIGTERM and Ctrl-C save first, and end it with status 75. The work directory receives "
+                  "checkpoints, metrics.jsonl, curves.png and TensorBoard events.")
     sub.add_argument("--config", required=True, help="Python file with get_config() -> Experiment, see configs/")
     sub.add_argument("--data", required=True, help="token store made by bert-jax prepare")
     sub.add_argument("--workdir", required=True, help="folder for checkpoints and records")
@@ -81,6 +88,27 @@ def _parser() -> argparse.ArgumentParser:
                      help="start from the weights of this checkpoint (whatever convert reads) instead of from scratch")
     sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments",
                      help="change a field of the configuration, as in --set train.steps=1000; may be repeated")
+
+    sub.add_argument("--distributed", action="store_true",
+                     help="this is one of several processes, as Cloud TPU, GKE, SLURM or Open MPI describe them; start all")
+    sub.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where nothing describes the processes")
+    sub.add_argument("--processes", type=int, metavar="N", help="how many, with --coordinator")
+    sub.add_argument("--process", type=int, metavar="I", help="which one this is, from 0, with --coordinator")
+    sub.add_argument("--profiler-port", type=int, metavar="PORT", help="let a profiler (xprof, TensorBoard) connect here")
+
+    sub = command("plan", _plan, "say what a run needs on a TPU slice that you do not have",
+                  "Compiles the training step of a configuration for the given devices, with XLA's own compiler and without "
+                  "the devices or any data, and prints memory, exchanges between devices, and what the published peaks allow. "
+                  "Exit status 0 where it fits, 1 where it does not.")
+    sub.add_argument("--config", required=True, help="Python file with get_config() -> Experiment, see configs/")
+    sub.add_argument("--topology", required=True,
+                     help="v5e:4x4 or v5e-16 (v2, v3, v4, v5e, v5p, v6e; needs the plan extra), v5e:4x4*2 for two slices, "
+                          "cpu:8, or gpu for the GPUs of this machine")
+    sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments",
+                     help="change a field of the configuration, as in --set mesh.fsdp=4; may be repeated")
+    sub.add_argument("--fit", action="store_true",
+                     help="find the largest batch a device can hold for each remat policy instead, cheapest policy first")
+    sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = command("evaluate", _evaluate, "measure a checkpoint on held-out data",
                   "Losses and accuracies on the held-out documents of a token store, with the same pairs and masks each "
@@ -156,23 +184,72 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     from bert_jax import tokenizers
     from bert_jax.data.prepare import prepare
+    from bert_jax.data.stages import Recipe
 
-    manifest = prepare(
-        arguments.text, arguments.out, tokenizers.load(arguments.tokenizer), documents=arguments.documents,
-        sentences=arguments.sentences, heldout=arguments.heldout, workers=arguments.workers, field=arguments.field,
-    )
+    recipe = Recipe(arguments.documents, arguments.sentences, arguments.heldout, arguments.field, arguments.shard_tokens)
+    if arguments.runner == "beam":
+        if arguments.workers is not None:
+            raise BertJaxError("--workers is the local runner's: tell Beam, as in --beam-options --direct_num_workers=2")
+        logging.disable(logging.WARNING)  # importing Beam complains of Google's libraries, which few need
+        try:
+            from bert_jax.data.beam import prepare_with_beam
+        finally:
+            logging.disable(logging.NOTSET)
+        manifest = prepare_with_beam(
+            arguments.text, arguments.out, tokenizers.load(arguments.tokenizer), recipe, beam_options=arguments.beam_options
+        )
+    else:
+        if arguments.beam_options:
+            raise BertJaxError("--beam-options goes with --runner beam")
+        manifest = prepare(
+            arguments.text, arguments.out, tokenizers.load(arguments.tokenizer), workers=arguments.workers,
+            **dataclasses.asdict(recipe),
+        )
     for name, split in manifest.splits.items():
         print(f"{name}: {split.documents:,} documents, {split.sentences:,} sentences, {split.tokens:,} tokens")
 
 
-def _pretrain(arguments: argparse.Namespace) -> None:
+def _pretrain(arguments: argparse.Namespace) -> int | None:
+    place = (arguments.coordinator, arguments.processes, arguments.process)
+    distributed = arguments.distributed or place != (None, None, None)
     _start_jax()
+    import jax
+
     from bert_jax import config
+    from bert_jax.parallel.cluster import TEMPORARY, alone, connect
     from bert_jax.training.pretrain import load_config, pretrain
 
     init = [f"task.init={json.dumps(arguments.init)}"] if arguments.init else []
-    experiment = config.override(load_config(arguments.config), arguments.assignments + init)
-    pretrain(experiment, arguments.data, arguments.workdir)
+    with connect(*place) if distributed else alone() as cluster:
+        experiment = config.override(load_config(arguments.config), arguments.assignments + init)
+        if arguments.profiler_port is not None:
+            jax.profiler.start_server(arguments.profiler_port)
+        result = pretrain(experiment, arguments.data, arguments.workdir, cluster)
+    return None if result.finished else TEMPORARY
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.topology != "gpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # also on a TPU machine: nothing is run, and a job may be running there
+    from rich.console import Console
+
+    from bert_jax import config
+    from bert_jax.planning.chips import target
+    from bert_jax.planning.plan import describe, fit, plan
+    from bert_jax.training.pretrain import load_config
+
+    experiment = config.override(load_config(arguments.config), arguments.assignments)
+    devices = target(arguments.topology)
+    with Console(stderr=True).status("compiling") as status:
+        if arguments.fit:
+            found = fit(experiment, devices, report=lambda line: status.update(f"compiling: {line}"))
+        else:
+            found = plan(experiment, devices)
+    if not arguments.fit:
+        print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
+        return 0 if found.fits else 1
+    print(json.dumps([row.to_json() for row in found], indent=2) if arguments.json else describe(found))
+    return 0 if any(row.per_device for row in found) else 1
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -229,6 +306,10 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _start_jax() -> None:
     """Compiled programs are kept between runs; JAX_COMPILATION_CACHE_DIR chooses where."""
+    from importlib.util import find_spec
+
+    if find_spec("libtpu") and not any(next(Path("/dev").glob(p), None) for p in ("accel*", "vfio/*", "nvidia*")):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is there for plan; looking for its chips prints a page of errors
     import jax
 
     if not jax.config.jax_compilation_cache_dir:

@@ -90,6 +90,15 @@ def load(kind: type[T], path: Path | str) -> T:
     return from_json(kind, data, str(path))
 
 
+def differences(one: Any, other: Any, where: str = "") -> typing.Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ: dotted path and both values, as in ("train.steps", 10, 20)."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from differences(one.get(key), other.get(key), f"{where}.{key}".lstrip("."))
+    elif one != other:
+        yield where, one, other
+
+
 def _nearest(name: str, names: typing.Iterable[str]) -> str:
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

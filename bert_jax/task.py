@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 Params = Any
@@ -36,6 +37,25 @@ class Losses(NamedTuple):
     metrics: dict[str, Ratio]
 
 
+class Examples(Protocol):
+    """An endless iterator of batches that knows its place.
+
+    Attributes:
+      epoch: examples in one pass over the data.
+    """
+
+    epoch: int
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch."""
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON; under ``examples`` how many of the global order all processes together have been given."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from there, whatever batch size and number of processes it was saved with."""
+
+
 class Task(Protocol):
     """Anything that can be trained by :func:`bert_jax.training.train.train`."""
 
@@ -60,8 +80,8 @@ class Task(Protocol):
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
         """Sums and weights over the rows of a corrupted batch; ``key=None`` means evaluation, without dropout."""
 
-    def train_batches(self, batch_size: int, seed: int) -> Any:
-        """An endless iterator of this process's rows with ``get_state()`` and ``set_state()``."""
+    def train_batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> Examples:
+        """The given ``rows`` (ascending; None: all) of global batches of ``batch_size``, without end."""
 
-    def eval_batches(self, batch_size: int, limit: int | None) -> Collection[dict]:
-        """The held-out batches (at most ``limit``), always the same; their number is known."""
+    def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:
+        """The given rows of the held-out batches (at most ``limit``), always the same; their number is known."""

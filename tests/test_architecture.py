@@ -55,7 +55,7 @@ ALLOWED = {
     "bert_jax.models": ("bert_jax.errors", "bert_jax.config", "bert_jax.functional"),
     "bert_jax.tokenizers": ("bert_jax.errors", "bert_jax.config"),
     "bert_jax.data": ("bert_jax.errors", "bert_jax.config", "bert_jax.tokenizers"),
-    "bert_jax.parallel": ("bert_jax.errors",),
+    "bert_jax.parallel": ("bert_jax.errors", "bert_jax.config"),
     "bert_jax.objectives": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
         "bert_jax.tokenizers", "bert_jax.data", "bert_jax.model",
@@ -66,7 +66,7 @@ ALLOWED = {
     "bert_jax.convert": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings",
     ),
-    "bert_jax.checkpoint": ("bert_jax.errors",),
+    "bert_jax.checkpoint": ("bert_jax.errors", "bert_jax.parallel"),
     "bert_jax.model": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings",
         "bert_jax.convert", "bert_jax.checkpoint",
@@ -75,6 +75,9 @@ ALLOWED = {
         "bert_jax.errors",
         "bert_jax.model", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings", "bert_jax.convert",
         "bert_jax.checkpoint",
+    ),
+    "bert_jax.planning": (
+        "bert_jax.errors", "bert_jax.models", "bert_jax.objectives", "bert_jax.parallel", "bert_jax.training",
     ),
     "bert_jax.fill_mask": ("bert_jax.errors", "bert_jax.models", "bert_jax.tokenizers"),
     "bert_jax.training": (

@@ -1,8 +1,9 @@
-"""Batches of pairs through Grain: prefetched, sharded over processes, resumable.
+"""Batches of pairs through Grain: prefetched, shared between processes, resumable.
 
 A whole batch is one element of a `grain.MapDataset`. With one record an element, Python and Grain spend a millisecond
 on each (1,000 sequences/s); a batch of 256 at a time NumPy makes about 100,000 of 128 tokens (`benchmarks/loader.py`).
-Batch k is a pure function of (seed, k), so the state of an iterator is one number, and resuming costs nothing.
+Example i is a pure function of (seed, i), so the state of an iterator is one number, the examples it has given, and resuming
+costs nothing. That number means the same with any number of processes and any batch size.
 
 Grain imports jax, which is why this is the one module of `bert_jax.data` that has to be imported by its name.
 """
@@ -22,28 +23,66 @@ HELDOUT_SEED = 12345  # google-research/bert's own default seed
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
-class _TrainBatches:
-    """Rows `first` to `last` of the global batches, as a random-access source."""
+class _Batches:
+    """The `rows` of global batches that begin at example `start`, as a random-access source."""
 
-    def __init__(self, pairs: PairBatches, batch_size: int, first: int, last: int):
+    def __init__(self, pairs: PairBatches, batch_size: int, rows: np.ndarray, start: int):
         self.pairs = pairs
         self.batch_size = batch_size
-        self.rows = np.arange(first, last, dtype=np.int64)
+        self.positions = start + rows
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, k: int) -> Batch:
-        return self.pairs.at(int(k) * self.batch_size + self.rows)
+        return self.pairs.at(int(k) * self.batch_size + self.positions)
+
+
+class TrainBatches:
+    """An endless iterator of dictionaries, see `PairBatches.at`.
+
+    Attributes:
+      epoch: examples in one epoch.
+    """
+
+    def __init__(self, pairs: PairBatches, batch_size: int, rows: np.ndarray):
+        self.epoch = pairs.count
+        self._pairs = pairs
+        self._batch_size = batch_size
+        self._rows = rows
+        self._begin(0)
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._examples += self._batch_size
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """How many examples of the global order were given, by all processes together; JSON."""
+        return {"examples": self._examples}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on from there, in constant time. The batch size may have changed since: the next example is the next one."""
+        if "examples" not in state:
+            raise BertJaxError("this run was begun by an older version of bert_jax, which counted batches: begin a new one")
+        self._begin(state["examples"])
+
+    def _begin(self, examples: int) -> None:
+        self._examples = examples
+        source = _Batches(self._pairs, self._batch_size, self._rows, examples)
+        self._batches = iter(grain.MapDataset.source(source).to_iter_dataset(READ))
 
 
 class HeldoutBatches:
-    """The same over the first `count` examples of one epoch; rows beyond them are empty. Iterating prefetches."""
+    """The first `count` examples of one epoch; rows beyond them are empty. Iterating prefetches."""
 
-    def __init__(self, pairs: PairBatches, batch_size: int, first: int, last: int, count: int):
+    def __init__(self, pairs: PairBatches, batch_size: int, rows: np.ndarray, count: int):
         self.pairs = pairs
         self.batch_size = batch_size
-        self.rows = np.arange(first, last, dtype=np.int64)
+        self.rows = rows
         self.count = count
 
     def __len__(self) -> int:
@@ -62,26 +101,20 @@ class HeldoutBatches:
 
 
 def train_batches(
-    split: Split, spec: PairSpec, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
+    split: Split, spec: PairSpec, *, batch_size: int, seed: int, rows: np.ndarray | None = None
+) -> TrainBatches:
     """Training batches without end, one exact shuffle of all examples after another.
 
     Args:
-      batch_size: B of the whole job; of global batch k, process p yields rows p * B / n to (p + 1) * B / n, and the
-        global batch does not depend on n.
-      seed: with k, it decides everything.
-      process_index, process_count: p and n, as in `jax.process_index()`.
-
-    Returns:
-      An iterator of the dictionaries of `PairBatches.at`. `get_state()` gives JSON, `set_state` goes on from
-      there in constant time; the state does not depend on the process.
+      batch_size: B of the whole job; global batch k begins at example k * B.
+      seed: with an example's position, it decides everything.
+      rows: int, ascending: which of the B rows this process wants, None for all. Neither the global batches nor the state
+        depend on it.
 
     Raises:
-      BertJaxError: a batch size that processes cannot share evenly, or too few documents.
+      BertJaxError: rows that no batch has, or too few documents.
     """
-    first, last = _rows(batch_size, process_index, process_count)
-    source = _TrainBatches(PairBatches(split, spec, seed=seed), batch_size, first, last)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(READ))
+    return TrainBatches(PairBatches(split, spec, seed=seed), batch_size, _rows(batch_size, rows))
 
 
 def heldout_batches(
@@ -91,8 +124,7 @@ def heldout_batches(
     batch_size: int,
     seed: int = HELDOUT_SEED,
     limit: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> HeldoutBatches:
     """One pass over a split, the same every time: all of its examples, or `limit` of them chosen by the shuffle.
 
@@ -101,19 +133,18 @@ def heldout_batches(
     """
     if limit is not None and limit < 1:
         raise BertJaxError(f"limit={limit}: at least one example is needed, or None for all")
-    first, last = _rows(batch_size, process_index, process_count)
     pairs = PairBatches(split, spec, seed=seed)
     count = pairs.count if limit is None else min(limit, pairs.count)
-    return HeldoutBatches(pairs, batch_size, first, last, count)
+    return HeldoutBatches(pairs, batch_size, _rows(batch_size, rows), count)
 
 
-def _rows(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
-    if batch_size < 1 or batch_size % process_count:
-        raise BertJaxError(f"batch_size={batch_size}: a positive multiple of the {process_count} processes is needed")
-    if not 0 <= process_index < process_count:
-        raise BertJaxError(f"process_index={process_index}: there are {process_count} processes, counted from 0")
-    share = batch_size // process_count
-    return process_index * share, (process_index + 1) * share
+def _rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
+    if batch_size < 1:
+        raise BertJaxError(f"batch_size={batch_size}: at least 1 is needed")
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:
+        raise BertJaxError(f"rows {rows.tolist()}: a batch has rows 0 to {batch_size - 1}")
+    return rows.astype(np.int64)
 
 
 def _make_empty(batch: Batch, rows: np.ndarray, pairs: PairBatches) -> None:

@@ -77,6 +77,16 @@ class PairSpec:
         return self.length - (2 if self.pairs == "none" else 3)
 
 
+def batch_layout(spec: PairSpec, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of every array of a batch of R ``rows``, as :meth:`PairBatches.at` makes it, without making one."""
+    tokens, integer, truth = (rows, spec.length), np.dtype(np.int32), np.dtype(bool)
+    layout = {"input_ids": (tokens, integer), "segment_ids": (tokens, integer), "attention_mask": (tokens, truth),
+              "word_starts": (tokens, truth)}
+    if spec.pairs in LABELS:
+        layout[LABELS[spec.pairs]] = ((rows,), integer)
+    return layout
+
+
 @dataclasses.dataclass
 class Segments:
     """Which tokens of the split make R examples: int64 [R] each, offsets into the split; B is empty where it ends at

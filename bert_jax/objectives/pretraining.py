@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from bert_jax import tokenizers
-from bert_jax.data.loader import heldout_batches, train_batches
-from bert_jax.data.pairs import PairSpec
+from bert_jax.data.loader import TrainBatches, heldout_batches, train_batches
+from bert_jax.data.pairs import PairSpec, batch_layout
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.model import load
@@ -70,17 +70,20 @@ class Pretraining:
 
 
 class PretrainingTask:
-    """:class:`Pretraining` on a token store; see :class:`bert_jax.task.Task` for the methods."""
+    """:class:`Pretraining` on a token store (None: to plan it without data); :class:`bert_jax.task.Task` has the methods."""
 
-    def __init__(self, config: Pretraining, store: TokenStore):
+    def __init__(self, config: Pretraining, store: TokenStore | None):
+        self.config = config
+        self._store = store
+        if store is None:  # enough for shapes and compiled programs, which is all that a plan needs
+            self._pieces = Pieces(config.encoder.vocab_size, 4, (0, 1, 2, 3, 4))
+            return
         tokenizer = store.tokenizer
         if tokenizer.vocab_size > config.encoder.vocab_size:
             raise BertJaxError(
                 f"the tokenizer of the data has {tokenizer.vocab_size} pieces, the model a vocabulary of "
                 f"{config.encoder.vocab_size}: set task.encoder.vocab_size={tokenizer.vocab_size}"
             )
-        self.config = config
-        self._store = store
         self._pieces = Pieces(tokenizer.vocab_size, tokenizer.mask_id, tuple(tokenizer.special_ids))
 
     def init(self, key: Key[Array, ""]) -> api.Params:
@@ -157,19 +160,22 @@ class PretrainingTask:
                 (terms if name == "loss" else metrics)[f"{objective.name}_{name}"] = ratio
         return Losses(terms, metrics)
 
-    def train_batches(self, batch_size: int, seed: int):
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What :meth:`train_batches` will yield for a global batch; needs no store."""
+        layout = batch_layout(self.config.examples, batch_size)
+        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in layout.items()}
+
+    def train_batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> TrainBatches:
         return train_batches(
-            self._store.split("train"), self.config.examples, batch_size=batch_size, seed=seed,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            self._store.split("train"), self.config.examples, batch_size=batch_size, seed=seed, rows=rows
         )
 
-    def eval_batches(self, batch_size: int, limit: int | None) -> Collection[dict]:
+    def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:
         if "heldout" not in self._store.splits:
             return ()
         return heldout_batches(
             self._store.split("heldout"), self.config.examples, batch_size=batch_size,
-            limit=None if limit is None else limit * batch_size,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            limit=None if limit is None else limit * batch_size, rows=rows,
         )
 
 

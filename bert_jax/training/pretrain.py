@@ -14,6 +14,7 @@ from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.model import EXPERIMENT, find, load
 from bert_jax.objectives.pretraining import PretrainingTask, majority_baseline
+from bert_jax.parallel.cluster import Cluster
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.step import EVAL_SEED, make_eval_step
@@ -46,9 +47,21 @@ def load_config(path: Path | str) -> Experiment:
     return value
 
 
-def pretrain(experiment: Experiment, data: Path | str, workdir: Path | str) -> Result:
-    """Trains ``experiment`` on the token store ``data``, or continues the run in ``workdir``; see ``train``."""
-    return train(PretrainingTask(experiment.task, TokenStore(data)), experiment, workdir)
+def pretrain(
+    experiment: Experiment, data: Path | str, workdir: Path | str, cluster: Cluster | None = None
+) -> Result:
+    """Trains ``experiment`` on the token store ``data``, or continues the run in ``workdir``; see ``train``.
+
+    Raises:
+      BertJaxError: also when another process of the ``cluster`` has another experiment, other data or other devices.
+    """
+    cluster = cluster or Cluster()
+    cluster.agree("experiment", configuration.to_json(experiment))
+    task = PretrainingTask(experiment.task, TokenStore(data, verify=cluster.first_on_host))
+    cluster.agree("data", task.identity())
+    devices = jax.local_devices()
+    cluster.agree("machine", {"kind of device": devices[0].device_kind, "number of devices": len(devices)})
+    return train(task, experiment, workdir, cluster)
 
 
 def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limit: int | None) -> dict[str, float]:

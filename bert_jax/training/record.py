@@ -14,7 +14,7 @@ class Record:
     """Writes what the loop reports. After a resume, everything recorded beyond ``start`` is dropped first.
 
     One line of ``metrics.jsonl`` is ``{"step", "kind": "train" | "eval", "time", <metric>: value, ...}``; ``time`` is
-    seconds of training, restarts included.
+    seconds of training, restarts included. In a run of several processes the first one keeps the record.
     """
 
     def __init__(self, workdir: Path, steps: int, start: int):
@@ -77,6 +77,22 @@ class Record:
         self._file.close()
         if any(True for _ in read(self._path)):
             draw(self._path, self._workdir / "curves.png")
+
+
+class NoRecord:
+    """What the other processes of a run have in its place."""
+
+    def show(self, step: int, state: str) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def read(path: Path) -> list[dict]:

@@ -2,14 +2,15 @@
 
 Order within a step is fixed: evaluate, save, next batch, update. The saved iterator state and the saved step therefore
 always agree, and a run killed at any moment continues as if nothing had happened. Metrics of step t are read after step
-t + 1 has been dispatched, so the host never holds up the device.
+t + 1 has been dispatched, so the host never holds up the device. Checkpoints are written while training goes on.
+
+Every process of a run executes this same loop on its own rows. What is written once, process 0 writes.
 """
 
 import contextlib
 import dataclasses
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,14 +23,17 @@ from jax.sharding import Mesh
 from bert_jax import config as configuration
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import BertJaxError
-from bert_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
+from bert_jax.parallel.cluster import Cluster, local_rows
+from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
 from bert_jax.task import Batch, Params, Ratio, Task
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import make_optimizer, schedule
-from bert_jax.training.record import Record
+from bert_jax.training.record import NoRecord, Record
 from bert_jax.training.step import TrainState, abstract_state, init_state, make_eval_step, make_train_step
 
 log = logging.getLogger("bert_jax")
+
+VISIBLE_SECONDS = 30.0  # until a file that one host wrote is seen by another; network file systems cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,30 +47,36 @@ class Result:
     finished: bool
 
 
-def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
+def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Cluster | None = None) -> Result:
     """Trains, or continues the run in ``workdir``, until ``train.steps`` updates are done.
 
-    SIGTERM and SIGINT end the run after the current step with a checkpoint.
+    SIGTERM and SIGINT, on any process, end the run with a checkpoint after a step on which all processes agree.
+
+    Args:
+      cluster: the processes that train together; None for this one alone.
 
     Raises:
-      BertJaxError: the mesh or batch does not fit, the work directory holds another experiment, the loss is not finite,
-        or a checkpoint cannot be written.
+      BertJaxError: the mesh or batch does not fit, the work directory holds another experiment or is not shared by all
+        hosts, the loss is not finite, or a checkpoint cannot be written.
     """
-    workdir, settings = Path(workdir), experiment.train
+    workdir, settings, cluster = Path(workdir), experiment.train, cluster or Cluster()
     mesh = make_mesh(experiment.mesh)
-    _check_batch_sizes(experiment, mesh)
+    eval_size = settings.eval_batch_size or settings.batch_size
+    check_rows("train.batch_size / accumulate", settings.batch_size // settings.accumulate, mesh)
+    check_rows("train.eval_batch_size", eval_size, mesh)
     optimizer = make_optimizer(experiment.optimizer, settings.steps, task.logical_axes())
     learning_rate = schedule(experiment.optimizer, settings.steps)
-    fresh = not (workdir / "experiment.json").exists()
+    fresh = cluster.from_first(lambda: not (workdir / "experiment.json").exists())
     begun = task.start() if fresh else None  # before anything is written: a refusal leaves no work directory behind
-    _claim(workdir, experiment)
-    task.save_assets(workdir)
+    cluster.from_first(lambda: _claim(workdir, experiment, task))
+    _check_shared(workdir, experiment, cluster)
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep)
     abstract = abstract_state(task, optimizer, mesh)
     restored = checkpoints.restore({"params": abstract.params, "optimizer": abstract.optimizer})
-    batches = task.train_batches(settings.batch_size, settings.seed)
-    heldout = task.eval_batches(settings.eval_batch_size or settings.batch_size, settings.eval_batches)
+    sharding = batch_sharding(mesh)
+    batches = task.train_batches(settings.batch_size, settings.seed, local_rows(sharding, settings.batch_size))
+    heldout = task.eval_batches(eval_size, settings.eval_batches, local_rows(sharding, eval_size))
     if restored is None:
         state = init_state(task, optimizer, abstract, jax.random.key(settings.seed), begun if fresh else task.start())
         start = 0
@@ -78,34 +88,37 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
         batches.set_state(restored.metadata["data"])
 
     train_step = make_train_step(
-        task, optimizer, mesh, abstract, accumulate=settings.accumulate, seed=settings.seed
+        task, optimizer, mesh, abstract, accumulate=settings.accumulate, seed=settings.seed,
+        reduce_dtype=settings.reduce_dtype,
     )
     eval_step = make_eval_step(task, mesh)
-    record = Record(workdir, settings.steps, start)
+    record = Record(workdir, settings.steps, start) if cluster.first else NoRecord()
     if not len(heldout):
         log.warning("the data has no held-out documents: this run is not evaluated")
     if start:
         record.say(f"continuing {workdir} from step {start} of {settings.steps}")
     window = _Window(settings.batch_size)
     evaluation: dict[str, float] = {}
-    pending: tuple[int, dict[str, Ratio]] | None = None
+    pending: tuple[int, int, dict[str, Ratio]] | None = None
 
     def settle() -> None:
         """Reads the metrics of the step dispatched before the last one, checks and records them."""
         nonlocal pending
         if pending is None:
             return
-        step, metrics = pending
+        step, examples, metrics = pending
         pending = None
         values = window.add(jax.device_get(metrics))
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            checkpoints.wait()
             raise BertJaxError(
                 f"loss {values['loss']:g} and gradient norm {values['grad_norm']:g} at step {step}: not finite. The last "
                 f"good state is checkpoint {max(checkpoints.steps(), default='none')} in {workdir}/checkpoints; go on from "
                 "it with a lower optimizer.learning_rate or a longer warm-up"
             )
         if step % settings.log_every == 0 or step == settings.steps:
-            record.write(step, "train", window.take() | {"learning_rate": float(learning_rate(step - 1))})
+            progress = {"examples_seen": examples, "epoch": examples / batches.epoch}
+            record.write(step, "train", window.take() | {"learning_rate": float(learning_rate(step - 1))} | progress)
         record.show(step, window.line)
 
     def save(step: int) -> None:
@@ -116,11 +129,14 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
                 {"data": batches.get_state(), "identity": task.identity(), "experiment": configuration.to_json(experiment)},
             )
 
-    stop = _StopRequest()
-    with stop, jax.set_mesh(mesh), contextlib.closing(record), contextlib.closing(checkpoints):
+    with (
+        contextlib.closing(record), contextlib.closing(checkpoints), jax.set_mesh(mesh), cluster.heeding_signals(),
+        cluster.ending_together(),
+    ):
         step = start
         while True:
             last = step == settings.steps
+            stop = cluster.stop_at(step)
             if len(heldout) and step != start and (step % settings.eval_every == 0 or last):
                 settle()
                 record.show(step, "evaluating")
@@ -128,20 +144,20 @@ def train(task: Task, experiment: Experiment, workdir: Path | str) -> Result:
                 record.write(step, "eval", evaluation)
                 record.say(f"step {step} held out: " + _summary(evaluation))
                 window.restart()
-            if (step % settings.save_every == 0 and step != start) or last or stop.requested:
+            if (step % settings.save_every == 0 and step != start) or last or stop:
                 record.show(step, "saving")
                 save(step)
                 window.restart()
-            if last or stop.requested:
+            if last or stop:
                 break
             state, metrics = train_step(state, to_devices(next(batches), mesh))
             settle()
             step += 1
-            pending = (step, metrics)
-        if stop.requested and not last:
+            pending = (step, batches.get_state()["examples"], metrics)
+        checkpoints.wait()
+        if not last:
             record.say(f"asked to stop: saved step {step} of {settings.steps}; the same command continues")
-    if last and not evaluation and len(heldout):  # a finished run was started again
-        with jax.set_mesh(mesh):
+        if last and not evaluation and len(heldout):  # a finished run was started again
             evaluation = evaluate(eval_step, state.params, mesh, heldout)
     return Result(step, state.params, evaluation, last)
 
@@ -162,9 +178,21 @@ def evaluate(
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
-    """This process's rows as part of the global batch, split over data and fsdp."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """The global batch, split over data and fsdp, of which ``batch`` has the rows that ``local_rows`` gives this process."""
+    sharding, shards = batch_sharding(mesh), batch_shards(mesh)
+    share = len(local_rows(sharding, shards))  # how many of the shards this process holds
+
+    def place(rows: np.ndarray) -> Any:
+        size = len(rows) // share * shards
+        numbers = local_rows(sharding, size)
+
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            first, beyond, _ = index[0].indices(size)
+            return rows[slice(*np.searchsorted(numbers, (first, beyond)))]
+
+        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, of_device)
+
+    return {name: place(rows) for name, rows in batch.items()}
 
 
 class _Window:
@@ -210,49 +238,17 @@ class _Window:
         return max(time.monotonic() - self._clock, 1e-9)
 
 
-class _StopRequest:
-    """Turns the first SIGTERM or SIGINT into a flag; the second SIGINT interrupts as usual."""
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self):
-        self._before = {}
-        with contextlib.suppress(ValueError):  # not the main thread: signals are not ours to handle
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def _request(self, number, frame):
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def _summary(values: dict[str, float]) -> str:
     shown = {n: v for n, v in values.items() if n == "loss" or n.endswith("_accuracy")}
     return " ".join(f"{name.replace('_accuracy', ' acc')} {value:.3f}" for name, value in shown.items())
 
 
-def _check_batch_sizes(experiment: Experiment, mesh: Mesh) -> None:
-    shards, settings = batch_shards(mesh), experiment.train
-    sizes = {"train.batch_size / accumulate": settings.batch_size // settings.accumulate,
-             "train.eval_batch_size": settings.eval_batch_size or settings.batch_size}
-    for name, size in sizes.items():
-        if size % shards:
-            raise BertJaxError(f"{name} is {size}: it must be a multiple of {shards}, the mesh's data x fsdp")
-
-
-def _claim(workdir: Path, experiment: Experiment) -> None:
-    """Writes experiment.json, or checks that the one that is there describes the same model and task."""
+def _claim(workdir: Path, experiment: Experiment, task: Task) -> None:
+    """Writes experiment.json and assets, or checks that the ones that are there describe the same model and task."""
     path = workdir / "experiment.json"
     if path.exists():
         before, now = configuration.to_json(configuration.load(Experiment, path)), configuration.to_json(experiment)
-        changed = list(_differences(before, now))
+        changed = [f"{field} was {old}, is now {new}" for field, old, new in configuration.differences(before, now)]
         fixed = [c for c in changed if c.startswith("task")]
         if fixed:
             raise BertJaxError(f"{workdir} holds another experiment: {fixed[0]}; choose another --workdir")
@@ -260,14 +256,16 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
             log.warning("continuing with a changed setting: %s", change)
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(experiment, path)
+    task.save_assets(workdir)
 
 
-def _differences(before: Any, now: Any, where: str = ""):
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*before, *now]):
-            yield from _differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
-    elif before != now:
-        yield f"{where} was {before}, is now {now}"
+def _check_shared(workdir: Path, experiment: Experiment, cluster: Cluster) -> None:
+    """What process 0 has written must be there for all: every process writes and reads its part of a checkpoint."""
+    path, deadline = workdir / "experiment.json", time.monotonic() + VISIBLE_SECONDS
+    while not cluster.first and not (path.exists() and configuration.load(Experiment, path) == experiment):
+        if time.monotonic() > deadline:
+            raise BertJaxError(f"process 0 has written {path}, which is not here: --workdir must be shared by all hosts")
+        time.sleep(0.5)
 
 
 def _check_identity(saved: dict[str, str], now: dict[str, str], workdir: Path) -> None:

@@ -29,7 +29,7 @@ def test_processes_share_the_global_batch(random_split):
     split = random_split(shards=3)
     spec = PairSpec(64, "sop")
     whole = train_batches(split, spec, batch_size=24, seed=1)
-    parts = [train_batches(split, spec, batch_size=24, seed=1, process_index=p, process_count=4) for p in range(4)]
+    parts = [train_batches(split, spec, batch_size=24, seed=1, rows=np.arange(6 * p, 6 * p + 6)) for p in range(4)]
     for _ in range(5):
         shares = [next(part) for part in parts]
         assert shares[0]["input_ids"].shape == (6, 64)
@@ -55,12 +55,28 @@ def test_going_on_far_away_takes_no_time(random_split):
     split = random_split()
     batches = train_batches(split, PairSpec(64), batch_size=16, seed=2)
     next(batches)
-    state = batches.get_state()
-    assert state["next_index"] == 1
-    far = 10**9
-    batches.set_state(state | {"next_index": far})
-    expected = PairBatches(split, PairSpec(64), seed=2).at(np.arange(16 * far, 16 * far + 16))
+    assert batches.get_state() == {"examples": 16}
+    far = 16 * 10**9
+    batches.set_state({"examples": far})
+    expected = PairBatches(split, PairSpec(64), seed=2).at(np.arange(far, far + 16))
     assert_equal(next(batches), expected)
+    assert batches.get_state() == {"examples": far + 16}
+
+
+def test_another_batch_size_and_share_goes_on_at_the_same_example(random_split):
+    """Also where the examples given so far are no multiple of the new batch size."""
+    split = random_split()
+    before = train_batches(split, PairSpec(64), batch_size=12, seed=2, rows=np.arange(4, 8))
+    for _ in range(3):
+        next(before)
+    after = train_batches(split, PairSpec(64), batch_size=16, seed=2, rows=np.array([0, 1, 14, 15]))
+    after.set_state(before.get_state())
+    pairs = PairBatches(split, PairSpec(64), seed=2)
+    assert_equal(next(after), pairs.at(np.array([36, 37, 50, 51])))
+    assert_equal(next(after), pairs.at(np.array([52, 53, 66, 67])))
+    assert after.get_state() == {"examples": 68} and after.epoch == pairs.count
+    with pytest.raises(BertJaxError, match="older version"):
+        after.set_state({"next_index": 4})
 
 
 @pytest.mark.parametrize("kind", ["nsp", "none"])
@@ -92,7 +108,7 @@ def test_heldout_limit_and_processes(random_split):
     assert sum(int(batch["attention_mask"].any(axis=1).sum()) for batch in whole) == 20
     assert not whole[2]["attention_mask"][4:].any()
     halves = [
-        list(heldout_batches(split, spec, batch_size=8, limit=20, process_index=p, process_count=2)) for p in (0, 1)
+        list(heldout_batches(split, spec, batch_size=8, limit=20, rows=np.arange(4 * p, 4 * p + 4))) for p in (0, 1)
     ]
     for batch, *parts in zip(whole, *halves, strict=True):
         assert_equal(batch, {name: np.concatenate([part[name] for part in parts]) for name in batch})
@@ -103,9 +119,9 @@ def test_heldout_limit_and_processes(random_split):
 def test_wrong_arguments(random_split):
     split = random_split()
     for wrong, words in (
-        ({"batch_size": 10, "process_count": 4}, "multiple of the 4 processes"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 8, "process_index": 2, "process_count": 2}, "counted from 0"),
+        ({"batch_size": 8, "rows": [7, 8]}, r"rows \[7, 8\]: a batch has rows 0 to 7"),
+        ({"batch_size": 8, "rows": []}, "a batch has rows 0 to 7"),
     ):
         with pytest.raises(BertJaxError, match=words):
             train_batches(split, PairSpec(64), seed=0, **wrong)

@@ -1,0 +1,120 @@
+"""How many sequences a chip holds: published sizes x slices x lengths x remat policies, by XLA's own compiler.
+
+    python benchmarks/memory.py                 # goes on where it was interrupted; hours on two cores, no TPU needed
+    python benchmarks/memory.py --only bert-large
+    python benchmarks/memory.py --table         # only writes docs/results/memory.md from what is there
+
+Each cell is the largest batch for which the whole training step (LAMB, float32 state, bf16 compute, NSP or SOP beside MLM)
+compiles within the memory of a chip, and the smallest within 6% of it that XLA refused.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import time
+
+import jax
+
+from bert_jax.data.pairs import PairSpec
+from bert_jax.models.config import preset
+from bert_jax.objectives import MaskedLM, NextSentence, SentenceOrder
+from bert_jax.objectives.pretraining import Pretraining
+from bert_jax.parallel.mesh import MeshConfig
+from bert_jax.planning.chips import target
+from bert_jax.planning.plan import POLICIES, fit
+from bert_jax.training.experiment import Experiment
+from bert_jax.training.optimizer import Lamb
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "benchmarks/results/memory.json", ROOT / "docs/results/memory.md"
+
+# In the order in which they are measured: what most people ask first.
+SLICES = {"v5e:1x1": 1, "v5e:2x4": 8, "v6e:1x1": 1}  # topology -> mesh.fsdp
+PRESETS = (
+    "bert-large", "bert-base", "albert-xxlarge-v2", "albert-base-v2", "albert-large-v2", "albert-xlarge-v2", "bert-medium",
+)
+LENGTHS = (512, 128)
+
+
+INTRODUCTION = """# What fits on a chip
+
+The most sequences that one chip holds at once, found by compiling the whole training step with XLA's TPU compiler (no TPU is needed and
+none was used): LAMB, float32 parameters and moments, bf16 compute, dropout as published, MLM with NSP (ALBERT: SOP), V padded to a
+multiple of 1,024. XLA refused what is 6% larger, or one more. Regenerate with `python benchmarks/memory.py`, which goes on where it was
+interrupted; [memory.json](../../benchmarks/results/memory.json) has arguments, temporaries, attempts and versions. Larger batches are
+made of micro-batches: `train.accumulate`.
+
+What the backward pass computes again: `elementwise` activations, layer norms and dropout masks; `attention` also scores and
+probabilities; `feed_forward` also the first product of the feed-forward block; `full` whole layers. The policy is `task.encoder.remat`.
+"""
+
+
+def cells():
+    for topology, fsdp in SLICES.items():
+        for length in LENGTHS:
+            for name in PRESETS:
+                for policy in POLICIES:
+                    if topology == "v5e:1x1" or name in ("bert-large", "albert-xxlarge-v2"):
+                        yield topology, fsdp, length, name, policy
+
+
+def experiment(name: str, length: int, fsdp: int) -> Experiment:
+    albert = name.startswith("albert")
+    return Experiment(
+        Pretraining(
+            preset(name, compute_dtype="bfloat16", vocab_multiple=1024),
+            (MaskedLM(), SentenceOrder() if albert else NextSentence()), PairSpec(length, "sop" if albert else "nsp"),
+        ),
+        Lamb(), mesh=MeshConfig(data=1, fsdp=fsdp),
+    )
+
+
+def measure(only: str | None) -> None:
+    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    have = {tuple(row[key] for key in ("topology", "length", "preset", "remat")) for row in done}
+    todo = [cell for cell in cells() if (cell[0], cell[2], cell[3], cell[4]) not in have and (only in (None, cell[3]))]
+    for number, (topology, fsdp, length, name, policy) in enumerate(todo, start=1):
+        began, chips = time.monotonic(), target(topology)
+        refused = []
+        found = fit(experiment(name, length, fsdp), chips, (policy,), refused.append)[0]
+        done.append({
+            "topology": topology, "fsdp": fsdp, "length": length, "preset": name, "remat": policy, "jax": jax.__version__,
+            "per_device": found.per_device, "seconds": round(time.monotonic() - began, 1), "attempts": refused,
+            **{key: value for key, value in dataclasses.asdict(found.plan).items()
+               if key in ("peak", "arguments", "temporaries", "limit", "refusal", "compile_seconds")},
+        })
+        RESULTS.write_text(json.dumps(done, indent=1) + "\n")
+        table(done)
+        took = done[-1]["seconds"]
+        print(f"{number}/{len(todo)} {topology} {name} {length} {policy}: {found.per_device} in {took} s", flush=True)
+
+
+def table(done: list[dict]) -> None:
+    lines = [INTRODUCTION, f"| chips | model | tokens | {' | '.join(POLICIES)} |", "|---" * (3 + len(POLICIES)) + "|"]
+    rows: dict[tuple, dict[str, dict]] = {}
+    for row in done:
+        rows.setdefault((row["topology"], row["fsdp"], row["preset"], row["length"]), {})[row["remat"]] = row
+    for (topology, fsdp, name, length), by_policy in sorted(rows.items()):
+        numbers = [f"{by_policy[p]['per_device']} ({by_policy[p]['peak'] / 2**30:.1f} GiB)" if by_policy.get(p, {}).get("peak")
+                   else "none" if p in by_policy else "not measured" for p in POLICIES]
+        chips = topology + (f", fsdp {fsdp}" if fsdp > 1 else "")
+        lines.append(f"| {chips} | {name} | {length} | " + " | ".join(numbers) + " |")
+    limits = ", ".join(f"{name} {size:.2f} GiB" for name, size in {r["topology"]: r["limit"] / 2**30 for r in done}.items())
+    lines += ["", f"Memory of a chip, as XLA says: {limits}.", ""]
+    PAGE.write_text("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PRESETS, help="one model")
+    parser.add_argument("--table", action="store_true", help="do not compile anything")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        measure(arguments.only)
+    table(json.loads(RESULTS.read_text()))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main()

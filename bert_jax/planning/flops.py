@@ -1,0 +1,73 @@
+"""Arithmetic and memory traffic of a training step from the shape of the model alone.
+
+XLA counts the body of a scan once, so its own cost analysis says nothing about depth. The tests hold these figures against the
+products in the traced program.
+"""
+
+import dataclasses
+
+from bert_jax.models.config import EncoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """For one sequence.
+
+    Attributes:
+      forward: operations of the matrix products of the forward pass, two for each multiplication with its addition.
+      repeated: of those that the backward pass computes again under the encoder's remat policy.
+      traffic: bytes to and from memory for activations, forward and backward.
+      stored: bytes that the forward pass keeps for the backward pass, roughly.
+    """
+
+    forward: float
+    repeated: float
+    traffic: float
+    stored: float
+
+    @property
+    def useful(self) -> float:
+        """Forward and backward pass without repetition: what model FLOPs utilisation counts (Chowdhery et al. 2022, B)."""
+        return 3 * self.forward
+
+
+def work(config: EncoderConfig, length: int, predictions: int) -> Work:
+    """Operations and traffic for a sequence of ``length`` tokens of which M = ``predictions`` are predicted.
+
+    Traffic assumes that every result of a product is written once and read once by what follows, in the compute dtype (scores
+    in float32), that all else is fused into its neighbours, and that the backward pass moves twice what the forward pass does.
+    """
+    width, ffn, embedding, vocabulary = config.hidden_width, config.ffn_width, config.embedding_width, config.padded_vocab_size
+    scores = 2 * length * length * width  # QK^T; as much again for the product with V
+    intermediate = 2 * length * width * ffn
+    layer = 4 * 2 * length * width * width + 2 * scores + 2 * intermediate
+    forward = config.depth * layer
+    if embedding != width:
+        forward += 2 * length * embedding * width
+    forward += 2 * length * config.segments * embedding  # the segment table is read by a one-hot product
+    if "mlm" in config.with_heads:
+        forward += 2 * predictions * (width * embedding + embedding * vocabulary)
+    if "pooler" in config.with_heads:
+        forward += 2 * width * width
+    if "pair" in config.with_heads:
+        forward += 2 * width * 2
+    repeated = config.depth * {
+        "elementwise": 0, "attention": scores, "feed_forward": scores + intermediate, "full": layer
+    }[config.remat]
+
+    size = 2 if config.compute_dtype == "bfloat16" else 4
+    results = 9 * length * width + length * ffn  # q, k, v, context, two outputs, two norms, the layer's input; intermediate
+    probabilities = config.heads * length * length
+    per_layer = 2 * (size * results + (4 + size) * probabilities)
+    moved = config.depth * per_layer + 2 * 4 * predictions * vocabulary
+    again = config.depth * per_layer * repeated / (config.depth * layer)
+    kept = length * width * (1 if config.remat == "full" else 7)
+    kept += length * ffn * (config.remat in ("elementwise", "attention")) + probabilities * (config.remat == "elementwise")
+    stored = config.depth * size * kept + 2 * 4 * predictions * vocabulary
+    return Work(forward, repeated, 3 * moved + again, stored)
+
+
+def state_traffic(parameters: float, accumulate: int, compute_bytes: int) -> float:
+    """Bytes to and from memory of an update for ``parameters`` on this device: read for forward and backward pass of every
+    micro-batch, float32 gradients written and read, and float32 parameters and both moments read and written."""
+    return parameters * (accumulate * (2 * compute_bytes + 2 * 4) + 4 + 6 * 4)

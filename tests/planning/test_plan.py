@@ -1,0 +1,165 @@
+"""Plans of real training steps: for CPU devices here, for TPU slices where libtpu is installed."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax import config
+from bert_jax.cli import main
+from bert_jax.data.pairs import PairBatches, PairSpec, batch_layout
+from bert_jax.data.store import TokenStore
+from bert_jax.errors import BertJaxError
+from bert_jax.planning import plan as planning
+from bert_jax.planning.chips import TPUS, Target, target
+from bert_jax.planning.plan import Plan, describe, fit, plan
+from bert_jax.training.pretrain import load_config
+from tests.test_configs import ROOT
+
+TINY = "tests/tiny_bert.py"
+GIB = 2**30
+
+
+@pytest.mark.parametrize("pairs", ["nsp", "sop", "none"])
+def test_layout_is_that_of_real_batches(tiny_store, pairs):
+    spec = PairSpec(length=32, pairs=pairs)
+    batch = PairBatches(TokenStore(tiny_store).split("train"), spec, seed=0).at(np.arange(6))
+    assert {name: (rows.shape, rows.dtype) for name, rows in batch.items()} == batch_layout(spec, 6)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tiny_experiment):
+    experiment = config.override(tiny_experiment("bert"), ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"])
+    return experiment, plan(experiment, target("cpu:8"))
+
+
+def test_plan_for_cpu_devices(on_cpu):
+    experiment, found = on_cpu
+    assert found.fits and found.devices == 8 and found.mesh == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert found.per_device == experiment.train.batch_size / 4
+    assert found.peak >= found.arguments > 0 and found.temporaries > 0
+    kinds = {row["kind"] for row in found.collectives}
+    assert {"all-gather", "all-reduce"} <= kinds
+    assert found.step_time is None and found.utilisation is None
+    text = str(found)
+    assert "no published peaks" in text and text.endswith("fits")
+    assert json.loads(json.dumps(found.to_json()))["fits"] is True
+
+
+def test_arguments_are_those_of_the_program(on_cpu):
+    """State and batch by the shardings' own arithmetic against XLA's."""
+    experiment, found = on_cpu
+    from bert_jax.parallel.mesh import make_mesh
+
+    mesh = make_mesh(experiment.mesh)
+    step, operands = planning._step(experiment, mesh)
+    with jax.set_mesh(mesh):
+        memory = step.lower(*operands).compile().memory_analysis()
+    assert found.arguments == pytest.approx(memory.argument_size_in_bytes, rel=1e-3)
+
+
+def test_limit_refuses_a_program_that_compiles(on_cpu):
+    """Where the compiler does not refuse by itself (CPU, GPU), the peak is held against the memory."""
+    experiment, found = on_cpu
+    tight = dataclasses.replace(target("cpu:8"), limit=found.peak - 1)
+    refused = plan(experiment, tight)
+    assert not refused.fits and "exceeds" in refused.refusal and str(refused).endswith("does not fit")
+    assert plan(experiment, dataclasses.replace(tight, limit=found.peak)).fits
+
+
+def test_roofline(on_cpu):
+    """With peaks given, the three times and their bounds."""
+    experiment, _ = on_cpu
+    found = plan(experiment, dataclasses.replace(target("cpu:8"), chip=TPUS["v5e"]))
+    parts = (found.compute_time, found.memory_time, found.exchange_time)
+    assert found.step_time == (max(parts), sum(parts)) and min(parts) > 0
+    worst, best = found.utilisation
+    assert 0 < worst < best <= 1
+    assert best == pytest.approx(found.model_flops / (8 * TPUS["v5e"].flops) / max(parts))
+    assert "MFU" in str(found) and "assuming" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "most"), [(10, 1.0, 90), (0, 0.3, 333), (99.5, 1.0, 0), (50, 0.011, 4545), (1, 60, 1)]
+)
+@pytest.mark.parametrize("compiler", ["says", "does not say"])
+def test_fit_finds_the_largest(monkeypatch, tiny_experiment, fixed, each, most, compiler):
+    """Against a compiler whose memory is a straight line: within a sixteenth of the truth, in few attempts."""
+    attempts = []
+
+    def pretend(experiment, target):
+        size = experiment.train.batch_size // 8
+        needed = fixed + each * size
+        attempts.append(size)
+        fits = needed <= 100
+        return Plan("x", 8, {}, experiment.task.encoder.remat, 1, 1, size, 1, size, 0,
+                    needed if fits or compiler == "says" else None, needed if fits else None, 100 * GIB,
+                    None if fits else "Ran out of memory", 1, 1, [], None, None, None, None, 0.0)
+
+    monkeypatch.setattr(planning, "plan", pretend)
+    found = fit(tiny_experiment("bert"), Target("x", tuple(jax.devices()), None, 100 * GIB), ("attention",))[0]
+    assert found.per_device <= most and most - found.per_device <= max(1, most // 16)
+    assert found.plan.fits == (most > 0)
+    assert sum(size <= most for size in attempts) <= 5, "what fits takes minutes to compile"
+    assert "attention" in describe([found])
+
+
+def test_fit_needs_a_limit(tiny_experiment):
+    with pytest.raises(BertJaxError, match="memory of a device of cpu:8 is not known"):
+        fit(tiny_experiment("bert"), target("cpu:8"))
+
+
+def test_wrong_mesh_and_batch_are_named(tiny_experiment):
+    with pytest.raises(BertJaxError, match="mesh.*does not fit 8 device"):
+        plan(tiny_experiment("bert", "mesh.data=3"), target("cpu:8"))
+    with pytest.raises(BertJaxError, match="train.batch_size / accumulate is 12"):
+        plan(tiny_experiment("bert", "train.batch_size=12"), target("cpu:8"))
+
+
+def test_command_line(capsys):
+    assert main(["plan", "--config", TINY, "--topology", "cpu:8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["devices"] == 8 and found["parameters"] > 0
+    assert main(["plan", "--config", TINY, "--topology", "v5e"]) == 1
+    assert "give a TPU slice" in capsys.readouterr().err
+
+
+# With XLA's compiler for TPUs
+
+
+def planned(file: str, topology: str, *assignments: str) -> Plan:
+    return plan(config.override(load_config(ROOT / "configs/pretrain" / file), assignments), target(topology))
+
+
+@pytest.mark.tpu_compile
+def test_a_small_slice(libtpu, capsys):
+    """BERT-mini's width on four chips: fits, with what FSDP exchanges, through the command line."""
+    status = main(["plan", "--config", "configs/pretrain/bert_tiny_128.py", "--topology", "v5e:2x2", "--json",
+                   "--set", "mesh.fsdp=4", "--set", "mesh.data=1"])
+    found = json.loads(capsys.readouterr().out)
+    assert status == 0 and found["fits"]
+    assert found["limit"] == pytest.approx(15.75 * GIB) and found["peak"] < GIB
+    kinds = {row["kind"] for row in found["collectives"]}
+    assert {"all-gather", "reduce-scatter"} <= kinds
+    low, high = found["utilisation"]
+    assert 0 < low < high < 1
+
+
+@pytest.mark.tpu_compile
+def test_what_does_not_fit_is_refused_in_the_compiler_s_words(libtpu, capsys):
+    arguments = ["plan", "--config", "configs/pretrain/bert_large_512.py", "--topology", "v5e:2x4",
+                 "--set", "train.batch_size=1024", "--set", "train.accumulate=1"]
+    assert main(arguments) == 1
+    text = capsys.readouterr().out
+    assert "Ran out of memory on HBM" in text and "(15.75G)" in text and text.rstrip().endswith("does not fit")
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.slow
+def test_256_chips(libtpu):
+    """BERT-large, 512 tokens, LAMB, 16 a chip on a v5e-256 without full recomputation: the size the project promises."""
+    found = planned("bert_large_512.py", "v5e-256", "train.batch_size=4096", "train.accumulate=1", "mesh.fsdp=8")
+    assert found.fits and found.devices == 256 and found.per_device == 16 and found.remat == "attention"
+    assert found.peak < 12 * GIB
