@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 # Large pages for the heap of glibc: page faults cost a quarter of a training step on CPU without them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-fast weights lint bench clean help
+.PHONY: demo test test-fast test-beam weights lint bench clean help
 
 help:
 	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
 	@echo "make test   all tests (under ten minutes on two cores); make test-fast leaves out the slow ones"
+	@echo "make test-beam  that Apache Beam prepares the same store, in an environment of its own"
 	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"
 	@echo "make bench  training step against PyTorch (benchmarks/ has more, which need a corpus)"
@@ -37,6 +38,16 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
+# Apache Beam wants an older protobuf and sentencepiece than the rest, so it has an environment of its own.
+$(VENV)-beam/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/pip install --quiet --upgrade pip
+	$(VENV)-beam/bin/pip install --quiet -e '.[beam]' 'pytest>=8' 'hypothesis>=6.100' build
+	touch $@
+
+test-beam: $(VENV)-beam/.done
+	$(VENV)-beam/bin/python -m pytest -q tests/data/test_beam.py
+
 weights: $(VENV)/.dev
 	$(BIN)/python benchmarks/weights.py
 
@@ -47,4 +58,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/step.py
 
 clean:
-	rm -rf $(VENV) runs .cache
+	rm -rf $(VENV) $(VENV)-beam runs .cache

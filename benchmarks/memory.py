@@ -39,14 +39,16 @@ LENGTHS = (512, 128)
 
 INTRODUCTION = """# What fits on a chip
 
-The most sequences that one chip holds at once, found by compiling the whole training step with XLA's TPU compiler (no TPU is needed and
-none was used): LAMB, float32 parameters and moments, bf16 compute, dropout as published, MLM with NSP (ALBERT: SOP), V padded to a
-multiple of 1,024. XLA refused what is 6% larger, or one more. Regenerate with `python benchmarks/memory.py`, which goes on where it was
-interrupted; [memory.json](../../benchmarks/results/memory.json) has arguments, temporaries, attempts and versions. Larger batches are
-made of micro-batches: `train.accumulate`.
+The most sequences that one chip holds at once, found by compiling the whole training step with XLA's TPU compiler (no
+TPU is needed and none was used): LAMB, float32 parameters and moments, bf16 compute, dropout as published, MLM with
+NSP (ALBERT: SOP), V padded to a multiple of 1,024. XLA refused what is 6% larger, or one more. Regenerate with
+`python benchmarks/memory.py`, which goes on where it was interrupted;
+[memory.json](../../benchmarks/results/memory.json) has arguments, temporaries, attempts and versions. Larger batches
+are made of micro-batches: `train.accumulate`.
 
 What the backward pass computes again: `elementwise` activations, layer norms and dropout masks; `attention` also scores and
-probabilities; `feed_forward` also the first product of the feed-forward block; `full` whole layers. The policy is `task.encoder.remat`.
+probabilities; `feed_forward` also the first product of the feed-forward block; `full` whole layers. The policy is
+`task.encoder.remat`.
 """
 
 

@@ -27,7 +27,6 @@ class Record:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         temporary.replace(self._path)
-        self._file = self._path.open("a")
         self._spent = max((row["time"] for row in kept), default=0.0)
         self._started = time.monotonic()
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
@@ -62,8 +61,9 @@ class Record:
 
     def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
         """One line of the JSONL file and one point of every TensorBoard curve."""
-        self._file.write(json.dumps({"step": step, "kind": kind, "time": round(self.seconds, 3)} | metrics) + "\n")
-        self._file.flush()
+        row = {"step": step, "kind": kind, "time": round(self.seconds, 3)} | metrics
+        with self._path.open("a") as file:  # closed each time: a mounted bucket uploads a file when it is closed
+            file.write(json.dumps(row) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
         if kind == "eval":
@@ -74,7 +74,6 @@ class Record:
         """Flushes everything and leaves the terminal clean."""
         self._progress.stop()
         self._board.close()
-        self._file.close()
         if any(True for _ in read(self._path)):
             draw(self._path, self._workdir / "curves.png")
 
