@@ -102,16 +102,34 @@ supervise() { # the run, its log, and the status it ended with
   trap : TERM HUP INT # the run saves and ends on SIGTERM; this process stays to write down how
   printf '\n===== %s worker %s: bert-jax pretrain %s\n' "$(date -u +%FT%TZ)" "$worker" "$*"
   copier "$copy" &
+  watch_notices &
   (
     echo "$BASHPID" >"$job/pid"
     cd "$job/source"
     exec "$job/venv/bin/bert-jax" pretrain --data "$job/data" --workdir "$job/bucket/$workdir" "$@"
   ) || status=$?
-  kill %1 2>/dev/null || :
+  kill %1 %2 2>/dev/null || :
   printf '===== %s ended with status %s\n' "$(date -u +%FT%TZ)" "$status"
   copy_log "$copy"
   echo "$status" >"$job/exit.new"
   mv "$job/exit.new" "$job/exit"
+}
+# Maintenance and preemption are announced by the metadata server, the former a minute ahead. SIGTERM to one process is enough: all save at
+# the same step and end with 75.
+watch_notices() {
+  local instance=http://metadata.google.internal/computeMetadata/v1/instance said pid
+  while sleep "${NOTICE_SECONDS:-5}" && kill -0 "$$" 2>/dev/null; do
+    said=$(curl -sf -m 5 -H 'Metadata-Flavor: Google' "$instance/maintenance-event" "$instance/preempted") || continue
+    case $said in
+      *ON_HOST_MAINTENANCE* | *TRUE*)
+        pid=$(alive)
+        [[ $pid ]] || return 0
+        printf '===== %s notice: %s: asking the run to save\n' "$(date -u +%FT%TZ)" "${said//$'\n'/ }"
+        kill -TERM "$pid" 2>/dev/null || :
+        return 0
+        ;;
+    esac
+  done
 }
 copier() {
   while sleep 60 && kill -0 "$$" 2>/dev/null; do copy_log "$1"; done # $$ is supervise

@@ -50,7 +50,10 @@ def init_state(
 
     if start is None:
         return jax.jit(lambda key: state(task.init(key)), out_shardings=shardings)(key)
-    return jax.jit(state, out_shardings=shardings)(jax.device_put(start, shardings.params))
+    params = jax.tree.map(  # (device_put would compare all of it between processes)
+        lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), start, shardings.params
+    )
+    return jax.jit(state, out_shardings=shardings)(params)
 
 
 def make_train_step(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 
 import jax
 import numpy as np
@@ -18,7 +20,8 @@ from bert_jax.planning.plan import Plan, describe, fit, plan
 from bert_jax.training.pretrain import load_config
 from tests.test_configs import ROOT
 
-TINY = "tests/tiny_bert.py"
+PAGE = (ROOT / "docs" / "planning.md").read_text()
+ON_TPU, ON_CPU = (shlex.split(line)[1:] for line in re.search(r"```sh\n(.*?)```", PAGE, re.S)[1].splitlines())
 GIB = 2**30
 
 
@@ -119,10 +122,11 @@ def test_wrong_mesh_and_batch_are_named(tiny_experiment):
 
 
 def test_command_line(capsys):
-    assert main(["plan", "--config", TINY, "--topology", "cpu:8", "--json"]) == 0
+    """The second command of docs/planning.md; the first is below, where it can run."""
+    assert main(ON_CPU) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["devices"] == 8 and found["parameters"] > 0
-    assert main(["plan", "--config", TINY, "--topology", "v5e"]) == 1
+    assert found["devices"] == 8 and found["batch_size"] == 64 and found["parameters"] > 0
+    assert main(["plan", "--config", "tests/tiny_bert.py", "--topology", "v5e"]) == 1
     assert "give a TPU slice" in capsys.readouterr().err
 
 
@@ -135,9 +139,8 @@ def planned(file: str, topology: str, *assignments: str) -> Plan:
 
 @pytest.mark.tpu_compile
 def test_a_small_slice(libtpu, capsys):
-    """BERT-mini's width on four chips: fits, with what FSDP exchanges, through the command line."""
-    status = main(["plan", "--config", "configs/pretrain/bert_tiny_128.py", "--topology", "v5e:2x2", "--json",
-                   "--set", "mesh.fsdp=4", "--set", "mesh.data=1"])
+    """The first command of docs/planning.md: BERT-tiny on four chips fits, with what FSDP exchanges."""
+    status = main([*ON_TPU, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert status == 0 and found["fits"]
     assert found["limit"] == pytest.approx(15.75 * GIB) and found["peak"] < GIB

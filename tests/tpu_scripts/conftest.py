@@ -160,6 +160,7 @@ esac''',
     "gcsfuse": r'''#!/usr/bin/env bash
 rmdir "${@: -1}" && ln -s "$CLOUD/bucket" "${@: -1}"''',
     "mountpoint": '#!/usr/bin/env bash\n[[ -L $2 ]]',
+    "curl": '#!/usr/bin/env bash\necho "$*" >>"$CLOUD/asked"; cat "$CLOUD/notice"',
     "sudo": '#!/usr/bin/env bash\nprintf "sudo %s\\n" "$*" >>"$CLOUD/sudo"',
 }
 
@@ -180,13 +181,14 @@ class Cloud:
         store.mkdir(parents=True)
         (store / "manifest.json").write_text("{}")
         self.tell(
-            workers="2", chips="4 of 8", hierarchical="True", request="ABSENT", slice="ABSENT",
+            workers="2", chips="4 of 8", notice="NONEFALSE", hierarchical="True", request="ABSENT", slice="ABSENT",
             request_after_create="WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE", slice_after_create=READY,
         )
         self.env = {
             "PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(folder), "CLOUD": str(folder), "PROJECT": "my-project",
             "ZONE": "us-central1-a", "NAME": "job", "ACCELERATOR_TYPE": "v5litepod-8", "BUCKET": "gs://my-bucket",
             "DATA": "stores/books", "CONFIG": "configs/pretrain/bert_base_128.py", "POLL": "0",
+            "NOTICE_SECONDS": "0.2",
             "LIBTPU_LOCK_FILE": str(folder / "libtpu_lockfile"),
         }
 

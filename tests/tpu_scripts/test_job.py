@@ -96,6 +96,18 @@ def test_stop_saves_and_run_continues(ready):
     assert "asked to stop" in logs[0].read_text() and "ended with status 75" in logs[0].read_text()
 
 
+@pytest.mark.parametrize("notice", ["TERMINATE_ON_HOST_MAINTENANCEFALSE", "NONETRUE"])
+def test_a_notice_of_the_machine_s_end_saves(ready, notice):
+    ready.plan("0 100 60", "0 - 60")
+    ready.run("run.sh")
+    ready.settled("running")
+    ready.tell(notice=notice)
+    assert ready.settled("exited") == ["worker 0 exited 75", "worker 1 exited 75"]
+    log = (ready.folder / "worker-0/bert_jax_job/logs/run.log").read_text()
+    assert f"notice: {notice}: asking the run to save" in log and "asked to stop" in log
+    assert "instance/maintenance-event" in (ready.folder / "asked").read_text()
+
+
 def test_run_refuses_before_setup_and_without_configuration(slice_):
     assert "no configuration configs/none.py" in slice_.run("run.sh", CONFIG="configs/none.py", status=1).stderr
     slice_.run("run.sh", status=75)  # worker.sh is not there: ssh's status 127
