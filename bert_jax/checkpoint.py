@@ -86,6 +86,8 @@ class Checkpoints:
         self._together(f"could not save step {step}", lambda: self._make_room(folder, list(items)))
         # Dispatched before the step that may overwrite what they read; the numbers are fetched by the writer.
         prints = {name: _fingerprints(tree) for name, tree in items.items()}
+        if jax.default_backend() == "cpu":  # devices of one process share a few threads: what Orbax slices off one of them
+            jax.block_until_ready((items, prints))  # while others are in an all-reduce never returns
         self._saving = self._writer.submit(self._write, step, self._begin(folder, items), prints, metadata)
 
     def wait(self) -> None:

@@ -25,6 +25,15 @@ import pytest  # noqa: E402
 WORDS = "the a cat dog bird sat ran sang on in under mat road tree he she it said why not one two red blue and but".split()
 
 
+# Files of minutes, handed out first, so that no worker is left alone with one at the end.
+LONGEST = ("test_multihost", "test_every_mesh", "test_plan", "test_remesh", "test_resume", "test_readme", "test_hlo")
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> pathlib.Path:
     """The folder of real data; a test that needs it is skipped, with the reason, where it is absent."""
