@@ -11,7 +11,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 help:
 	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
-	@echo "make test   all tests (under ten minutes on two cores); make test-fast leaves out the slow ones"
+	@echo "make test   all tests (about a quarter of an hour on two cores); make test-fast leaves out the slow ones"
 	@echo "make test-beam  that Apache Beam prepares the same store, in an environment of its own"
 	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"
@@ -33,10 +33,10 @@ demo: $(VENV)/.core
 	$(BIN)/bert-jax demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 # Apache Beam wants an older protobuf and sentencepiece than the rest, so it has an environment of its own.
 $(VENV)-beam/.done: pyproject.toml
