@@ -23,7 +23,7 @@ Params = dict[str, Any]
 Collect = Literal["hidden_states", "attentions", "queries", "keys", "values"]
 
 # What a layer keeps for the backward pass under each remat policy, by the names that its parts give their results; the
-# layer's input is always kept. Everything else is computed again.
+# layer's input is always kept. Everything else is computed again. Cheapest policy first.
 _PROJECTIONS = ("query", "key", "value", "context", "output")
 STORED = {
     "elementwise": (*_PROJECTIONS, "intermediate", "probabilities"),

@@ -30,7 +30,7 @@ class EncoderConfig:
       share: which parameters the layers share. groups: sets of shared parameters over the depth; inner_layers: different
         layers applied one after another inside each step of depth (ALBERT's num_hidden_groups, inner_group_num).
       dropout, attention_dropout: rates in training for hidden states and attention probabilities.
-      vocab_multiple: the token table has V rounded up to this many rows (128 suits TPUs and vocabulary sharding);
+      vocab_multiple: the token table has V rounded up to this many rows (1,024 suits TPUs and up to eight shards);
         the added rows never receive probability and are cut on export.
       with_heads: which heads own parameters; :mod:`bert_jax.models.heads` says what each computes.
       labels: names of the classes of ``classifier`` and ``tagger``; their number C is the width of both.

@@ -29,8 +29,9 @@ class Chip:
     link: float
 
 
-# Cloud TPU's pages on each version (bf16 peak, HBM bandwidth, inter-chip bandwidth), and NVIDIA's data sheets (dense bf16,
-# NVLink); read in November 2026. jax counts the two cores of a v2 or v3 chip as devices, so their figures are halves.
+# Figures as Cloud TPU publishes them (bf16 peak, memory and inter-chip bandwidth), and NVIDIA in its data sheets (dense bf16,
+# NVLink); written down from memory, not compared with those pages. jax counts the two cores of a v2 or v3 chip as devices,
+# so their figures are halves.
 TPUS = {
     "v2": Chip(46e12 / 2, 700e9 / 2, 62e9 * 2 / 2),
     "v3": Chip(123e12 / 2, 900e9 / 2, 81e9 * 2 / 2),

@@ -23,7 +23,7 @@ from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.step import abstract_state, make_train_step
 
-POLICIES = ("elementwise", "attention", "feed_forward", "full")  # of EncoderConfig.remat, cheapest first
+POLICIES = tuple(api.STORED)  # of EncoderConfig.remat, cheapest first
 
 
 @dataclasses.dataclass(frozen=True)
