@@ -74,6 +74,13 @@ alive() {
   if kill -0 "$pid" 2>/dev/null && grep -qa pretrain "/proc/$pid/cmdline" 2>/dev/null; then echo "$pid"; fi
 }
 
+# Whether the process that writes down how the run ended is still there: it copies the log first, which takes a moment.
+supervised() {
+  local pid
+  pid=$(cat "$job/supervisor" 2>/dev/null) || return 1
+  kill -0 "$pid" 2>/dev/null && grep -qa supervise "/proc/$pid/cmdline" 2>/dev/null
+}
+
 # Who holds the chips, from /proc: fuser is not on every image.
 holders() {
   { find /proc/[0-9]*/fd '(' -lname '/dev/accel[0-9]*' -o -lname '/dev/vfio/[0-9]*' ')' 2>/dev/null || :; } |
@@ -85,6 +92,7 @@ start() { # WORKDIR ARGUMENT...: of bert-jax pretrain; detached from this ssh se
   shift
   if [[ ! -f $job/ready ]] || ! mountpoint --quiet "$job/bucket"; then refuse "not set up, or rebooted since: run setup.sh"; fi
   if [[ $(alive) ]]; then end 75 "a run is under way already (pid $(alive))"; fi
+  for _ in {1..100}; do if supervised; then sleep 0.1; else break; fi; done # the last one may be copying its log
   others=$(holders)
   [[ -z $others ]] || end 75 "the TPU is held by process $others: end it (sudo kill), then start again"
   # What a killed process leaves behind; later ones would find the TPU "already in use".
@@ -98,6 +106,7 @@ start() { # WORKDIR ARGUMENT...: of bert-jax pretrain; detached from this ssh se
 supervise() { # the run, its log, and the status it ended with
   local workdir=$1 status=0 copy
   shift
+  echo "$$" >"$job/supervisor"
   copy=$job/bucket/$workdir/logs/$(date -u +%Y%m%dT%H%M%S)-worker-$worker.log
   trap : TERM HUP INT # the run saves and ends on SIGTERM; this process stays to write down how
   printf '\n===== %s worker %s: bert-jax pretrain %s\n' "$(date -u +%FT%TZ)" "$worker" "$*"
@@ -148,6 +157,8 @@ state() { # one line: new, idle, running PID, or exited STATUS; from worker 0 al
     echo "worker $worker new" # never set up, or rebooted
   elif [[ -s $job/exit ]]; then
     echo "worker $worker exited $(cat "$job/exit")"
+  elif supervised; then
+    echo "worker $worker running $(cat "$job/supervisor")" # ended a moment ago, its status not yet written
   elif [[ -s $job/pid ]]; then
     echo "worker $worker exited 137" # gone without a word
   else
