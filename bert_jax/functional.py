@@ -80,8 +80,9 @@ def dropout(x: Float[Array, "B *rest"], rate: float, seed: UInt32[Array, "2"] | 
     return jnp.where(keep, x * (2**32 / threshold), jnp.zeros((), x.dtype)).astype(x.dtype)
 
 
-def random_bits(seed: UInt32[Array, "2"], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """32 random bits for every element: a hash of (seed, place), two multiplications an element.
+def random_bits(seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """32 random bits for every element: a hash of (seed, place), two multiplications an element. With a seed for every row
+    (``seed`` [B, 2]) a row's bits depend on its seed alone, not on where the row stands.
 
     This serves dropout, which needs masks that look random and cost nothing: bits that depend on nothing but the place are the
     same on every mesh, are made where they are used, and are made again in the backward pass rather than kept. The key of
@@ -91,8 +92,9 @@ def random_bits(seed: UInt32[Array, "2"], shape: tuple[int, ...]) -> UInt32[Arra
     between its multiplications.
     """
     rows, *rest = shape
-    word = _mix(jax.lax.iota(jnp.uint32, rows) * jnp.uint32(0x9E3779B9) + seed[0])
-    first = _mix(word ^ seed[1])
+    number = jnp.zeros((), jnp.uint32) if seed.ndim == 2 else jax.lax.iota(jnp.uint32, rows)
+    word = _mix(number * jnp.uint32(0x9E3779B9) + seed[..., 0])
+    first = _mix(word ^ seed[..., 1])
     first, second = (w.reshape(rows, *(1 for _ in rest)) for w in (first, _mix(first + word)))
     place = jnp.zeros((1, *rest), jnp.uint32)
     for axis in range(len(rest)):
@@ -101,10 +103,20 @@ def random_bits(seed: UInt32[Array, "2"], shape: tuple[int, ...]) -> UInt32[Arra
     return _mix(place ^ first, second)
 
 
-def fold(seed: UInt32[Array, "2"], number: Int[Array, "*n"] | int) -> UInt32[Array, "*n 2"]:
-    """A seed of its own for every ``number``: layers, places within a layer."""
-    first = _mix(jnp.asarray(number).astype(jnp.uint32) * jnp.uint32(0x9E3779B9) ^ seed[0])
-    return jnp.stack([first, _mix(first + seed[1])], axis=-1)
+def fold(seed: UInt32[Array, "*n 2"], number: Int[Array, "*m"] | int) -> UInt32[Array, "*k 2"]:
+    """A seed of its own for every ``number``: layers, places within a layer, rows of a batch. Seeds and numbers broadcast."""
+    first = _mix(jnp.asarray(number).astype(jnp.uint32) * jnp.uint32(0x9E3779B9) ^ seed[..., 0])
+    return jnp.stack([first, _mix(first + seed[..., 1])], axis=-1)
+
+
+def uniform(seeds: UInt32[Array, "B 2"], shape: tuple[int, ...]) -> Float[Array, "B *rest"]:
+    """Float32 in [0, 1), multiples of 2**-24, a function of each row's seed: what corruption of a batch draws from."""
+    return (random_bits(seeds, shape) >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def integers(seeds: UInt32[Array, "B 2"], shape: tuple[int, ...], limit: Int[Array, "..."] | int) -> Int[Array, "B *rest"]:
+    """Int32 from 0 to below ``limit`` (>= 1; broadcasts), a function of each row's seed, the bias below limit / 2**32."""
+    return (random_bits(seeds, shape) % jnp.asarray(limit).astype(jnp.uint32)).astype(jnp.int32)
 
 
 def _mix(x: UInt32[Array, "..."], between: UInt32[Array, "..."] | int = 0) -> UInt32[Array, "..."]:

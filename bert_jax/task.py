@@ -29,8 +29,8 @@ class Losses(NamedTuple):
 
     Attributes:
       terms: the loss is the sum of their values (sum / weight). The weights must not depend on the parameters.
-      metrics: everything else worth recording. The sum of ``tokens``, if present, is the
-        throughput.
+      metrics: everything worth recording. The sum of ``tokens``, if present, is the throughput. A metric with the name of a
+        term is recorded in its place (a term may carry a factor).
     """
 
     terms: dict[str, Ratio]
@@ -74,8 +74,11 @@ class Task(Protocol):
     def save_assets(self, workdir: Path) -> None:
         """Writes what inference needs beside the parameters (the tokenizer) into the work directory."""
 
-    def corrupt(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        """Draws on the device what is random about the batch itself (masks), before it is cut into micro-batches."""
+    def corrupt(self, batch: Batch, key: Key[Array, ""], step: Array | None) -> Batch:
+        """Draws on the device what is random about the batch itself (masks), before it is cut into micro-batches.
+
+        ``step`` is the number of updates done, None in evaluation.
+        """
 
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
         """Sums and weights over the rows of a corrupted batch; ``key=None`` means evaluation, without dropout."""

@@ -8,10 +8,13 @@ costs nothing. That number means the same with any number of processes and any b
 Grain imports jax, which is why this is the one module of `bert_jax.data` that has to be imported by its name.
 """
 
+from collections.abc import Collection
+
 import grain
 import numpy as np
 
-from bert_jax.data.pairs import IGNORED, LABELS, Batch, PairBatches, PairSpec
+from bert_jax.data.examples import AnyExamples
+from bert_jax.data.pairs import IGNORED, Batch, PairBatches
 from bert_jax.data.store import Split
 from bert_jax.errors import BertJaxError
 
@@ -101,28 +104,31 @@ class HeldoutBatches:
 
 
 def train_batches(
-    split: Split, spec: PairSpec, *, batch_size: int, seed: int, rows: np.ndarray | None = None
+    split: Split, spec: AnyExamples, *, batch_size: int, seed: int, columns: Collection[str] = (),
+    rows: np.ndarray | None = None,
 ) -> TrainBatches:
     """Training batches without end, one exact shuffle of all examples after another.
 
     Args:
       batch_size: B of the whole job; global batch k begins at example k * B.
       seed: with an example's position, it decides everything.
+      columns: keys that are wanted beyond those that every batch has.
       rows: int, ascending: which of the B rows this process wants, None for all. Neither the global batches nor the state
         depend on it.
 
     Raises:
       BertJaxError: rows that no batch has, or too few documents.
     """
-    return TrainBatches(PairBatches(split, spec, seed=seed), batch_size, _rows(batch_size, rows))
+    return TrainBatches(spec.open(split, seed=seed, columns=columns), batch_size, _rows(batch_size, rows))
 
 
 def heldout_batches(
     split: Split,
-    spec: PairSpec,
+    spec: AnyExamples,
     *,
     batch_size: int,
     seed: int = HELDOUT_SEED,
+    columns: Collection[str] = (),
     limit: int | None = None,
     rows: np.ndarray | None = None,
 ) -> HeldoutBatches:
@@ -133,7 +139,7 @@ def heldout_batches(
     """
     if limit is not None and limit < 1:
         raise BertJaxError(f"limit={limit}: at least one example is needed, or None for all")
-    pairs = PairBatches(split, spec, seed=seed)
+    pairs = spec.open(split, seed=seed, columns=columns)
     count = pairs.count if limit is None else min(limit, pairs.count)
     return HeldoutBatches(pairs, batch_size, _rows(batch_size, rows), count)
 
@@ -148,9 +154,5 @@ def _rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
 
 
 def _make_empty(batch: Batch, rows: np.ndarray, pairs: PairBatches) -> None:
-    batch["input_ids"][rows] = pairs.split.pad_id
-    batch["segment_ids"][rows] = 0
-    batch["attention_mask"][rows] = False
-    batch["word_starts"][rows] = False
-    if pairs.spec.pairs in LABELS:
-        batch[LABELS[pairs.spec.pairs]][rows] = IGNORED
+    for name, values in batch.items():
+        values[rows] = pairs.split.pad_id if name == "input_ids" else IGNORED if name.endswith("_label") else 0

@@ -29,6 +29,7 @@ of one token has no order: it stands alone with label -1, which no loss counts.
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Literal, get_args
 
 import numpy as np
@@ -76,15 +77,28 @@ class PairSpec:
         """T, the tokens of text that fit."""
         return self.length - (2 if self.pairs == "none" else 3)
 
+    @property
+    def provides(self) -> frozenset[str]:
+        """Keys of the batches that :meth:`open` can make."""
+        return frozenset(self.layout(1, ()))
 
-def batch_layout(spec: PairSpec, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of every array of a batch of R ``rows``, as :meth:`PairBatches.at` makes it, without making one."""
-    tokens, integer, truth = (rows, spec.length), np.dtype(np.int32), np.dtype(bool)
-    layout = {"input_ids": (tokens, integer), "segment_ids": (tokens, integer), "attention_mask": (tokens, truth),
-              "word_starts": (tokens, truth)}
-    if spec.pairs in LABELS:
-        layout[LABELS[spec.pairs]] = ((rows,), integer)
-    return layout
+    @classmethod
+    def ways_to_give(cls, key: str) -> list[str]:
+        """Settings with which batches have ``key``."""
+        return [f"pairs={pairs!r}" for pairs, label in LABELS.items() if label == key]
+
+    def layout(self, rows: int, columns: Collection[str]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of every array of a batch of R ``rows``, as :meth:`PairBatches.at` makes it, without making one."""
+        tokens, integer, truth = (rows, self.length), np.dtype(np.int32), np.dtype(bool)
+        layout = {"input_ids": (tokens, integer), "segment_ids": (tokens, integer), "attention_mask": (tokens, truth),
+                  "word_starts": (tokens, truth)}
+        if self.pairs in LABELS:
+            layout[LABELS[self.pairs]] = ((rows,), integer)
+        return layout
+
+    def open(self, split: Split, *, seed: int, columns: Collection[str] = ()) -> "PairBatches":
+        """The examples of a split; ``columns``: which of the keys that it provides are wanted."""
+        return PairBatches(split, self, seed=seed)
 
 
 @dataclasses.dataclass

@@ -5,6 +5,8 @@ over ``apply``: one compiled body whatever the depth, for private, partly shared
 (docs/architecture.md says why not ``nn.scan``).
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -20,6 +22,7 @@ from bert_jax.models.heads import HEADS, Inputs
 from bert_jax.models.layers import FeedForward, SelfAttention
 
 Params = dict[str, Any]
+Heads = Mapping[str, nn.Module]  # name -> a head as in ``HEADS``, but made for one objective and no part of the encoder
 Collect = Literal["hidden_states", "attentions", "queries", "keys", "values"]
 
 # What a layer keeps for the backward pass under each remat policy, by the names that its parts give their results; the
@@ -54,6 +57,22 @@ class Outputs(NamedTuple):
     collected: dict[str, Array]
 
 
+def init_heads(config: EncoderConfig, heads: Heads, key: Key[Array, ""]) -> Params:
+    """Fresh float32 parameters of further heads."""
+    keys = jax.random.split(key, max(len(heads), 1))
+    inputs = _head_inputs(config)
+    return {
+        name: nn.unbox(head.init(head_key, inputs, None))["params"]
+        for (name, head), head_key in zip(heads.items(), keys, strict=False)
+    }
+
+
+def head_axes(config: EncoderConfig, heads: Heads) -> Params:
+    """The tree of :func:`init_heads` with logical axis names, as :func:`logical_axes`."""
+    inputs = jax.eval_shape(lambda: _head_inputs(config))
+    return {name: _axes(head, inputs, None) for name, head in heads.items()}
+
+
 def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
     """Fresh float32 parameters. Layers that are not shared are stacked along a leading axis."""
     embeddings, attention, feed_forward, *heads = jax.random.split(key, 3 + len(config.with_heads))
@@ -78,23 +97,11 @@ def logical_axes(config: EncoderConfig) -> Params:
     """The tree of :func:`init` with a tuple of logical axis names (or None) for every array."""
     x = jax.ShapeDtypeStruct((1, 1, config.hidden_width), jnp.float32)
     bias, ids = jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    key, head_inputs = jax.eval_shape(jax.random.key, 0), jax.eval_shape(lambda: _head_inputs(config))
-
-    def axes(module, *inputs, stacked=False):  # shapes only: the planner asks under a mesh of devices that do not exist
-        shapes = jax.eval_shape(module.init, key, *inputs)["params"]
-        prefix = ("layers",) if stacked else ()
-        return jax.tree.map(
-            lambda box: prefix + tuple(box.names), shapes, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-        )
-
-    tree = {
-        "embeddings": axes(Embeddings(config), ids, ids, None, None),
-        "attention": axes(SelfAttention(config), x, bias, None, stacked=True),
-        "feed_forward": axes(FeedForward(config), x, None, stacked=True),
-    }
-    for name in config.with_heads:
-        tree[name] = axes(HEADS[name](config), head_inputs, None)
-    return tree
+    return {
+        "embeddings": _axes(Embeddings(config), ids, ids, None, None),
+        "attention": _axes(SelfAttention(config), x, bias, None, stacked=True),
+        "feed_forward": _axes(FeedForward(config), x, None, stacked=True),
+    } | head_axes(config, {name: HEADS[name](config) for name in config.with_heads})
 
 
 def apply(
@@ -104,6 +111,7 @@ def apply(
     *,
     key: Key[Array, ""] | None = None,
     collect: tuple[Collect, ...] = (),
+    heads: Heads = MappingProxyType({}),
 ) -> Outputs:
     """Runs the encoder and every head it has.
 
@@ -111,11 +119,13 @@ def apply(
       params: as :func:`init` makes them.
       config: what ``params`` belong to.
       batch: ``input_ids`` int32 [B, L]; optional ``attention_mask`` bool [B, L] (real keys) or [B, L, L] (what each query
-        sees; default: all), ``segment_ids`` int32 [B, L] (default 0), ``position_ids`` int32 [B, L] (default 0..L-1),
+        sees; default: all), ``visibility`` bool [B, L, L] (in its place), ``segment_ids`` int32 [B, L] (default 0),
+        ``position_ids`` int32 [B, L] (default 0..L-1),
         ``masked_positions`` int32 [B, M]: with it, only those positions reach the vocabulary product.
         Ids must lie in their tables: JAX clips silently, so whoever makes a batch checks it on the host.
       key: for dropout; None means inference.
       collect: which intermediates to return.
+      heads: further ones, with their parameters beside the encoder's, whose results join ``logits``.
 
     Raises:
       BertJaxError: L exceeds ``max_length``.
@@ -123,7 +133,7 @@ def apply(
     ids = batch["input_ids"]
     if "position_ids" not in batch and ids.shape[1] > config.max_length:
         raise BertJaxError(f"sequences of {ids.shape[1]} tokens exceed the position table of {config.max_length}")
-    mask = batch.get("attention_mask")
+    mask = batch.get("visibility", batch.get("attention_mask"))
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
     segment_ids = batch.get("segment_ids")
     segment_ids = jnp.zeros_like(ids) if segment_ids is None else segment_ids
@@ -137,11 +147,12 @@ def apply(
 
     positions = batch.get("masked_positions")
     chosen = hidden if positions is None else functional.gather_positions(hidden, positions)
-    inputs, logits = Inputs(hidden, chosen, None, params["embeddings"]["token"]), {}
-    for number, (name, head) in enumerate(HEADS.items()):  # the pooler comes first: others read what it makes
+    inputs, logits = Inputs(hidden, chosen, None, params["embeddings"]["token"], batch), {}
+    made = {name: head(config) for name, head in HEADS.items()} | dict(heads)  # the pooler first: others read what it makes
+    for number, (name, head) in enumerate(made.items()):
         if name in params:
             head_seed = None if heads_seed is None else functional.fold(heads_seed, number)
-            result = head(config).apply({"params": params[name]}, inputs, head_seed)
+            result = head.apply({"params": params[name]}, inputs, head_seed)
             if name == "pooler":
                 inputs = inputs._replace(pooled=result)
             else:
@@ -159,7 +170,18 @@ def count_parameters(config: EncoderConfig) -> int:
 
 def _head_inputs(config: EncoderConfig) -> Inputs:
     hidden = jnp.zeros((1, 1, config.hidden_width))
-    return Inputs(hidden, hidden, hidden[:, 0], jnp.zeros((config.padded_vocab_size, config.embedding_width)))
+    ids = jnp.zeros((1, 1), jnp.int32)
+    batch = {"input_ids": ids, "attention_mask": jnp.ones((1, 1), bool), "masked_positions": ids}
+    return Inputs(hidden, hidden, hidden[:, 0], jnp.zeros((config.padded_vocab_size, config.embedding_width)), batch)
+
+
+def _axes(module: nn.Module, *inputs: Any, stacked: bool = False) -> Params:
+    """Logical axes of a module's parameters. Shapes only: the planner asks under a mesh of devices that do not exist."""
+    shapes = jax.eval_shape(module.init, jax.eval_shape(jax.random.key, 0), *inputs)["params"]
+    prefix = ("layers",) if stacked else ()
+    return jax.tree.map(
+        lambda box: prefix + tuple(box.names), shapes, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
 
 
 def _encode(params: Params, config: EncoderConfig, x: Array, mask: Array, seed: Array | None, collect: tuple[str, ...]):

@@ -22,12 +22,14 @@ class Inputs(NamedTuple):
     Attributes:
       hidden: final states [B, L, D]. chosen: those at the masked positions [B, M, D] (all of them without such positions).
       pooled: [B, D], None before the pooler has run. token_table: [V padded, E].
+      batch: what the encoder was given; heads of single objectives find there what else they read.
     """
 
     hidden: Array
     chosen: Array
     pooled: Array | None
     token_table: Array
+    batch: dict[str, Array]
 
 
 class Pooler(nn.Module):

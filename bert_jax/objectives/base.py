@@ -1,34 +1,121 @@
-"""What an objective is: a corruption of the batch on the device and a loss on the outputs of the encoder."""
+"""What an objective is: a corruption of the batch on the device, perhaps parameters of its own, and a loss."""
 
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
-from jaxtyping import Array, Key
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from bert_jax import functional
+from bert_jax.models import api
 from bert_jax.models.api import Outputs
+from bert_jax.models.config import EncoderConfig
 from bert_jax.task import Batch, Ratio
 
 
 class Pieces(NamedTuple):
-    """What objectives need to know of a tokenizer: V, the mask id, and the ids that are never masked nor drawn."""
+    """What objectives need to know of a tokenizer: V, single pieces, and the ids that are never masked nor drawn."""
 
     vocab_size: int
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
     mask_id: int
     special_ids: tuple[int, ...]
 
+    def maskable(self, batch: Batch) -> Bool[Array, "B L"]:
+        """Where real tokens stand that are not special."""
+        special = jnp.zeros(batch["input_ids"].shape, bool)
+        for special_id in self.special_ids:
+            special |= batch["input_ids"] == special_id
+        return batch["attention_mask"] & ~special
 
-class Objective(Protocol):
-    """One pre-training objective. Implementations are frozen dataclasses, one file each.
+    def draw(self, seeds: UInt32[Array, "B 2"], shape: tuple[int, ...]) -> Int[Array, "B *rest"]:
+        """Random pieces, special ones left out."""
+        ordinary = np.setdiff1d(np.arange(self.vocab_size, dtype=np.int32), np.array(self.special_ids, np.int32))
+        return jnp.asarray(ordinary)[functional.integers(seeds, shape, len(ordinary))]
+
+
+class Objective:
+    """One pre-training objective. Subclasses are frozen dataclasses, one file each, listed in ``OBJECTIVES``.
+
+    Everything here is a pure function with static shapes, traced into the compiled step. What is random is drawn from
+    ``seeds``, two words for every row: the same on any mesh and in any micro-batch, and the same again for static examples.
 
     Attributes:
-      name: prefix of its metrics. heads: heads it needs. needs: batch keys it needs.
+      name: prefix of its metrics, and of its own parameters if it has any.
+      weight: factor of its loss in the sum that is minimised; a field of every subclass.
+      heads: heads of the encoder that it needs. needs: batch keys that it needs from the data.
     """
 
-    name: str
-    heads: tuple[str, ...]
-    needs: tuple[str, ...]
+    name: ClassVar[str]
+    heads: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
+    weight: float
 
-    def corrupt(self, batch: Batch, key: Key[Array, ""], pieces: Pieces) -> Batch:
-        """The batch as the encoder shall see it; a pure function with static shapes, run inside the compiled step."""
+    def check(self, encoder: EncoderConfig, length: int) -> None:
+        """Raises BertJaxError where it cannot be used with this encoder, or with rows of ``length`` tokens."""
+
+    def own_heads(self, encoder: EncoderConfig) -> api.Heads:
+        """Heads that serve this objective alone, and are left behind with it; their results come in ``outputs.logits``."""
+        return {}
+
+    def init(self, encoder: EncoderConfig, key: Key[Array, ""]) -> api.Params:
+        """Parameters of its own, beside those of the encoder."""
+        return api.init_heads(encoder, self.own_heads(encoder), key)
+
+    def logical_axes(self, encoder: EncoderConfig) -> api.Params:
+        """The tree of :meth:`init` with logical axis names."""
+        return api.head_axes(encoder, self.own_heads(encoder))
+
+    def corrupt(self, batch: Batch, seeds: UInt32[Array, "B 2"], pieces: Pieces, step: Int[Array, ""] | None) -> Batch:
+        """The batch as the encoder shall see it. ``step``: updates done, None in evaluation."""
+        return batch
+
+    def complete(
+        self, params: api.Params, encoder: EncoderConfig, batch: Batch, seeds: UInt32[Array, "B 2"], key: Key[Array, ""] | None
+    ) -> Batch:
+        """What has to be computed with parameters before the encoder runs (a generator's samples). ``seeds`` are those of
+        :meth:`corrupt`, ``key`` is for dropout."""
+        return batch
+
+    def terms(self) -> dict[str, float]:
+        """Which results of :meth:`loss` are minimised, and their factors."""
+        return {"loss": self.weight}
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:
-        """``loss`` in nats (the term to minimise) and further metrics, as sums over the batch."""
+        """The terms in nats, and further metrics, as sums over the batch."""
+        raise NotImplementedError
+
+
+def add_predictions(
+    batch: Batch, name: str, positions: Int[Array, "B M"], labels: Int[Array, "B M"], weights: Float[Array, "B M"]
+) -> Batch:
+    """Asks for M more vocabulary predictions of each row: ``masked_positions`` grows by ``positions``, and ``NAME_labels``,
+    ``NAME_weights`` wait for :func:`predicted`."""
+    before = batch.get("masked_positions", positions[:, :0])
+    return batch | {
+        "masked_positions": jnp.concatenate([before, positions], axis=1),
+        f"{name}_labels": labels,
+        f"{name}_weights": weights.astype(jnp.float32),
+        f"{name}_offset": jnp.zeros(before.shape, bool),  # only its shape matters
+    }
+
+
+def predicted(outputs: Outputs, batch: Batch, name: str) -> dict[str, Ratio]:
+    """Cross entropy in nats and accuracy over the predictions that :func:`add_predictions` asked for under ``name``."""
+    labels, weights, begin = batch[f"{name}_labels"], batch[f"{name}_weights"], batch[f"{name}_offset"].shape[1]
+    return scored(outputs.logits["mlm"][:, begin : begin + labels.shape[1]], labels, weights)
+
+
+def scored(logits: Float[Array, "*b C"], labels: Int[Array, "*b"], weights: Float[Array, "*b"]) -> dict[str, Ratio]:
+    """``loss``, cross entropy in nats, and ``accuracy`` of weighted labels."""
+    total = weights.sum()
+    entropy, hits = functional.score_labels(logits, labels)
+    return {"loss": Ratio((entropy * weights).sum(), total), "accuracy": Ratio((hits * weights).sum(), total)}
+
+
+def scored_rows(logits: Float[Array, "B C"], labels: Int[Array, " B"]) -> dict[str, Ratio]:
+    """:func:`scored` for one label a row; rows labelled -1 have no weight."""
+    return scored(logits, labels, (labels >= 0).astype(jnp.float32))

@@ -6,17 +6,17 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int, UInt32
 
 from bert_jax import functional
 from bert_jax.errors import BertJaxError
 from bert_jax.models.api import Outputs
-from bert_jax.objectives.base import Pieces
+from bert_jax.objectives.base import Objective, Pieces, add_predictions, predicted
 from bert_jax.task import Batch, Ratio
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(Objective):
     """Predict hidden pieces. Fresh positions every step, drawn on the device.
 
     Attributes:
@@ -33,6 +33,7 @@ class MaskedLM:
     max_ngram: int = 1
     mask: float = 0.8
     random: float = 0.1
+    weight: float = 1.0
 
     name: ClassVar[str] = "mlm"
     heads: ClassVar[tuple[str, ...]] = ("mlm",)
@@ -50,52 +51,40 @@ class MaskedLM:
         """M, the static number of prediction slots in a row of ``length`` tokens (19 for 128, 77 for 512 at 15%)."""
         return max(1, int(self.rate * length + 0.5))
 
-    def corrupt(self, batch: Batch, key: Key[Array, ""], pieces: Pieces) -> Batch:
-        """Replaces ``input_ids`` and adds ``masked_positions`` int32 [B, M] (ascending), ``masked_labels`` int32 [B, M]
-        and ``masked_weights`` float32 [B, M], 0 in the slots that a short row leaves empty."""
-        ids, real = batch["input_ids"], batch["attention_mask"]
-        special = jnp.zeros_like(real)
-        for special_id in pieces.special_ids:
-            special |= ids == special_id
-        maskable = real & ~special
+    def corrupt(self, batch: Batch, seeds: UInt32[Array, "B 2"], pieces: Pieces, step: Int[Array, ""] | None) -> Batch:
+        """Replaces ``input_ids`` and adds ``masked_positions`` int32 [B, M] (ascending), ``mlm_labels`` int32 [B, M]
+        and ``mlm_weights`` float32 [B, M], 0 in the slots that a short row leaves empty."""
+        ids, maskable = batch["input_ids"], pieces.maskable(batch)
         slots = self.predictions(ids.shape[1])
-        tokens = real.sum(axis=-1)
+        tokens = batch["attention_mask"].sum(axis=-1)
         budget = jnp.clip(jnp.floor(self.rate * tokens + 0.5).astype(jnp.int32), 1, slots)
 
-        choice_key, action_key, random_key = jax.random.split(key, 3)
+        choice, action_seeds, random_seeds = (functional.fold(seeds, number) for number in range(3))
         if self.unit == "piece":
-            chosen = _choose_pieces(choice_key, maskable, budget, slots)
+            chosen = _choose_pieces(choice, maskable, budget, slots)
         else:
-            chosen = _choose_words(choice_key, maskable, batch["word_starts"], budget, slots, self.max_ngram)
+            chosen = _choose_words(choice, maskable, batch["word_starts"], budget, slots, self.max_ngram)
         found, positions = jax.lax.top_k(chosen.astype(jnp.int32), slots)  # ties go to the lower position
 
         labels = jnp.take_along_axis(ids, positions, axis=1)
-        action = jax.random.uniform(action_key, positions.shape)
-        ordinary = np.setdiff1d(np.arange(pieces.vocab_size, dtype=np.int32), np.array(pieces.special_ids, np.int32))
-        drawn = jnp.asarray(ordinary)[jax.random.randint(random_key, positions.shape, 0, len(ordinary))]
+        action = functional.uniform(action_seeds, positions.shape)
+        drawn = pieces.draw(random_seeds, positions.shape)
         replaced = jnp.where(action < self.mask, pieces.mask_id, jnp.where(action < self.mask + self.random, drawn, labels))
         replaced = jnp.where(found > 0, replaced, labels)
         rows = jnp.arange(ids.shape[0])[:, None]
-        return batch | {
-            "input_ids": ids.at[rows, positions].set(replaced, unique_indices=True, mode="promise_in_bounds"),
-            "masked_positions": positions,
-            "masked_labels": labels,
-            "masked_weights": found.astype(jnp.float32),
-        }
+        ids = ids.at[rows, positions].set(replaced, unique_indices=True, mode="promise_in_bounds")
+        return add_predictions(batch | {"input_ids": ids}, self.name, positions, labels, found)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:
         """Cross entropy in nats and accuracy over the predicted pieces."""
-        labels, weights = batch["masked_labels"], batch["masked_weights"]
-        total = weights.sum()
-        entropy, hits = functional.score_labels(outputs.logits["mlm"], labels)
-        return {"loss": Ratio((entropy * weights).sum(), total), "accuracy": Ratio((hits * weights).sum(), total)}
+        return predicted(outputs, batch, self.name)
 
 
 def _choose_pieces(
-    key: Key[Array, ""], maskable: Bool[Array, "B L"], budget: Int[Array, " B"], slots: int
+    seeds: UInt32[Array, "B 2"], maskable: Bool[Array, "B L"], budget: Int[Array, " B"], slots: int
 ) -> Bool[Array, "B L"]:
     """Uniformly without replacement: the ``budget`` largest of uniform noise."""
-    noise = jnp.where(maskable, jax.random.uniform(key, maskable.shape), -1.0)
+    noise = jnp.where(maskable, functional.uniform(seeds, maskable.shape), -1.0)
     value, position = jax.lax.top_k(noise, slots)
     taken = (value >= 0) & (jnp.arange(slots) < budget[:, None])
     rows = jnp.arange(maskable.shape[0])[:, None]
@@ -103,12 +92,12 @@ def _choose_pieces(
 
 
 def _choose_words(
-    key: Key[Array, ""], maskable: Bool[Array, "B L"], word_starts: Bool[Array, "B L"], budget: Int[Array, " B"],
+    seeds: UInt32[Array, "B 2"], maskable: Bool[Array, "B L"], word_starts: Bool[Array, "B L"], budget: Int[Array, " B"],
     slots: int, max_ngram: int,
 ) -> Bool[Array, "B L"]:
     """Greedy choice of units of up to ``max_ngram`` whole words in a random order of their first words."""
     rows, length = maskable.shape
-    order_key, size_key = jax.random.split(key)
+    order_seeds, size_seeds = functional.fold(seeds, 0), functional.fold(seeds, 1)
     place = jnp.arange(length)
 
     # next_start[p]: where the word at p ends, which is the next word start, special token or padding, or L.
@@ -118,10 +107,11 @@ def _choose_words(
 
     # A chosen unit fills at least one slot, so after 2M candidates the budget is spent but for words too long for it.
     candidates = min(length, 2 * slots)
-    noise = jnp.where(word_starts & maskable, jax.random.uniform(order_key, maskable.shape), -1.0)
+    noise = jnp.where(word_starts & maskable, functional.uniform(order_seeds, maskable.shape), -1.0)
     value, start = jax.lax.top_k(noise, candidates)
-    shares = 1.0 / np.arange(1, max_ngram + 1)
-    size = jax.random.choice(size_key, np.arange(1, max_ngram + 1), start.shape, p=shares / shares.sum())
+    shares = np.cumsum(1.0 / np.arange(1, max_ngram + 1))
+    drawn = functional.uniform(size_seeds, start.shape)
+    size = 1 + jnp.searchsorted(jnp.asarray(shares / shares[-1], jnp.float32), drawn, "right")
 
     # ends[n-1]: where a unit of n words from each candidate ends; it stops short before a special token.
     ends = [jnp.take_along_axis(next_start, start, axis=1)]

@@ -1,4 +1,4 @@
-"""The pre-training task: an encoder, a mixture of objectives, and sentence pairs from a token store."""
+"""The pre-training task: an encoder, a mixture of objectives, and examples from a token store."""
 
 import collections
 import dataclasses
@@ -12,9 +12,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from bert_jax import tokenizers
-from bert_jax.data.loader import TrainBatches, heldout_batches, train_batches
-from bert_jax.data.pairs import PairSpec, batch_layout
+from bert_jax import functional, tokenizers
+from bert_jax.data import turns
+from bert_jax.data.examples import AnyExamples, examples_that_give
+from bert_jax.data.loader import heldout_batches, train_batches
+from bert_jax.data.pairs import PairSpec
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.model import load
@@ -23,7 +25,7 @@ from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives import AnyObjective
 from bert_jax.objectives.base import Pieces
 from bert_jax.objectives.mlm import MaskedLM
-from bert_jax.task import Batch, Losses, Ratio
+from bert_jax.task import Batch, Examples, Losses, Ratio
 
 log = logging.getLogger("bert_jax")
 
@@ -33,40 +35,77 @@ _MAY_DIFFER = {"dropout", "attention_dropout", "head_dropout", "init_std", "comp
 
 
 @dataclasses.dataclass(frozen=True)
+class Turn:
+    """Other objectives on other examples, which take turns with those of the task.
+
+    Attributes:
+      name: prefix of its metrics. objectives, examples: as in :class:`Pretraining`.
+      share: updates of this turn for each update of the task's own objectives.
+    """
+
+    name: str
+    objectives: tuple[AnyObjective, ...]
+    examples: AnyExamples
+    share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Pretraining:
     """Configuration of the task.
 
     Attributes:
-      encoder: the model. objectives: their losses are added. examples: how sequences are cut from documents.
+      encoder: the model. objectives: their losses are added, each with its weight. examples: how sequences are cut from
+        documents. turns: what alternates with these, an update each.
       init: a checkpoint to start from, any that :func:`bert_jax.load` takes; heads that it lacks are new. None: from scratch.
     """
 
     encoder: EncoderConfig
     objectives: tuple[AnyObjective, ...] = (MaskedLM(),)
-    examples: PairSpec = PairSpec()
+    examples: AnyExamples = PairSpec()
+    turns: tuple[Turn, ...] = ()
     init: str | None = None
 
     def __post_init__(self):
-        names = [objective.name for objective in self.objectives]
-        if not names or len(set(names)) < len(names):
-            raise BertJaxError(f"task.objectives {names}: at least one, and each kind once")
-        provided = {"input_ids", "attention_mask", "word_starts"}
-        provided |= {"nsp": {"next_sentence_label"}, "sop": {"sentence_order_label"}}.get(self.examples.pairs, set())
-        for objective in self.objectives:
-            for key in objective.needs:
-                if key not in provided:
-                    raise BertJaxError(
-                        f"objective {type(objective).__name__} needs {key}, which task.examples.pairs="
-                        f"{self.examples.pairs!r} does not give; set it to {objective.name!r}"
-                    )
-            for head in objective.heads:
-                if head not in self.encoder.with_heads:
-                    raise BertJaxError(f"objective {type(objective).__name__} needs {head!r} in task.encoder.with_heads")
-        if self.examples.length > self.encoder.max_length:
-            raise BertJaxError(
-                f"task.examples.length {self.examples.length} exceeds the position table, "
-                f"task.encoder.max_length {self.encoder.max_length}"
-            )
+        names = [turn.name for turn in self.turns]
+        if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+            raise BertJaxError(f"task.turns are named {names}: metrics' names begin with them, they must differ and be words")
+        for number, turn in enumerate(self.all_turns):
+            if turn.share <= 0:
+                raise BertJaxError(f"task.turns.{number - 1}.share is {turn.share}: it must be above 0")
+            _check(f"task.turns.{number - 1}" if number else "task", self.encoder, turn.objectives, turn.examples)
+
+    @property
+    def all_turns(self) -> tuple[Turn, ...]:
+        """The task's own objectives as the first of the turns, without a name."""
+        return (Turn("", self.objectives, self.examples), *self.turns)
+
+    @property
+    def all_objectives(self) -> dict[str, AnyObjective]:
+        """Every objective by name, one of each name."""
+        return {objective.name: objective for turn in self.all_turns for objective in turn.objectives}
+
+
+def _check(where: str, encoder: EncoderConfig, objectives: tuple[AnyObjective, ...], examples: AnyExamples) -> None:
+    """Refuses objectives that do not fit their examples or the encoder."""
+    names = [objective.name for objective in objectives]
+    if not names or len(set(names)) < len(names):
+        raise BertJaxError(f"{where}.objectives {names}: at least one, and each kind once")
+    for objective in objectives:
+        for key in objective.needs:
+            if key not in examples.provides:
+                raise BertJaxError(
+                    f"objective {type(objective).__name__} needs {key}, which {where}.examples={examples} does not give"
+                    + examples_that_give(key)
+                )
+        for head in objective.heads:
+            if head not in encoder.with_heads:
+                raise BertJaxError(f"objective {type(objective).__name__} needs {head!r} in task.encoder.with_heads")
+        objective.check(encoder, examples.length)
+    if examples.length > encoder.max_length:
+        raise BertJaxError(
+            f"{where}.examples.length {examples.length} exceeds the position table, task.encoder.max_length "
+            f"{encoder.max_length}"
+        )
 
 
 class PretrainingTask:
@@ -75,8 +114,9 @@ class PretrainingTask:
     def __init__(self, config: Pretraining, store: TokenStore | None):
         self.config = config
         self._store = store
+        self._turns = config.all_turns
         if store is None:  # enough for shapes and compiled programs, which is all that a plan needs
-            self._pieces = Pieces(config.encoder.vocab_size, 4, (0, 1, 2, 3, 4))
+            self._pieces = Pieces(config.encoder.vocab_size, 0, 1, 2, 3, 4, (0, 1, 2, 3, 4))
             return
         tokenizer = store.tokenizer
         if tokenizer.vocab_size > config.encoder.vocab_size:
@@ -84,10 +124,14 @@ class PretrainingTask:
                 f"the tokenizer of the data has {tokenizer.vocab_size} pieces, the model a vocabulary of "
                 f"{config.encoder.vocab_size}: set task.encoder.vocab_size={tokenizer.vocab_size}"
             )
-        self._pieces = Pieces(tokenizer.vocab_size, tokenizer.mask_id, tuple(tokenizer.special_ids))
+        ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+        self._pieces = Pieces(tokenizer.vocab_size, *ids, tuple(tokenizer.special_ids))
 
     def init(self, key: Key[Array, ""]) -> api.Params:
-        return api.init(self.config.encoder, key)
+        encoder, params = self.config.encoder, api.init(self.config.encoder, key)
+        for number, objective in enumerate(self.config.all_objectives.values()):
+            params |= objective.init(encoder, jax.random.fold_in(key, number))
+        return params
 
     def start(self) -> api.Params | None:
         """The parameters of ``task.init``.
@@ -107,13 +151,14 @@ class PretrainingTask:
         if differ:
             wanted = " ".join(f"--set task.encoder.{name}={theirs[name]}" for name in differ)
             raise BertJaxError(f"{self.config.init} is another encoder than task.encoder; to start from it: {wanted}")
-        fresh = set(encoder.with_heads) - model.params.keys()
+        own = {name for objective in self.config.all_objectives.values() for name in objective.logical_axes(encoder)}
+        fresh = (set(encoder.with_heads) | own) - model.params.keys()
         unused = model.params.keys() - {*encoder.with_heads, "embeddings", "attention", "feed_forward"}
         if fresh:
             log.warning("%s has no head %s: it starts untrained", self.config.init, ", ".join(sorted(fresh)))
         if unused:
             log.warning("%s has a head %s that is not trained here and left out", self.config.init, ", ".join(sorted(unused)))
-        begun = api.init(encoder, jax.random.key(0)) if fresh else {}
+        begun = self.init(jax.random.key(0)) if fresh else {}
         params = {name: part for name, part in {**begun, **model.params}.items() if name not in unused}
         for part, leaf in (("embeddings", "token"), ("mlm", "bias")):  # the rows that only pad the vocabulary
             if part in model.params and part not in unused:
@@ -123,7 +168,10 @@ class PretrainingTask:
         return params
 
     def logical_axes(self) -> api.Params:
-        return api.logical_axes(self.config.encoder)
+        axes = api.logical_axes(self.config.encoder)
+        for objective in self.config.all_objectives.values():
+            axes |= objective.logical_axes(self.config.encoder)
+        return axes
 
     def identity(self) -> dict[str, str]:
         manifest = hashlib.blake2b(self._store.manifest.to_json().encode(), digest_size=16).hexdigest()
@@ -144,45 +192,76 @@ class PretrainingTask:
             self._store.tokenizer.save(partial)
             partial.rename(target)
 
-    def corrupt(self, batch: Batch, key: Key[Array, ""]) -> Batch:
-        for objective, objective_key in zip(
-            self.config.objectives, jax.random.split(key, len(self.config.objectives)), strict=True
-        ):
-            batch = objective.corrupt(batch, objective_key, self._pieces)
+    def corrupt(self, batch: Batch, key: Key[Array, ""], step: Array | None) -> Batch:
+        rows = len(batch["input_ids"])
+        seeds = batch.get("example_seeds")  # of static examples; else every update has its own
+        if seeds is None:
+            seeds = functional.fold(jax.random.bits(key, (2,), "uint32"), np.arange(rows))
+        batch = batch | {"seeds": seeds, "real_tokens": batch["attention_mask"].sum(axis=-1, dtype="float32")}
+        for number, objective in enumerate(self._turn_of(batch).objectives):
+            batch = objective.corrupt(batch, functional.fold(seeds, number), self._pieces, step)
         return batch
 
     def loss(self, params: api.Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
-        outputs = api.apply(params, self.config.encoder, batch, key=key)
-        tokens = Ratio(batch["attention_mask"].sum(dtype="float32"), np.float32(len(batch["input_ids"])))
-        terms, metrics = {}, {"tokens": tokens}
-        for objective in self.config.objectives:
+        encoder, turn = self.config.encoder, self._turn_of(batch)
+        keys = [None] * (1 + len(turn.objectives)) if key is None else jax.random.split(key, 1 + len(turn.objectives))
+        heads: dict = {}
+        for number, objective in enumerate(turn.objectives):
+            batch = objective.complete(params, encoder, batch, functional.fold(batch["seeds"], number), keys[1 + number])
+            heads |= objective.own_heads(encoder)
+        outputs = api.apply(params, encoder, batch, key=keys[0], heads=heads)
+        prefix = f"{turn.name}_" if turn.name else ""
+        terms, metrics = {}, {"tokens": Ratio(batch["real_tokens"].sum(), np.float32(len(batch["input_ids"])))}
+        for objective in turn.objectives:
+            factors = objective.terms()
             for name, ratio in objective.loss(outputs, batch).items():
-                (terms if name == "loss" else metrics)[f"{objective.name}_{name}"] = ratio
+                metrics[f"{prefix}{objective.name}_{name}"] = ratio
+                if name in factors:
+                    terms[f"{prefix}{objective.name}_{name}"] = Ratio(ratio.sum * factors[name], ratio.weight)
         return Losses(terms, metrics)
 
+    def _turn_of(self, batch: Batch) -> Turn:
+        return next((turn for turn in self._turns[1:] if turns.marker(turn.name) in batch), self._turns[0])
+
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What :meth:`train_batches` will yield for a global batch; needs no store."""
-        layout = batch_layout(self.config.examples, batch_size)
+        """What :meth:`train_batches` will yield for a global batch (of the first turn); needs no store."""
+        own = self._turns[0]
+        layout = own.examples.layout(batch_size, _columns(own))
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in layout.items()}
 
-    def train_batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> TrainBatches:
-        return train_batches(
-            self._store.split("train"), self.config.examples, batch_size=batch_size, seed=seed, rows=rows
-        )
+    def train_batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> Examples:
+        split = self._store.split("train")
+        sources = [
+            train_batches(split, turn.examples, batch_size=batch_size, seed=seed, columns=_columns(turn), rows=rows)
+            for turn in self._turns
+        ]
+        if len(sources) == 1:
+            return sources[0]
+        return turns.TakingTurns(sources, [turn.share for turn in self._turns], [turn.name for turn in self._turns])
 
     def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:
         if "heldout" not in self._store.splits:
             return ()
-        return heldout_batches(
-            self._store.split("heldout"), self.config.examples, batch_size=batch_size,
-            limit=None if limit is None else limit * batch_size, rows=rows,
-        )
+        split = self._store.split("heldout")
+        sources = [
+            heldout_batches(
+                split, turn.examples, batch_size=batch_size, columns=_columns(turn),
+                limit=None if limit is None else limit * batch_size, rows=rows,
+            )
+            for turn in self._turns
+        ]
+        return sources[0] if len(sources) == 1 else turns.OneAfterAnother(sources, [turn.name for turn in self._turns])
+
+
+def _columns(turn: Turn) -> tuple[str, ...]:
+    """Arrays that the objectives of a turn want of the data beyond those that every batch has."""
+    return tuple(sorted({key for objective in turn.objectives for key in objective.needs}))
 
 
 def majority_baseline(batches: Iterable[Batch]) -> float:
     """Accuracy of always predicting the most frequent label of the masked positions of corrupted ``batches``."""
     counts: collections.Counter[int] = collections.Counter()
     for batch in batches:
-        labels = np.asarray(batch["masked_labels"])[np.asarray(batch["masked_weights"]) > 0]
+        labels = np.asarray(batch["mlm_labels"])[np.asarray(batch["mlm_weights"]) > 0]
         counts.update(dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True)))
     return max(counts.values()) / counts.total() if counts else 0.0

@@ -86,7 +86,7 @@ def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limi
 def heldout_majority(task: PretrainingTask, batch_size: int, limit: int | None) -> float:
     """Accuracy of the most frequent label under the very masks that the evaluation uses."""
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    corrupt = jax.jit(lambda batch, i: task.corrupt(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), i)))
+    corrupt = jax.jit(lambda batch, i: task.corrupt(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), i), None))
     return majority_baseline(
         corrupt(to_devices(batch, mesh), i)
         for i, batch in enumerate(_progress(task.eval_batches(batch_size, limit), "counting labels"))

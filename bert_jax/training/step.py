@@ -83,7 +83,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         corrupt_key, dropout_key = jax.random.split(key)
         with sharding_rules(RULES):
-            batch = task.corrupt(batch, corrupt_key)
+            batch = task.corrupt(batch, corrupt_key, state.step)
             gradients, losses = _accumulate(task, state.params, gradients_of, batch, dropout_key, accumulate, mesh)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -99,14 +99,13 @@ def make_train_step(
     )
 
 
-def make_eval_step(task: Task, mesh: Mesh) -> Callable[[Params, Batch, int], dict[str, Ratio]]:
+def make_eval_step(task: Task, mesh: Mesh) -> Callable[[Params, Batch, int], Losses]:
     """Losses and metrics of held-out batch ``index``, without dropout, its masks a function of the index alone."""
 
-    def step(params: Params, batch: Batch, index: Array) -> dict[str, Ratio]:
+    def step(params: Params, batch: Batch, index: Array) -> Losses:
         with sharding_rules(RULES):
-            batch = task.corrupt(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), index))
-            losses = task.loss(params, batch, None)
-        return losses.terms | losses.metrics
+            batch = task.corrupt(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), index), None)
+            return task.loss(params, batch, None)
 
     shardings = parameter_shardings(task.logical_axes(), jax.eval_shape(task.init, jax.random.key(0)), mesh)
     return jax.jit(

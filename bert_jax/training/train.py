@@ -166,15 +166,21 @@ def evaluate(
     eval_step: Any, params: Params, mesh: Mesh, batches: Iterable[dict[str, np.ndarray]]
 ) -> dict[str, float]:
     """Means over held-out batches: sums and weights are added up before they are divided."""
-    totals: dict[str, np.ndarray] = {}
+    terms: dict[str, np.ndarray] = {}
+    metrics: dict[str, np.ndarray] = {}
     for index, batch in enumerate(batches):
-        for name, ratio in jax.device_get(eval_step(params, to_devices(batch, mesh), index)).items():
-            totals[name] = totals.get(name, 0.0) + np.array(ratio, np.float64)
-    if not totals:
+        losses = jax.device_get(eval_step(params, to_devices(batch, mesh), index))
+        for totals, ratios in ((terms, losses.terms), (metrics, losses.terms | losses.metrics)):
+            for name, ratio in ratios.items():
+                totals[name] = totals.get(name, 0.0) + np.array(ratio, np.float64)
+    if not metrics:
         raise BertJaxError("nothing to evaluate: the data has no held-out documents (prepare it with --heldout above 0)")
-    values = {name: float(total / max(weight, 1e-9)) for name, (total, weight) in totals.items()}
-    values.pop("tokens", None)
-    return {"loss": sum(value for name, value in values.items() if name.endswith("_loss"))} | values
+    metrics.pop("tokens", None)
+    return {"loss": sum(_mean(total) for total in terms.values())} | {name: _mean(total) for name, total in metrics.items()}
+
+
+def _mean(total: np.ndarray) -> float:
+    return float(total[0] / max(total[1], 1e-9))
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:

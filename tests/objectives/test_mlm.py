@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bert_jax import tokenizers
+from bert_jax import functional, tokenizers
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
@@ -17,7 +17,7 @@ from bert_jax.objectives import mlm
 from bert_jax.objectives.base import Pieces
 from bert_jax.objectives.mlm import MaskedLM
 
-PIECES = Pieces(vocab_size=60, mask_id=4, special_ids=(0, 1, 2, 3, 4))
+PIECES = Pieces(vocab_size=60, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, special_ids=(0, 1, 2, 3, 4))
 ORDINARY = np.arange(5, 60)
 KEY = jax.random.key(3)
 SURE = 1 - 1e-6  # how much of the binomial law an interval covers
@@ -44,7 +44,12 @@ def make_batch(lengths, length: int, seed: int = 0, word_rate: float = 0.6) -> d
 
 @functools.partial(jax.jit, static_argnums=0)
 def corrupt(objective, batch, key):
-    return objective.corrupt(batch, key, PIECES)
+    return objective.corrupt(batch, seeds(key, len(batch["input_ids"])), PIECES, None)
+
+
+def seeds(key, rows: int):
+    """Two words for every row, as the task makes them."""
+    return functional.fold(jax.random.bits(key, (2,), jnp.uint32), jnp.arange(rows))
 
 
 def run(objective: MaskedLM, batch, key=KEY):
@@ -52,7 +57,7 @@ def run(objective: MaskedLM, batch, key=KEY):
     out = {name: np.asarray(value) for name, value in corrupt(objective, batch, key).items()}
     chosen = np.zeros(batch["input_ids"].shape, int)
     rows = np.arange(len(chosen))[:, None]
-    np.add.at(chosen, (rows, out["masked_positions"]), out["masked_weights"].astype(int))
+    np.add.at(chosen, (rows, out["masked_positions"]), out["mlm_weights"].astype(int))
     assert chosen.max(initial=0) <= 1, "a position was predicted twice"
     return out | {"chosen": chosen.astype(bool)}
 
@@ -66,16 +71,16 @@ def test_what_holds_of_every_unit(objective):
     batch = make_batch([*range(0, 65), *([64] * 447)], 64)
     before = {name: value.copy() for name, value in batch.items()}
     out = run(objective, batch)
-    ids, chosen, weights = batch["input_ids"], out["chosen"], out["masked_weights"]
+    ids, chosen, weights = batch["input_ids"], out["chosen"], out["mlm_weights"]
     slots = objective.predictions(64)
-    assert out["masked_positions"].shape == out["masked_labels"].shape == weights.shape == (512, slots)
-    assert out["masked_positions"].dtype == out["masked_labels"].dtype == np.int32 and weights.dtype == np.float32
+    assert out["masked_positions"].shape == out["mlm_labels"].shape == weights.shape == (512, slots)
+    assert out["masked_positions"].dtype == out["mlm_labels"].dtype == np.int32 and weights.dtype == np.float32
     assert np.isin(weights, (0, 1)).all()
     assert not (chosen & np.isin(ids, PIECES.special_ids)).any(), "a special token was chosen"
     assert (out["input_ids"][~chosen] == ids[~chosen]).all(), "a token changed that is not predicted"
     assert np.isin(out["input_ids"][chosen], [PIECES.mask_id, *ORDINARY]).all(), "a special token was drawn"
     labels = np.take_along_axis(ids, out["masked_positions"], axis=1)
-    assert (out["masked_labels"] == labels)[weights > 0].all()
+    assert (out["mlm_labels"] == labels)[weights > 0].all()
     for row in range(len(ids)):  # the slots in use come first, their positions ascending
         used = int(weights[row].sum())
         assert (weights[row, :used] == 1).all() and (np.diff(out["masked_positions"][row, :used]) > 0).all()
@@ -88,7 +93,7 @@ def test_what_holds_of_every_unit(objective):
 def test_number_of_predictions_for_every_length():
     objective = MaskedLM()
     lengths = np.arange(0, 513)
-    weights = run(objective, make_batch(lengths, 512))["masked_weights"].sum(axis=1)
+    weights = run(objective, make_batch(lengths, 512))["mlm_weights"].sum(axis=1)
     ordinary = np.maximum(lengths - np.where(lengths >= 5, 3, 2), 0)
     expected = [min(budget(n, 77), room) for n, room in zip(lengths, ordinary, strict=True)]
     assert weights.tolist() == expected
@@ -208,15 +213,18 @@ def test_whole_words_of_real_text(data_dir):
     starts = np.asarray(tokenizer.word_starts())[rows] & ~special
     starts[:, 1:] |= special[:, :-1] & ~special[:, 1:]
     batch = {"input_ids": rows, "attention_mask": np.ones(rows.shape, bool), "word_starts": starts}
-    pieces = Pieces(tokenizer.vocab_size, tokenizer.mask_id, tokenizer.special_ids)
+    pieces = Pieces(
+        tokenizer.vocab_size, tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id,
+        tokenizer.special_ids,
+    )
     lengths = np.diff(np.flatnonzero(starts.ravel()))
     assert lengths.max() >= 6, "the text has no long words"
     for max_ngram in (1, 3):
         objective = MaskedLM(unit="word", max_ngram=max_ngram)
-        out = jax.jit(lambda b, objective=objective: objective.corrupt(b, KEY, pieces))(batch)
+        out = jax.jit(lambda b, objective=objective: objective.corrupt(b, seeds(KEY, 128), pieces, None))(batch)
         chosen = np.zeros(rows.shape, bool)
         for row in range(128):
-            places = np.asarray(out["masked_positions"])[row][np.asarray(out["masked_weights"])[row] > 0]
+            places = np.asarray(out["masked_positions"])[row][np.asarray(out["mlm_weights"])[row] > 0]
             chosen[row, places] = True
             for begin, end in words_of(starts[row], ~special[row]):
                 assert chosen[row, begin:end].all() or not chosen[row, begin:end].any()
@@ -234,7 +242,7 @@ def test_ngram_sizes_are_inverse():
     rows, length = 4096, 2048
     everywhere = jnp.ones((rows, length), bool)
     choose = jax.jit(mlm._choose_words, static_argnums=(4, 5))
-    chosen = np.asarray(choose(KEY, everywhere, everywhere, jnp.full((rows,), 3), 1, 3))
+    chosen = np.asarray(choose(seeds(KEY, rows), everywhere, everywhere, jnp.full((rows,), 3), 1, 3))
     found = [tuple(runs(row)) for row in chosen]
     one, two, three = (6 / 11, 3 / 11, 2 / 11)
     assert set(found) <= {(3,), (1, 2), (1, 1), (2,), (1,)}
@@ -249,7 +257,7 @@ def test_ngrams_stop_at_special_tokens():
     place = np.arange(length)
     maskable = np.broadcast_to(place % 3 != 0, (512, length))
     choose = jax.jit(mlm._choose_words, static_argnums=(4, 5))
-    chosen = np.asarray(choose(KEY, maskable, maskable, jnp.full((512,), 3), 1, 3))
+    chosen = np.asarray(choose(seeds(KEY, 512), maskable, maskable, jnp.full((512,), 3), 1, 3))
     assert not (chosen & ~maskable).any()
     found = {tuple(runs(row)) for row in chosen}
     assert found <= {(1, 2), (1, 1), (2,), (1,)} and (1, 2) in found
@@ -267,7 +275,7 @@ def test_loss_is_the_mean_over_predictions():
     logits = rng.standard_normal((3, 4, 9)).astype(np.float32) * 3
     labels, weights = rng.integers(0, 9, (3, 4)), np.array([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], np.float32)
     outputs = api.Outputs(None, None, {"mlm": logits}, {})
-    found = MaskedLM().loss(outputs, {"masked_labels": labels, "masked_weights": weights})
+    found = MaskedLM().loss(outputs, {"mlm_labels": labels, "mlm_weights": weights, "mlm_offset": np.zeros((3, 0))})
     exact = logits.astype(np.float64)
     entropy = np.log(np.exp(exact).sum(-1)) - np.take_along_axis(exact, labels[..., None], -1)[..., 0]
     np.testing.assert_allclose(found["loss"].sum, (entropy * weights).sum(), rtol=1e-6)
@@ -296,7 +304,7 @@ def test_only_masked_positions_reach_the_vocabulary():
     batch = jax.tree.map(jnp.asarray, make_batch([29] * rows, length))
 
     def loss(params, every_position):
-        corrupted = objective.corrupt(batch, KEY, PIECES)
+        corrupted = objective.corrupt(batch, seeds(KEY, rows), PIECES, None)
         outputs = api.apply(params, config, corrupted | ({"masked_positions": None} if every_position else {}))
         if every_position:
             return outputs.logits["mlm"].sum()

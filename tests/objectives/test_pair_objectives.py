@@ -45,7 +45,7 @@ def test_without_a_label_there_is_no_gradient(objective):
 
 def test_refused_tasks():
     both = (MaskedLM(), NextSentence())
-    with pytest.raises(BertJaxError, match="task.examples.pairs='sop'.*set it to 'nsp'"):
+    with pytest.raises(BertJaxError, match="task.examples=.*pairs='sop'.*does not give; use pairs='nsp'"):
         Pretraining(ENCODER, both, PairSpec(length=16, pairs="sop"))
     with pytest.raises(BertJaxError, match="next_sentence_label"):
         Pretraining(ENCODER, both, PairSpec(length=16, pairs="none"))
@@ -68,9 +68,9 @@ def task(tiny_store):
 
 def test_metrics_carry_the_names_of_their_objectives(task):
     batch = next(task.train_batches(4, 0))
-    losses = jax.jit(lambda b, key: task.loss(task.init(key), task.corrupt(b, key), None))(batch, jax.random.key(0))
+    losses = jax.jit(lambda b, key: task.loss(task.init(key), task.corrupt(b, key, None), None))(batch, jax.random.key(0))
     assert set(losses.terms) == {"mlm_loss", "nsp_loss"}
-    assert set(losses.metrics) == {"mlm_accuracy", "nsp_accuracy", "tokens"}
+    assert set(losses.metrics) == {"mlm_accuracy", "mlm_loss", "nsp_accuracy", "nsp_loss", "tokens"}
     assert losses.metrics["tokens"].sum == batch["attention_mask"].sum()
     assert abs(losses.terms["mlm_loss"].value - np.log(96)) < 0.2  # small weights: nearly uniform over the vocabulary
 
@@ -83,8 +83,8 @@ def test_model_without_room_for_the_vocabulary_is_refused(tiny_store):
 
 def test_majority_baseline_counts_labels_that_weigh():
     batches = [
-        {"masked_labels": np.array([[7, 7, 9]]), "masked_weights": np.array([[1.0, 0.0, 1.0]])},
-        {"masked_labels": np.array([[9, 9, 8]]), "masked_weights": np.array([[1.0, 0.0, 0.0]])},
+        {"mlm_labels": np.array([[7, 7, 9]]), "mlm_weights": np.array([[1.0, 0.0, 1.0]])},
+        {"mlm_labels": np.array([[9, 9, 8]]), "mlm_weights": np.array([[1.0, 0.0, 0.0]])},
     ]
     assert majority_baseline(batches) == 2 / 3  # labels 7, 9, 9
     assert majority_baseline([]) == 0.0

@@ -130,7 +130,7 @@ def test_compiled_is_eager(tiny_store, tiny_experiment):
     batch = jax.tree.map(jax.numpy.asarray, next(task.train_batches(4, 0)))
 
     def loss(params, batch):
-        corrupted = task.corrupt(batch, jax.random.key(1))
+        corrupted = task.corrupt(batch, jax.random.key(1), None)
         losses = task.loss(params, corrupted, jax.random.key(2))
         return {name: ratio.value for name, ratio in (losses.terms | losses.metrics).items()}
 
