@@ -62,8 +62,9 @@ class Task(Protocol):
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
 
-    def start(self) -> Params | None:
-        """Host arrays to begin with instead of ``init``'s, or None; asked only where there is nothing to continue."""
+    def start(self, key: Key[Array, ""]) -> Params | None:
+        """Host arrays to begin with instead of ``init``'s, or None; asked only where there is nothing to continue. ``key`` is
+        for what they lack."""
 
     def logical_axes(self) -> Any:
         """The tree of ``init`` with a tuple of logical axis names for each array."""

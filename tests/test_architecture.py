@@ -58,7 +58,14 @@ ALLOWED = {
     "bert_jax.parallel": ("bert_jax.errors", "bert_jax.config"),
     "bert_jax.objectives": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
-        "bert_jax.tokenizers", "bert_jax.data", "bert_jax.model",
+        "bert_jax.tokenizers", "bert_jax.data", "bert_jax.warm_start",
+    ),
+    "bert_jax.warm_start": (
+        "bert_jax.errors", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.model",
+    ),
+    "bert_jax.tasks": (
+        "bert_jax.errors", "bert_jax.functional", "bert_jax.task", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.model",
+        "bert_jax.data.randomness", "bert_jax.warm_start",
     ),
     "bert_jax.embedding": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.models", "bert_jax.tokenizers",
@@ -82,7 +89,7 @@ ALLOWED = {
     "bert_jax.fill_mask": ("bert_jax.errors", "bert_jax.models", "bert_jax.tokenizers"),
     "bert_jax.training": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
-        "bert_jax.tokenizers", "bert_jax.data", "bert_jax.objectives", "bert_jax.parallel", "bert_jax.model",
+        "bert_jax.tokenizers", "bert_jax.data", "bert_jax.objectives", "bert_jax.tasks", "bert_jax.parallel", "bert_jax.model",
         "bert_jax.checkpoint",
     ),
 }

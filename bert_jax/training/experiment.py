@@ -6,6 +6,7 @@ from typing import Literal
 from bert_jax.errors import BertJaxError
 from bert_jax.objectives.pretraining import Pretraining
 from bert_jax.parallel.mesh import MeshConfig
+from bert_jax.tasks import AnyFinetuning
 from bert_jax.training.optimizer import AdamW, Lamb
 
 
@@ -48,7 +49,7 @@ class TrainConfig:
 class Experiment:
     """What a configuration file returns. The same value lies as JSON in the work directory beside the checkpoints."""
 
-    task: Pretraining
+    task: Pretraining | AnyFinetuning
     optimizer: AdamW | Lamb = AdamW()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()

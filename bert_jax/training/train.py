@@ -67,7 +67,8 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
     optimizer = make_optimizer(experiment.optimizer, settings.steps, task.logical_axes())
     learning_rate = schedule(experiment.optimizer, settings.steps)
     fresh = cluster.from_first(lambda: not (workdir / "experiment.json").exists())
-    begun = task.start() if fresh else None  # before anything is written: a refusal leaves no work directory behind
+    first_key = jax.random.key(settings.seed)
+    begun = task.start(first_key) if fresh else None  # before anything is written: a refusal leaves no work directory behind
     cluster.from_first(lambda: _claim(workdir, experiment, task))
     _check_shared(workdir, experiment, cluster)
 
@@ -78,7 +79,7 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
     batches = task.train_batches(settings.batch_size, settings.seed, local_rows(sharding, settings.batch_size))
     heldout = task.eval_batches(eval_size, settings.eval_batches, local_rows(sharding, eval_size))
     if restored is None:
-        state = init_state(task, optimizer, abstract, jax.random.key(settings.seed), begun if fresh else task.start())
+        state = init_state(task, optimizer, abstract, first_key, begun if fresh else task.start(first_key))
         start = 0
     else:
         _check_identity(restored.metadata["identity"], task.identity(), workdir)
