@@ -1,0 +1,478 @@
+"""Every pre-training objective side by side: the same small encoder, data, steps and seeds; held-out MLM, probes, fine-tuning.
+
+    python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives     # goes on where it was interrupted
+    python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives --only bert,albert
+    python benchmarks/objectives.py report --dir runs/objectives                        # docs/results/objectives.md
+
+Each recipe is pre-trained once on public-domain books (text/books.txt.gz) by the very command of a user, then
+
+- its masked-language-model head, where it has one, is scored on held-out text with 15% of the pieces masked 80/10/10;
+- its frozen encoder is probed for sentence order and next sentences: a logistic regression on the first token's final state;
+- it is fine-tuned on SST-2, MRPC, CoLA, RTE and STS-B with three seeds each.
+
+``--size gpu`` takes twelve layers of width 256 and 30,000 updates instead of what two cores can do in hours.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "benchmarks/results/objectives.json", ROOT / "docs/results/objectives.md"
+SEEDS = (0, 1, 2)
+PROBE_EXAMPLES, HELDOUT_EXAMPLES = 8192, 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The encoder's layers, width D (heads D / 64, F = 4 D), V, L; updates, rows of an update, peak learning rates."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    length: int
+    steps: int
+    batch: int
+    rate: float
+    finetuning_rate: float
+
+
+SIZES = {
+    "cpu": Size(3, 128, 8192, 64, 3_000, 64, 1e-3, 2e-4),
+    "gpu": Size(12, 256, 8192, 128, 30_000, 256, 5e-4, 1e-4),
+    "test": Size(1, 64, 8192, 32, 8, 8, 1e-3, 2e-4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One row of the table.
+
+    Attributes:
+      group: the section of the table. what: the row's words.
+      objectives, examples, turns: as in ``Pretraining``. encoder: fields that differ from the common one.
+      compute_of: train for as many operations as this other recipe takes, instead of as many updates.
+    """
+
+    group: str
+    what: str
+    objectives: tuple
+    examples: object
+    turns: tuple = ()
+    encoder: dict = dataclasses.field(default_factory=dict)
+    compute_of: str | None = None
+
+
+def recipes(size: Size) -> dict[str, Recipe]:
+    """Every row, by name."""
+    from bert_jax import objectives as o
+    from bert_jax.data.pairs import PairSpec
+    from bert_jax.objectives.pretraining import Turn
+
+    def pairs(kind: str, **changes) -> PairSpec:
+        return PairSpec(size.length, kind, **changes)
+
+    alone, mlm = pairs("none"), o.MaskedLM()
+    bare = {"with_heads": ("pooler", "mlm")}
+    return {
+        "mlm": Recipe("how to mask", "15% of pieces, 80/10/10", (mlm,), alone, encoder=bare),
+        "mlm_40": Recipe("how to mask", "40% of pieces", (o.MaskedLM(rate=0.4),), alone, encoder=bare),
+        "word": Recipe("what to mask", "whole words", (o.MaskedLM(unit="word"),), alone, encoder=bare),
+        "ngram": Recipe("what to mask", "n-grams (ALBERT)", (o.MaskedLM(unit="word", max_ngram=3),), alone, encoder=bare),
+        "bert": Recipe("instead of NSP", "MLM + NSP (BERT)", (mlm, o.NextSentence()), pairs("nsp")),
+        "albert": Recipe("instead of NSP", "MLM + SOP (ALBERT's)", (mlm, o.SentenceOrder()), pairs("sop")),
+        "electra": Recipe(
+            "instead of masking", "replaced tokens (ELECTRA)", (o.ReplacedTokens(),), alone,
+            encoder={"with_heads": ("pooler", "discriminator")},
+        ),
+        "mlm_as_electra": Recipe(
+            "instead of masking", "MLM for as many operations as ELECTRA", (mlm,), alone, encoder=bare, compute_of="electra"
+        ),
+        "turns": Recipe("instead of NSP", "NSP and SOP by turns", (mlm, o.NextSentence()), pairs("nsp"), turns=(
+            Turn("order", (mlm, o.SentenceOrder()), pairs("sop")),
+        )),
+    }
+
+
+def experiment(name: str, size: Size, recipe_of: dict[str, Recipe]):
+    """The experiment of a recipe."""
+    from bert_jax.models.config import EncoderConfig
+    from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
+    from bert_jax.planning.flops import task_work
+    from bert_jax.training.experiment import Experiment, TrainConfig
+    from bert_jax.training.optimizer import AdamW
+
+    def task(recipe: Recipe) -> Pretraining:
+        encoder = EncoderConfig(
+            vocab_size=size.vocabulary, embedding_width=size.width, hidden_width=size.width, layers=size.layers,
+            heads=size.width // 64, ffn_width=4 * size.width, max_length=size.length,
+        )
+        return Pretraining(
+            dataclasses.replace(encoder, **recipe.encoder), recipe.objectives, recipe.examples, recipe.turns
+        )
+
+    recipe, steps = recipe_of[name], size.steps
+    if recipe.compute_of:
+        other, own = (task_work(PretrainingTask(task(r), None)).useful for r in (recipe_of[recipe.compute_of], recipe))
+        steps = round(steps * other / own)
+    return Experiment(
+        task(recipe), AdamW(learning_rate=size.rate, warmup_steps=max(1, steps // 15)),
+        TrainConfig(
+            steps=steps, batch_size=size.batch, eval_every=max(1, steps // 5), save_every=500, log_every=50, eval_batches=20
+        ),
+    )
+
+
+def glue(data: Path, directory: Path) -> dict[str, tuple]:
+    """Task -> (training table, held-out table, labels, score, epochs)."""
+    from bert_jax.tasks.tables import Table
+
+    folder, joined = data / "glue", directory / "cola-dev.tsv"
+    if not joined.exists():  # GLUE's development set is both
+        parts = (folder / "cola/raw" / f"{kind}_domain_dev.tsv" for kind in ("in", "out_of"))
+        joined.write_text("".join(part.read_text(encoding="utf-8").rstrip("\n") + "\n" for part in parts), encoding="utf-8")
+
+    def tables(train: Path, dev: Path, texts: tuple[str, ...], label: str) -> tuple[Table, Table]:
+        return Table(str(train), texts, label), Table(str(dev), texts, label)
+
+    return {
+        "SST-2": (*tables(folder / "sst2/train.tsv", folder / "sst2/dev.tsv", ("sentence",), "label"),
+                  ("0", "1"), "accuracy", 1),
+        "MRPC": (*tables(folder / "mrpc/msr-para-train.tsv", folder / "mrpc/msr-para-val.tsv", ("#1 String", "#2 String"),
+                         "Quality"), ("0", "1"), "f1", 3),
+        "CoLA": (*tables(folder / "cola/raw/in_domain_train.tsv", joined, ("3",), "1"), ("0", "1"), "matthews", 3),
+        "RTE": (*tables(folder / "rte/train.tsv", folder / "rte/dev.tsv", ("sentence1", "sentence2"), "label"),
+                ("not_entailment", "entailment"), "accuracy", 3),
+        "STS-B": (*tables(data / "sts/stsb/stsb-en-train.csv", data / "sts/stsb/stsb-en-dev.csv", ("0", "1"), "2"),
+                  ("similarity",), "spearman", 3),
+    }
+
+
+def one(name: str, size_name: str, data: Path, directory: Path) -> None:
+    """Everything of one recipe that is not in its JSON file yet."""
+    from bert_jax.objectives.pretraining import PretrainingTask
+    from bert_jax.planning.flops import task_work
+    from bert_jax.training.pretrain import pretrain
+    from bert_jax.training.record import read
+
+    size = SIZES[size_name]
+    value, run, path = experiment(name, size, recipes(size)), directory / name, directory / f"{name}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+
+    def keep(**more) -> None:
+        found.update(more)
+        path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
+        path.with_suffix(".new").replace(path)
+
+    if "operations" not in found:
+        before, started = time.process_time(), time.monotonic()
+        result = pretrain(value, directory / "store", run)
+        if not result.finished:
+            sys.exit(75)
+        work = task_work(PretrainingTask(value.task, None))
+        speeds = [row["sequences_per_second"] for row in read(run / "metrics.jsonl") if "sequences_per_second" in row]
+        keep(
+            size=dataclasses.asdict(size), steps=value.train.steps, operations=work.useful * size.batch * value.train.steps,
+            cpu_seconds=found.get("cpu_seconds", 0) + time.process_time() - before,
+            wall_seconds=found.get("wall_seconds", 0) + time.monotonic() - started,
+            sequences_per_second=statistics.median(speeds) if speeds else None,
+            last={k: v for k, v in result.evaluation.items()},
+        )
+    measure_heldout(value, directory, run, size, found, keep)
+    finetune_all(data, directory, run, size, found, keep)
+
+
+def measure_heldout(value, directory: Path, run: Path, size: Size, found: dict, keep) -> None:
+    """Held-out MLM at 15%, and probes of the frozen encoder."""
+    import jax
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from bert_jax.data.loader import heldout_batches, train_batches
+    from bert_jax.data.pairs import LABELS, PairSpec
+    from bert_jax.data.store import TokenStore
+    from bert_jax.model import load
+    from bert_jax.models import api
+    from bert_jax.objectives import MaskedLM
+    from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
+    from bert_jax.parallel.mesh import MeshConfig, make_mesh
+    from bert_jax.training.step import make_eval_step
+    from bert_jax.training.train import evaluate
+
+    store, model = TokenStore(directory / "store", verify=False), load(run)
+    if "mlm" not in found:
+        scores = {}
+        head = model if "mlm" in model.config.with_heads else None
+        if head is None and any(objective.name == "rtd" for objective in value.task.objectives):
+            head = load(f"{run}#generator")
+            scores["of"] = "generator"
+        if head is not None:
+            task = PretrainingTask(Pretraining(head.config, (MaskedLM(),), PairSpec(size.length, "none")), store)
+            mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+            with jax.set_mesh(mesh):
+                scores |= evaluate(make_eval_step(task, mesh), head.params, mesh, task.eval_batches(64, 40))
+        keep(mlm=scores)
+    probe = {}
+    for pairs in ("nsp", "sop"):
+        if "probe" in found:
+            break
+        spec, label = PairSpec(size.length, pairs), LABELS[pairs]
+        features = jax.jit(lambda params, batch: api.apply(params, model.config, batch).hidden[:, 0])
+        heads = jax.jit(lambda params, batch: api.apply(params, model.config, batch).logits["pair"])
+        sides = []
+        training = train_batches(store.split("train"), spec, batch_size=64, seed=7)
+        some = [next(training) for _ in range(PROBE_EXAMPLES // 64)]
+        rest = list(heldout_batches(store.split("heldout"), spec, batch_size=64, limit=HELDOUT_EXAMPLES))
+        for batches in (some, rest):
+            x = np.concatenate([np.asarray(features(model.params, batch)) for batch in batches])
+            y = np.concatenate([batch[label] for batch in batches])
+            sides.append((x[y >= 0], y[y >= 0]))
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(*sides[0])
+        probe[pairs] = float(classifier.score(*sides[1]))
+        if "pair" in model.config.with_heads:  # its own head, as it is: 1 is "not what comes next" in both
+            logits = np.concatenate([np.asarray(heads(model.params, batch)) for batch in rest])
+            y = np.concatenate([batch[label] for batch in rest])
+            probe[f"{pairs}_own_head"] = float((logits.argmax(1) == y)[y >= 0].mean())
+    if probe:
+        keep(probe=probe)
+
+
+def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict, keep) -> None:
+    """Five tasks, three seeds each."""
+    import shutil
+
+    from bert_jax.model import load
+    from bert_jax.tasks import Classification, Regression
+    from bert_jax.tasks.sentences import finetuned_encoder
+    from bert_jax.training.experiment import Experiment, TrainConfig
+    from bert_jax.training.finetune import finetune
+    from bert_jax.training.optimizer import AdamW
+
+    model = load(run)
+    scores = found.get("glue", {})
+    for task, (train, heldout, labels, score, epochs) in glue(data, directory).items():
+        encoder, lengths = finetuned_encoder(model.config, labels), (size.length // 2, size.length)
+        if len(labels) == 1:
+            config = Regression(encoder, str(run), train, heldout, lengths, offset=2.5, scale=1.5)
+        else:
+            config = Classification(encoder, str(run), train, heldout, lengths)
+        steps = max(8, len(train.read().labels) * epochs // 32) if size is not SIZES["test"] else 8
+        for seed in SEEDS[len(scores.get(task, [])) :]:
+            settings = TrainConfig(
+                steps=steps, batch_size=32, eval_every=steps, save_every=steps, log_every=50, eval_batches=None, keep=1,
+                seed=seed,
+            )
+            work = directory / "finetuning" / f"{run.name}-{task}-{seed}"
+            optimizer = AdamW(learning_rate=size.finetuning_rate, warmup_steps=max(1, steps // 10), bias_correction=True)
+            reached = finetune(Experiment(config, optimizer, settings), work, model)
+            shutil.rmtree(work)
+            scores[task] = [*scores.get(task, []), reached[score]]
+            keep(glue=scores)
+
+
+def run(data: Path, directory: Path, size_name: str, only: list[str] | None) -> None:
+    """Every recipe in a process of its own, one after another."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "bert_jax"]
+    text, tokenizer, store = data / "text/books.txt.gz", directory / "tokenizer", directory / "store"
+    if not tokenizer.exists():
+        subprocess.run([*command, "tokenizer", text, "--documents", "formfeed", "--vocab-size",
+                        str(SIZES[size_name].vocabulary), "--out", tokenizer], check=True, cwd=ROOT)
+    if not store.exists():
+        subprocess.run([*command, "prepare", text, "--documents", "formfeed", "--heldout", "0.03", "--case", "--tokenizer",
+                        tokenizer, "--out", store], check=True, cwd=ROOT)
+        subprocess.run([*command, "annotate", store, "--phrases"], check=True, cwd=ROOT)
+    # Large pages for glibc's heap, and compiled programs kept for the next seed.
+    environment = os.environ | {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
+        "PYTHONPATH": str(ROOT),
+    }
+    names = list(recipes(SIZES[size_name]))
+    if unknown := set(only or ()) - set(names):
+        sys.exit(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    for number, name in enumerate(only or names, start=1):
+        print(f"{number}/{len(only or names)} {name}", flush=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "one", "--name", name, "--data", str(data), "--dir", str(directory), "--size",
+             size_name], cwd=ROOT, env=environment,
+        )
+        if done.returncode:
+            sys.exit(f"{name} ended with status {done.returncode}; the same command continues")
+
+
+COLUMNS = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")
+
+
+def report(directory: Path) -> None:
+    """Gathers what is there, writes the JSON file, the page and its picture."""
+    # The test size is not for publishing.
+    rows = {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
+    sizes = {json.dumps(row["size"]) for row in rows.values()}
+    if len(sizes) != 1:
+        sys.exit(f"{directory} holds results of {len(sizes)} sizes: one is needed")
+    size = Size(**json.loads(sizes.pop()))
+    known = recipes(size)
+    rows = {name: rows[name] for name in known if name in rows}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, float32, Python {platform.python_version()}, " + ", ".join(
+        f"{n} {importlib.metadata.version(n)}" for n in ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+    )
+    RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    base = rows["mlm"]["operations"] if "mlm" in rows else None
+    lines = []
+    for group in dict.fromkeys(recipe.group for recipe in known.values()):
+        names = [name for name in rows if known[name].group == group]
+        if not names:
+            continue
+        lines += [f"## {group[0].upper()}{group[1:]}", "", "| | compute | MLM acc. | NSP probe | SOP probe | "
+                  + " | ".join(COLUMNS) + " | mean |", "|---" * (6 + len(COLUMNS)) + "|"]
+        lines += [_line(known[name].what, rows[name], base) for name in names] + [""]
+    _draw({name: rows[name] for name in rows if len(rows[name].get("glue", {})) == len(COLUMNS)}, known,
+          PAGE.with_suffix(".png"))
+    missing = [name for name in known if len(rows.get(name, {}).get("glue", {})) < len(COLUMNS)]
+    PAGE.write_text(INTRODUCTION.format(
+        size=size, seeds=len(SEEDS), machine=machine, probes=f"{PROBE_EXAMPLES:,}", heldout=f"{HELDOUT_EXAMPLES:,}",
+        missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
+        tables="\n".join(lines), claims=_claims(rows),
+    ))
+    print(PAGE)
+
+
+def _line(what: str, row: dict, base: float | None) -> str:
+    mlm, probe, glue = row.get("mlm", {}), row.get("probe", {}), row.get("glue", {})
+    cells = [what, f"{row['operations'] / base:.2f}" if base else "-"]
+    cells.append(f"{mlm['mlm_accuracy']:.3f}{' (generator)' if 'of' in mlm else ''}" if mlm else "-")
+    cells += [f"{probe[name]:.3f}" if name in probe else "" for name in ("nsp", "sop")]
+    cells += [_spread(glue.get(task, [])) for task in COLUMNS]
+    return "| " + " | ".join([*cells, _spread(_means(glue))]) + " |"
+
+
+def _means(glue: dict[str, list[float]]) -> list[float]:
+    """The mean of the tasks for each seed; empty where a score is missing."""
+    if any(len(glue.get(task, ())) < len(SEEDS) for task in COLUMNS):
+        return []
+    return [statistics.mean(scores) for scores in zip(*(glue[task] for task in COLUMNS), strict=True)]
+
+
+def _spread(scores: list[float]) -> str:
+    if not scores:
+        return ""
+    return f"{100 * statistics.mean(scores):.1f}" + (f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else "")
+
+
+def _claims(rows: dict[str, dict]) -> str:
+    """What the measurements say of two claims of the literature, in numbers."""
+    text = []
+    if all("probe" in rows.get(name, {}) for name in ("mlm", "bert", "albert")):
+        text += [
+            "**NSP against SOP** (ALBERT, table 5: trained with NSP 52.0% on sentence order; trained with SOP 86.5% on it and "
+            "78.9% on NSP). Here, in percent:", "",
+            "| pre-trained with | NSP, own head | SOP, own head | NSP, probe | SOP, probe |", "|---|---|---|---|---|",
+        ]
+        for name, what in (("mlm", "MLM alone"), ("bert", "MLM + NSP"), ("albert", "MLM + SOP")):
+            probe = rows[name]["probe"]
+            keys = ("nsp_own_head", "sop_own_head", "nsp", "sop")
+            cells = [f"{100 * probe[key]:.1f}" if key in probe else "-" for key in keys]
+            text.append(f"| {what} | " + " | ".join(cells) + " |")
+        text.append("")
+    compared = [rows.get(name, {}).get("glue", {}) for name in ("electra", "mlm_as_electra", "mlm")]
+    if all(len(glue) == len(COLUMNS) for glue in compared):
+        means = [_means(glue) for glue in compared]
+        text += [
+            "**ELECTRA against MLM at equal compute** (Clark et al. 2020: ELECTRA is better). Mean of the five tasks: ELECTRA "
+            f"{_spread(means[0])}; MLM with as many operations {_spread(means[1])}; with as many updates {_spread(means[2])}.",
+        ]
+    return "\n".join(text)
+
+
+def _draw(rows: dict[str, dict], known: dict[str, Recipe], picture: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    if not rows:
+        return
+    figure, axes = pyplot.subplots(1, len(COLUMNS), figsize=(3 * len(COLUMNS), 1.2 + 0.28 * len(rows)), sharey=True)
+    places = range(len(rows))
+    for panel, task in zip(axes, COLUMNS, strict=True):
+        for place, row in zip(places, rows.values(), strict=True):
+            scores = [100 * score for score in row["glue"][task]]
+            panel.plot(scores, [place] * len(scores), "o", color="C0", alpha=0.4, markersize=4)
+            panel.plot(statistics.mean(scores), place, "|", color="C1", markersize=14, markeredgewidth=2)
+        panel.set(title=task)
+        panel.grid(alpha=0.3)
+    axes[0].set_yticks(list(places), [known[name].what for name in rows])
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(picture, dpi=90)
+    pyplot.close(figure)
+
+
+INTRODUCTION = """# Pre-training objectives side by side
+
+The same encoder ({size.layers} layers, D {size.width}, F {size.width}x4, V {size.vocabulary:,}), data (109 public-domain
+books, one side held out), updates ({size.steps:,} of {size.batch} rows of {size.length} tokens, AdamW, peak rate
+{size.rate:g}) and seed (0) for every row.
+`compute` counts the products of matrices of the whole pre-training, generators and decoders included, relative to the first
+row. `MLM acc.`: held-out accuracy at 15% masking, 80/10/10, where the model has a masked-language-model head. `NSP probe`,
+`SOP probe`: a logistic regression on the frozen encoder's first state, {probes} examples, scored on {heldout} held-out ones;
+chance is 0.5. Then accuracy (SST-2, RTE), F1 (MRPC), Matthews correlation (CoLA, both development sets) and Spearman
+correlation (STS-B) on development sets after fine-tuning, times 100: mean and standard deviation over {seeds} seeds of the
+fine-tuning (head, order, dropout); rate {size.finetuning_rate:g}, batch 32, one epoch of SST-2 and three of the others, the
+last parameters, nothing chosen by the development set. One pre-training seed: differences between rows within a deviation
+or two say nothing.
+
+![fine-tuning scores](objectives.png)
+
+{tables}
+{missing}
+
+## Two claims
+
+{claims}
+
+Machine: {machine}.
+
+```
+python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives
+python benchmarks/objectives.py report --dir runs/objectives
+```
+"""
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    for name in ("run", "one", "report"):
+        sub = commands.add_parser(name)
+        sub.add_argument("--dir", type=Path, default=Path("runs/objectives"), help="folder of store, runs and their results")
+        if name != "report":
+            sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with text/, glue/ and sts/")
+            sub.add_argument("--size", choices=SIZES, default="cpu")
+        if name == "run":
+            sub.add_argument("--only", help="recipes, with commas between; default: all")
+        if name == "one":
+            sub.add_argument("--name", required=True)
+    arguments = parser.parse_args()
+    directory = arguments.dir.resolve()
+    if arguments.command == "report":
+        report(directory)
+    elif arguments.command == "run":
+        run(arguments.data.resolve(), directory, arguments.size, arguments.only.split(",") if arguments.only else None)
+    else:
+        one(arguments.name, arguments.size, arguments.data.resolve(), directory)
+
+
+if __name__ == "__main__":
+    main()
