@@ -67,8 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_text_options(sub)
     sub.add_argument("--tokenizer", required=True, help="folder or file of a tokenizer (vocab.txt, tokenizer.json, *.model)")
     sub.add_argument("--out", required=True, help="folder of the store; must not exist")
-    sub.add_argument("--sentences", choices=["punkt", "line"], default="punkt",
-                     help="punkt finds sentence ends; line takes every line as one sentence")
+    sub.add_argument("--sentences", choices=["punkt", "line"], default=None,
+                     help="punkt (if nothing is said) finds sentence ends; line takes every line as one sentence")
+    sub.add_argument("--words", choices=["tokenizer", "whitespace"], default="tokenizer",
+                     help="where words begin: as the tokenizer's pieces say, or only after blanks, for Chinese that was "
+                          "segmented into words; pieces are the same")
+    sub.add_argument("--case", action="store_true",
+                     help="also store which words began with a capital, to be predicted where the tokenizer drops it")
+    sub.add_argument("--parallel", action="store_true",
+                     help="sources are translations, as in en=a.txt de=b.txt: document by document, line by line")
     sub.add_argument("--heldout", type=float, default=0.01, help="share of documents kept for evaluation (0 to below 1)")
     sub.add_argument("--shard-tokens", type=int, default=1 << 24, help="tokens in one file of the store")
     sub.add_argument("--workers", type=int, default=None, help="processes; default: all cores")
@@ -76,6 +83,19 @@ def _parser() -> argparse.ArgumentParser:
                      help="beam writes the same store through Apache Beam, on a cluster or here, see docs/preparing.md")
     sub.add_argument("--beam-options", nargs=argparse.REMAINDER, default=[], metavar="...",
                      help="everything after it is Beam's, as in --beam-options --runner=DataflowRunner --project=NAME")
+
+    sub = command("annotate", _annotate, "mark phrases and names in a token store",
+                  "Adds to a finished token store which words belong together, so that they can be masked together: phrases "
+                  "that are mined from its own text by pointwise mutual information, or names from lists. Done again, it "
+                  "replaces what was there. Runs that use neither go on as before.")
+    sub.add_argument("store", help="token store made by bert-jax prepare")
+    sub.add_argument("--phrases", action="store_true",
+                     help="n-grams of 2 to 5 words with the highest PMI in the train split (PMI-Masking); STORE/phrases/*/"
+                          "phrases.tsv lists them")
+    sub.add_argument("--minimum", type=int, default=11, metavar="N", help="how often an n-gram must occur to become a phrase")
+    sub.add_argument("--top", type=float, default=0.25, metavar="SHARE", help="share of those n-grams that become phrases")
+    sub.add_argument("--gazetteer", nargs="+", default=[], metavar="FILE",
+                     help="names, one a line, or the subjects and objects of K-BERT's .spo tables")
 
     sub = command("pretrain", _pretrain, "pre-train an encoder, or go on with a run",
                   "Trains what a configuration file describes. Called again with the same --workdir it continues from the "
@@ -120,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("fill-mask", _fill_mask, "guess the masked words of a sentence",
                   "Prints the most probable pieces for every [MASK] in the text.")
-    sub.add_argument("checkpoint", help="whatever convert reads, with a masked-language-model head")
+    sub.add_argument("checkpoint", help="whatever convert reads, with a masked-language-model head: of an ELECTRA "
+                                        "run the generator, runs/x#generator")
     sub.add_argument("text", help='for example "The capital of France is [MASK]."')
     sub.add_argument("--top", type=int, default=5, help="guesses per mask")
 
@@ -130,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
                   "transformers or sentence-transformers load in PyTorch, ONNX, or our own form, which loads fastest. Values "
                   "are copied exactly. pretrain --init trains on from any of them.")
     sub.add_argument("--from", required=True, metavar="CHECKPOINT", dest="checkpoint",
-                     help="work directory, workdir@step, directory, TensorFlow checkpoint, or hub id (org/name)")
+                     help="work directory, workdir@step, directory, TensorFlow checkpoint, or hub id (org/name); #generator "
+                          "behind a work directory or TensorFlow checkpoint of ELECTRA takes its generator instead of the "
+                          "discriminator")
     sub.add_argument("--to", required=True, metavar="FOLDER", dest="out", help="folder to write; must not exist or be empty")
     sub.add_argument("--format", choices=["hf", "sentence-transformers", "bert_jax", "onnx"], default="hf",
                      help="hf: transformers; sentence-transformers: with its modules; bert_jax: our own; onnx: hf and "
@@ -148,8 +171,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("export", _export, "write a Hugging Face directory",
                   "Writes model.safetensors, config.json and the tokenizer, which transformers loads in PyTorch. Short for "
-                  "convert --format hf.")
-    sub.add_argument("checkpoint", help="whatever convert reads")
+                  "convert --format hf. Of an ELECTRA run, runs/x is the discriminator (ElectraForPreTraining) and "
+                  "'runs/x#generator' the generator (ElectraForMaskedLM).")
+    sub.add_argument("checkpoint", help="whatever convert reads, such as runs/x or runs/x#generator")
     sub.add_argument("out", help="folder to write; must not exist or be empty")
 
     sub = command("demo", _demo, "everything at once, in minutes, without any data",
@@ -162,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_text_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("text", nargs="+", help="text files, globs, .gz, .jsonl, or tfds:NAME/CONFIG[:SPLIT]")
+    sub.add_argument("text", nargs="+", help="text files, globs, .gz, .jsonl, or tfds:NAME/CONFIG[:SPLIT]; de=FILE names "
+                                             "the language of its documents")
     sub.add_argument("--documents", default="blank", metavar="RULE",
                      help="where documents begin in text files: blank (line), file, line, formfeed, or prefix:STRING")
     sub.add_argument("--field", default="text", help="field of JSONL and TFDS records that holds the text")
@@ -186,7 +211,12 @@ def _prepare(arguments: argparse.Namespace) -> None:
     from bert_jax.data.prepare import prepare
     from bert_jax.data.stages import Recipe
 
-    recipe = Recipe(arguments.documents, arguments.sentences, arguments.heldout, arguments.field, arguments.shard_tokens)
+    if arguments.parallel and arguments.sentences == "punkt":
+        raise BertJaxError("--parallel pairs sentences line by line: leave out --sentences punkt")
+    recipe = Recipe(
+        arguments.documents, arguments.sentences or "punkt", arguments.heldout, arguments.field, arguments.shard_tokens,
+        arguments.case, arguments.words, arguments.parallel,
+    )
     if arguments.runner == "beam":
         if arguments.workers is not None:
             raise BertJaxError("--workers is the local runner's: tell Beam, as in --beam-options --direct_num_workers=2")
@@ -207,6 +237,20 @@ def _prepare(arguments: argparse.Namespace) -> None:
         )
     for name, split in manifest.splits.items():
         print(f"{name}: {split.documents:,} documents, {split.sentences:,} sentences, {split.tokens:,} tokens")
+
+
+def _annotate(arguments: argparse.Namespace) -> None:
+    from bert_jax.data.annotate import annotate_entities, annotate_phrases
+
+    if not (arguments.phrases or arguments.gazetteer):
+        raise BertJaxError("nothing to annotate: give --phrases, --gazetteer FILE, or both")
+    if arguments.phrases:
+        summary = annotate_phrases(arguments.store, minimum=arguments.minimum, top=arguments.top)
+        for text, count, score in summary.best:
+            print(f"  {text}  {count:,} times, PMI {score:.2f}")
+        print(summary)
+    if arguments.gazetteer:
+        print(annotate_entities(arguments.store, arguments.gazetteer))
 
 
 def _pretrain(arguments: argparse.Namespace) -> int | None:

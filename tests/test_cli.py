@@ -22,7 +22,7 @@ from bert_jax.training import record
 from bert_jax.training import train as train_module
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COMMANDS = ["tokenizer", "prepare", "pretrain", "evaluate", "fill-mask", "convert", "inspect", "export", "demo"]
+COMMANDS = ["tokenizer", "prepare", "annotate", "pretrain", "evaluate", "fill-mask", "convert", "inspect", "export", "demo"]
 CONFIG = str(ROOT / "tests" / "tiny_bert.py")
 BRIEF = ["train.steps=2", "optimizer.warmup_steps=1", "train.eval_batches=1", "train.log_every=1"]
 
@@ -412,7 +412,8 @@ def test_options_that_are_refused(workdir, exported, tmp_path, refused, capfd):
     refused([*words, "--tokenizer", tmp_path / "absent"], "absent")
     refused(["convert", "--from", f"{workdir}@7", "--to", tmp_path / "out"], "no checkpoint at step 7 (there: 8)")
     refused(["inspect", f"{workdir}@7"], "no checkpoint at step 7 (there: 8)")
-    refused(["convert", "--from", f"{exported}#generator", "--to", tmp_path / "out"], "only a TensorFlow checkpoint has parts")
+    generator = f"{exported}#generator"
+    refused(["convert", "--from", generator, "--to", tmp_path / "out"], "only a run and a TensorFlow checkpoint have parts")
     beyond = edited(exported, tmp_path / "beyond", lambda tensors: tensors["bert.pooler.dense.bias"].fill(1e6))
     for out in ("out", "new/parents/out"):
         refused(["convert", "--from", beyond, "--to", tmp_path / out, "--dtype", "float16"],

@@ -9,7 +9,6 @@ which are tokenised where they are read, or spread over all workers where the so
 tokens becomes one temporary file. Only its counts go to the plan, which says for every file of the store which ranges of
 which blocks it consists of; the files are then written in parallel. One worker writes all offsets of one kind and split
 (8 bytes a sentence or document), since they are one file. Everything else is work that more machines make shorter.
-
 Nothing depends on who did what: blocks are ordered by source and place in it, and shards end where the local writer would
 end them. Temporary files have random names, so that a repeated attempt never meets what an earlier one left.
 
@@ -36,8 +35,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bert_jax.data.blocks import Block, BlockWriter, StoreFile, plan
 from bert_jax.data.prepare import one_line
-from bert_jax.data.sources import Corpus, Source, file_source
-from bert_jax.data.stages import Recipe, Work, check_sides, parts, tasks, write
+from bert_jax.data.sources import Corpus, Group, Source, file_source, named
+from bert_jax.data.stages import Assembly, Recipe, Work, check_sides, parts, tasks
 from bert_jax.data.store import MANIFEST, PARTIAL, Manifest, SplitInfo, digests
 from bert_jax.data.writer import check_not_empty, locked, manifest_of
 from bert_jax.errors import BertJaxError
@@ -84,25 +83,26 @@ def prepare_with_beam(
         any file system that Beam knows, as in ``gs://bucket/*.jsonl.gz``.
       out_dir: a folder that does not exist yet and that every worker can write to, or one in a bucket, ``gs://bucket/store``.
         There the files appear one by one and the manifest last, without which no reader takes the folder for a store.
-      tokenizer: applied to every sentence; saved inside the store.
-      recipe: what to make.
+      tokenizer, recipe: what to make, and with what; the tokenizer is saved inside the store.
       beam_options: Beam's own, as on a command line: ``["--runner=DataflowRunner", "--project=p"]``. Without a runner, the
         workers are of this process: threads or processes by ``--direct_running_mode`` and ``--direct_num_workers``.
       progress: show on stderr, if that is a terminal, how far it is.
 
     Raises:
       BertJaxError: what `prepare` refuses, in the same words; a pipeline that failed, with the runner's last line.
-        Nothing is left then, and another call begins anew.
+        Nothing is left then, and another call begins anew. Parallel text, as here every source is read by itself.
     """
+    if recipe.parallel:
+        raise BertJaxError("parallel text is prepared by the local runner: leave out --runner beam")
     options = PipelineOptions(list(beam_options))
     FileSystems.set_options(options)  # credentials and the like, before a pipeline exists
-    for path in (*map(os.fspath, sources), os.fspath(out_dir)):
+    paths = [named(os.fspath(source))[1] for source in sources]
+    for path in (*paths, os.fspath(out_dir)):
         _check_file_system(path)
     out = os.fspath(out_dir).rstrip("/") if _is_url(os.fspath(out_dir)) else os.path.abspath(out_dir)
-    if "dataflow" in (options.view_as(StandardOptions).runner or "").lower():
-        here = [os.fspath(path) for path in (*sources, out) if not _is_url(os.fspath(path))]
-        if here:
-            raise BertJaxError(f"{here[0]}: Dataflow's workers do not see this machine's files: use gs:// for text and store")
+    here = [path for path in (*paths, out) if not _is_url(path)]
+    if here and "dataflow" in (options.view_as(StandardOptions).runner or "").lower():
+        raise BertJaxError(f"{here[0]}: Dataflow's workers do not see this machine's files: use gs:// for text and store")
     open_file = functools.partial(_open, os.getcwd())
     with one_line(out), _place(out) as (build, work):
         found = [source for spec in sources for source in _found(spec)]
@@ -112,9 +112,8 @@ def prepare_with_beam(
         files = _put_tokenizer(tokenizer, build)
         listing = [dataclasses.asdict(source) for source in corpus.sources]
         _put(f"{work}/{SOURCES}", [json.dumps(listing).encode()])
-        job = _Job(
-            recipe, build, work, tuple(files), tokenizer.hash, os.getcwd(), os.environ.get("TFDS_DATA_DIR"), BLOCK
-        )
+        tfds_dir = os.environ.get("TFDS_DATA_DIR")
+        job = _Job(recipe, build, work, tuple(files), tokenizer.hash, os.getcwd(), tfds_dir, BLOCK, corpus.languages)
         outcome = _run(job, {source.size >= SPREAD for source in corpus.sources}, options, progress)
         splits = {name: SplitInfo(**info) for name, info in outcome["splits"].items()}
         check_not_empty(splits, outcome["documents"], outcome["without_tokens"])
@@ -160,12 +159,13 @@ def _put(path: str, chunks: Iterable[bytes]) -> None:
 
 def _found(spec: str | os.PathLike) -> list[str | os.PathLike | Source]:
     """`spec` as `Corpus` takes it: what Beam's file systems find is listed here."""
-    if not _is_url(os.fspath(spec)):
-        return [spec]
+    language, spec = named(os.fspath(spec))
+    if not _is_url(spec):
+        return [f"{language}={spec}" if language else spec]
     files = FileSystems.match([spec])[0].metadata_list
     if not files:
         raise BertJaxError(f"{spec}: no such file")
-    return [file_source(file.path, file.size_in_bytes) for file in sorted(files, key=lambda file: file.path)]
+    return [file_source(file.path, file.size_in_bytes, language) for file in sorted(files, key=lambda file: file.path)]
 
 
 @contextlib.contextmanager
@@ -195,7 +195,8 @@ def _place(out: str) -> Iterator[tuple[str, str]]:
             raise BertJaxError(f"{partial}: holds something other than an unfinished store of this runner: remove it")
         if found:
             logger.warning("%s: left by a run that was killed: begun anew", partial)
-            _empty(partial)
+            for entry in partial.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         (partial / WORK).mkdir()
         try:
             yield str(partial), str(partial / WORK)
@@ -205,11 +206,6 @@ def _place(out: str) -> Iterator[tuple[str, str]]:
         except BaseException:
             shutil.rmtree(partial)
             raise
-
-
-def _empty(folder: pathlib.Path) -> None:
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _delete(url: str) -> None:
@@ -244,6 +240,7 @@ class _Job:
     folder: str  # where relative paths of sources begin
     tfds_dir: str | None
     block: int
+    languages: tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=1)
@@ -261,7 +258,7 @@ def _tokenising(job: _Job) -> Work:
         tokenizer = tokenizers.load(pathlib.Path(folder, "tokenizer"))
     if tokenizer.hash != job.tokenizer_hash:
         raise BertJaxError(f"the tokenizer was saved as {job.tokenizer_hash} and read as {tokenizer.hash}")
-    return Work(tokenizer, job.recipe.sentences)
+    return Work(tokenizer, job.recipe)
 
 
 def _read(path: str, begin: int, size: int) -> bytes:
@@ -295,16 +292,17 @@ class _Documents(beam.DoFn):
         number, source = element
         recipe, open_file = self.job.recipe, functools.partial(_open, self.job.folder)
         corpus = Corpus([source], documents=recipe.documents, field=recipe.field, open_file=open_file)
-        place, texts, size = 0, [], 0
+        language = self.job.languages.index(source.language) if source.language else 0
+        place, groups, size = 0, [], 0
         try:
             for document in corpus:
-                texts.append(document)
+                groups.append(Group((document,), language))
                 size += len(document)
                 if size >= self.job.block:
-                    yield (number, place), texts
-                    place, texts, size = place + 1, [], 0
-            if texts:
-                yield (number, place), texts
+                    yield (number, place), groups
+                    place, groups, size = place + 1, [], 0
+            if groups:
+                yield (number, place), groups
         except BertJaxError as error:
             yield TaggedOutput(REFUSED, (number, str(error)))
 
@@ -314,19 +312,20 @@ class _Tokens(beam.DoFn):
 
     def __init__(self, job: _Job):
         self.job = job
-        self.documents = Metrics.counter("bert_jax", "documents")
-        self.bytes = Metrics.counter("bert_jax", "text_bytes")
-        self.tokens = Metrics.counter("bert_jax", "tokens")
+        names = ("documents", "text_bytes", "tokens")
+        self.documents, self.bytes, self.tokens = (Metrics.counter("bert_jax", name) for name in names)
 
     def setup(self):
         self.work = _tokenising(self.job)
 
     def process(self, element):
-        order, texts = element
-        writer = BlockWriter(self.job.recipe.sides, self.work.stored.dtype)
+        order, groups = element
+        recipe = self.job.recipe
+        writer = BlockWriter(recipe.sides, self.work.stored.dtype, recipe.channels, languages=bool(self.job.languages))
+        assembly = Assembly(writer)
         try:
-            for group in tasks(parts(texts, self.job.recipe.heldout)):
-                write(writer, group, self.work([part.text for part in group]))
+            for task in tasks(parts(groups, recipe.heldout)):
+                assembly.write(task, self.work([part.texts for part in task]))
         except BertJaxError as error:
             yield TaggedOutput(REFUSED, (order[0], str(error)))
             return
@@ -341,11 +340,13 @@ class _Tokens(beam.DoFn):
 class _Plan(beam.DoFn):
     """All blocks to the files of the store; none where a source was refused."""
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
+    def __init__(self, job: _Job):
+        self.recipe, self.languages = job.recipe, bool(job.languages)
 
     def process(self, _, blocks: list[Block], refused: list[tuple[int, str]]):
-        splits, files = plan(blocks, self.recipe.sides, self.recipe.shard_tokens, _read) if not refused else ({}, [])
+        recipe, splits, files = self.recipe, {}, []
+        if not refused:
+            splits, files = plan(blocks, recipe.sides, recipe.shard_tokens, _read, languages=self.languages)
         yield from files
         yield TaggedOutput(SPLITS, {
             "refused": sorted(refused),
@@ -409,7 +410,7 @@ def _build(pipeline: beam.Pipeline, job: _Job, sizes: set[bool]) -> None:
     planned = (
         pipeline
         | "once" >> beam.Create([None])
-        | "plan" >> beam.ParDo(_Plan(job.recipe), AsList(blocks), AsList(refused)).with_outputs(SPLITS, main="files")
+        | "plan" >> beam.ParDo(_Plan(job), AsList(blocks), AsList(refused)).with_outputs(SPLITS, main="files")
     )
     written = planned.files | "share files" >> beam.Reshuffle() | "write" >> beam.ParDo(_Files(job.work))
     once = pipeline | "once more" >> beam.Create([None])

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from bert_jax.data.stages import Piece
 from bert_jax.data.store import SplitInfo
-from bert_jax.data.writer import offsets_header, shard_file
+from bert_jax.data.writer import languages_file, offsets_header, shard_file
 
 Read = Callable[[str, int, int], bytes]  # path, first byte, number of bytes
 
@@ -23,7 +24,8 @@ _LENGTH = np.dtype("<u4")
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What a block has for one side: from byte `begin` its tokens, then uint32 lengths of sentences and of documents."""
+    """What a block has for one side: from byte `begin` its tokens, one byte a token for every channel, then uint32 lengths
+    of sentences and of documents, and where languages are known one byte a document."""
 
     begin: int
     tokens: int
@@ -41,13 +43,16 @@ class Block:
     read: int
     without_tokens: int
     sides: dict[str, Stored]
+    channels: tuple[str, ...] = ()
 
     def place(self, side: str, what: str) -> tuple[int, int]:
-        """First byte and bytes of a side's "tokens", "sentences" or "documents"."""
+        """First byte and bytes of a side's "tokens", of one of its channels, its "sentences", "documents" or "languages"."""
         stored = self.sides[side]
         begin = stored.begin
-        for name, size in (("tokens", self.itemsize), ("sentences", _LENGTH.itemsize), ("documents", _LENGTH.itemsize)):
-            length = getattr(stored, name) * size
+        sizes = {"tokens": stored.tokens * self.itemsize} | {channel: stored.tokens for channel in self.channels}
+        sizes |= {"sentences": stored.sentences * _LENGTH.itemsize, "documents": stored.documents * _LENGTH.itemsize}
+        sizes["languages"] = stored.documents
+        for name, length in sizes.items():
             if name == what:
                 return begin, length
             begin += length
@@ -57,22 +62,22 @@ class Block:
 class BlockWriter:
     """The `bert_jax.data.stages.Writer` of one block, in memory."""
 
-    def __init__(self, sides: list[str], dtype: np.dtype):
+    def __init__(self, sides: list[str], dtype: np.dtype, channels: list[str], *, languages: bool):
         self.dtype = dtype
-        self.tokens: dict[str, list[np.ndarray]] = {side: [] for side in sides}
-        self.sentences: dict[str, list[np.ndarray]] = {side: [] for side in sides}
-        self.documents: dict[str, list[int]] = {side: [] for side in sides}
+        self.channels = channels
+        self.languages = languages
+        self.pieces: dict[str, list[Piece]] = {side: [] for side in sides}
+        self.documents: dict[str, list[tuple[int, int]]] = {side: [] for side in sides}  # tokens, language
         self.read = self.without_tokens = self.text_bytes = 0
         self._size = 0  # tokens of the current document
 
-    def append(self, side: str, tokens: np.ndarray, sentence_lengths: np.ndarray) -> None:
-        self.tokens[side].append(tokens)
-        self.sentences[side].append(sentence_lengths.astype(_LENGTH))
-        self._size += len(tokens)
+    def append(self, side: str, piece: Piece) -> None:
+        self.pieces[side].append(piece)
+        self._size += len(piece.tokens)
 
-    def end_document(self, side: str, digest: bytes, text_bytes: int) -> None:
+    def end_document(self, side: str, digest: bytes, text_bytes: int, language: int = 0) -> None:
         if self._size:
-            self.documents[side].append(self._size)
+            self.documents[side].append((self._size, language))
         else:
             self.without_tokens += 1
         self.read += 1
@@ -83,13 +88,18 @@ class BlockWriter:
         """The block, and what its file at `path` has to hold."""
         sides, chunks, begin = {}, [], 0
         for side, documents in self.documents.items():
-            tokens = np.concatenate([np.empty(0, self.dtype), *self.tokens[side]])
-            sentences = np.concatenate([np.empty(0, _LENGTH), *self.sentences[side]])
+            pieces = self.pieces[side]
+            tokens = np.concatenate([np.empty(0, self.dtype), *(piece.tokens for piece in pieces)])
+            sentences = np.concatenate([np.empty(0, np.int64), *(piece.sentence_lengths for piece in pieces)])
             sides[side] = Stored(begin, len(tokens), len(sentences), len(documents))
-            new = [tokens.tobytes(), sentences.tobytes(), np.array(documents, _LENGTH).tobytes()]
+            new = [tokens.tobytes(), *(b"".join(piece.channels[name].tobytes() for piece in pieces) for name in self.channels)]
+            new += [sentences.astype(_LENGTH).tobytes(), np.array([size for size, _ in documents], _LENGTH).tobytes()]
+            if self.languages:
+                new.append(bytes(language for _, language in documents))
             begin += sum(map(len, new))
             chunks += new
-        return Block(order, path, self.dtype.itemsize, self.read, self.without_tokens, sides), chunks
+        channels = tuple(self.channels)
+        return Block(order, path, self.dtype.itemsize, self.read, self.without_tokens, sides, channels), chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +128,7 @@ class StoreFile:
 
 
 def plan(
-    blocks: Iterable[Block], sides: list[str], shard_tokens: int, read: Read
+    blocks: Iterable[Block], sides: list[str], shard_tokens: int, read: Read, *, languages: bool = False
 ) -> tuple[dict[str, SplitInfo], list[StoreFile]]:
     """What the store consists of: its splits, and its files; those that take longest come first on their side.
 
@@ -134,31 +144,41 @@ def plan(
         for name, count in (("sentences", sentences), ("documents", documents)):
             ranges = [(block.path, *block.place(side, name)) for block in full]
             files.append(StoreFile(f"{side}/{name}.npy", ranges, count + 1))
+        if languages:
+            ranges = [(block.path, *block.place(side, "languages")) for block in full]
+            files.append(StoreFile(languages_file(side), ranges))
         shards = list(_shards(full, side, shard_tokens, read))
-        files += [StoreFile(shard_file(side, number), ranges) for number, (_, ranges) in enumerate(shards)]
-        counts = tuple((shard_file(side, number), tokens) for number, (tokens, _) in enumerate(shards))
+        for kind in ("tokens", *(full[0].channels if full else ())):
+            files += [StoreFile(shard_file(side, n, kind), _bytes(shard, side, kind)) for n, shard in enumerate(shards)]
+        counts = tuple(
+            (shard_file(side, number), sum(count for _, _, count in shard)) for number, shard in enumerate(shards)
+        )
         splits[side] = SplitInfo(documents, sentences, tokens, counts)
     return splits, files
 
 
-def _shards(blocks: list[Block], side: str, shard_tokens: int, read: Read) -> Iterator[tuple[int, list[tuple[str, int, int]]]]:
-    """Tokens and ranges of each shard."""
+def _shards(blocks: list[Block], side: str, shard_tokens: int, read: Read) -> Iterator[list[tuple[Block, int, int]]]:
+    """Of each shard, which tokens of which blocks it has: block, first token, number of tokens."""
     size, ranges = 0, []
     for block in blocks:
-        begin, _ = block.place(side, "tokens")
         done, count = 0, block.sides[side].tokens
         if size + count >= shard_tokens:
             ends = np.cumsum(np.frombuffer(read(block.path, *block.place(side, "documents")), _LENGTH), dtype=np.int64)
             while (number := np.searchsorted(ends, done + shard_tokens - size)) < len(ends):
                 end = int(ends[number])
-                ranges.append((block.path, begin + done * block.itemsize, (end - done) * block.itemsize))
-                yield size + end - done, ranges
+                yield [*ranges, (block, done, end - done)]
                 size, ranges, done = 0, [], end
         if done < count:
-            ranges.append((block.path, begin + done * block.itemsize, (count - done) * block.itemsize))
+            ranges.append((block, done, count - done))
             size += count - done
     if ranges:
-        yield size, ranges
+        yield ranges
+
+
+def _bytes(shard: list[tuple[Block, int, int]], side: str, kind: str) -> list[tuple[str, int, int]]:
+    """Where the tokens of a shard lie, or a channel of them."""
+    size = shard[0][0].itemsize if kind == "tokens" else 1
+    return [(block.path, block.place(side, kind)[0] + first * size, count * size) for block, first, count in shard]
 
 
 def _read_ahead(read: Read, ranges: list[tuple[str, int, int]]) -> Iterator[bytes]:

@@ -1,9 +1,12 @@
-"""Kinds of examples: how sequences are cut from documents. ``EXAMPLES`` is the list that a configuration may choose from."""
+"""Kinds of examples: how sequences are made of a store's text. ``EXAMPLES`` is what a configuration may choose from."""
 
 from bert_jax.data.pairs import PairSpec
+from bert_jax.data.reordered import Reordered
+from bert_jax.data.streams import Streams
+from bert_jax.data.translations import Translations
 
-EXAMPLES = (PairSpec,)
-AnyExamples = PairSpec
+EXAMPLES = (PairSpec, Streams, Reordered, Translations)
+AnyExamples = PairSpec | Streams | Reordered | Translations
 
 
 def examples_that_give(key: str) -> str:

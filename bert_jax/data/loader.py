@@ -1,4 +1,4 @@
-"""Batches of pairs through Grain: prefetched, shared between processes, resumable.
+"""Batches of examples through Grain: prefetched, shared between processes, resumable.
 
 A whole batch is one element of a `grain.MapDataset`. With one record an element, Python and Grain spend a millisecond
 on each (1,000 sequences/s); a batch of 256 at a time NumPy makes about 100,000 of 128 tokens (`benchmarks/loader.py`).
@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from bert_jax.data.examples import AnyExamples
-from bert_jax.data.pairs import IGNORED, Batch, PairBatches
+from bert_jax.data.rows import IGNORED, Batch, Examples
 from bert_jax.data.store import Split
 from bert_jax.errors import BertJaxError
 
@@ -29,8 +29,8 @@ READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 class _Batches:
     """The `rows` of global batches that begin at example `start`, as a random-access source."""
 
-    def __init__(self, pairs: PairBatches, batch_size: int, rows: np.ndarray, start: int):
-        self.pairs = pairs
+    def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray, start: int):
+        self.examples = examples
         self.batch_size = batch_size
         self.positions = start + rows
 
@@ -38,19 +38,19 @@ class _Batches:
         return ENDLESS
 
     def __getitem__(self, k: int) -> Batch:
-        return self.pairs.at(int(k) * self.batch_size + self.positions)
+        return self.examples.at(int(k) * self.batch_size + self.positions)
 
 
 class TrainBatches:
-    """An endless iterator of dictionaries, see `PairBatches.at`.
+    """An endless iterator of dictionaries, see `Examples.at`.
 
     Attributes:
       epoch: examples in one epoch.
     """
 
-    def __init__(self, pairs: PairBatches, batch_size: int, rows: np.ndarray):
-        self.epoch = pairs.count
-        self._pairs = pairs
+    def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray):
+        self.epoch = examples.count
+        self._source = examples
         self._batch_size = batch_size
         self._rows = rows
         self._begin(0)
@@ -75,15 +75,15 @@ class TrainBatches:
 
     def _begin(self, examples: int) -> None:
         self._examples = examples
-        source = _Batches(self._pairs, self._batch_size, self._rows, examples)
+        source = _Batches(self._source, self._batch_size, self._rows, examples)
         self._batches = iter(grain.MapDataset.source(source).to_iter_dataset(READ))
 
 
 class HeldoutBatches:
     """The first `count` examples of one epoch; rows beyond them are empty. Iterating prefetches."""
 
-    def __init__(self, pairs: PairBatches, batch_size: int, rows: np.ndarray, count: int):
-        self.pairs = pairs
+    def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray, count: int):
+        self.examples = examples
         self.batch_size = batch_size
         self.rows = rows
         self.count = count
@@ -97,9 +97,9 @@ class HeldoutBatches:
     def __getitem__(self, k: int) -> Batch:
         positions = int(k) * self.batch_size + self.rows
         real = positions < self.count
-        batch = self.pairs.at(np.where(real, positions, 0))
+        batch = self.examples.at(np.where(real, positions, 0))
         if not real.all():
-            _make_empty(batch, ~real, self.pairs)
+            _make_empty(batch, ~real, self.examples)
         return batch
 
 
@@ -132,16 +132,17 @@ def heldout_batches(
     limit: int | None = None,
     rows: np.ndarray | None = None,
 ) -> HeldoutBatches:
-    """One pass over a split, the same every time: all of its examples, or `limit` of them chosen by the shuffle.
+    """One epoch of a split, the same every time: all of its examples (with a ``language_exponent`` as many, in those shares),
+    or `limit` of them chosen by the shuffle.
 
     Every batch has the same shape; rows beyond the last example are padding, with ``attention_mask`` False everywhere
     and label -1. Otherwise as `train_batches`.
     """
     if limit is not None and limit < 1:
         raise BertJaxError(f"limit={limit}: at least one example is needed, or None for all")
-    pairs = spec.open(split, seed=seed, columns=columns)
-    count = pairs.count if limit is None else min(limit, pairs.count)
-    return HeldoutBatches(pairs, batch_size, _rows(batch_size, rows), count)
+    examples = spec.open(split, seed=seed, columns=columns)
+    count = examples.count if limit is None else min(limit, examples.count)
+    return HeldoutBatches(examples, batch_size, _rows(batch_size, rows), count)
 
 
 def _rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
@@ -153,6 +154,7 @@ def _rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
     return rows.astype(np.int64)
 
 
-def _make_empty(batch: Batch, rows: np.ndarray, pairs: PairBatches) -> None:
+def _make_empty(batch: Batch, rows: np.ndarray, examples: Examples) -> None:
     for name, values in batch.items():
-        values[rows] = pairs.split.pad_id if name == "input_ids" else IGNORED if name.endswith("_label") else 0
+        nothing = IGNORED if name.endswith("_label") or name == "context_ids" else 0
+        values[rows] = examples.split.pad_id if name == "input_ids" else nothing

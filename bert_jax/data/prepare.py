@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bert_jax.data.sources import Corpus
-from bert_jax.data.stages import Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks, write
+from bert_jax.data.parallel import ParallelCorpus
+from bert_jax.data.sources import Corpus, Group
+from bert_jax.data.stages import Assembly, Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks
 from bert_jax.data.store import PARTIAL, Manifest
 from bert_jax.data.writer import STATE, StoreWriter, chained, locked
 from bert_jax.errors import BertJaxError
@@ -52,16 +53,19 @@ def prepare(
     workers: int | None = None,
     field: str = "text",
     shard_tokens: int = 1 << 24,
+    case: bool = False,
+    words: str = "tokenizer",
+    parallel: bool = False,
     progress: bool = True,
 ) -> Manifest:
     """Writes the token store of `sources` to `out_dir` and returns its manifest.
 
     Args:
-      sources: what to read, see `bert_jax.data.sources.Corpus`.
+      sources: what to read, see `bert_jax.data.sources.Corpus`; with `parallel`, see `bert_jax.data.parallel`.
       out_dir: a folder that does not exist yet.
       tokenizer: applied to every sentence; saved inside the store.
-      documents, sentences, heldout, field, shard_tokens: see `bert_jax.data.stages.Recipe`; a shard is also what an
-        interruption can cost.
+      documents, sentences, heldout, field, shard_tokens, case, words, parallel: see `bert_jax.data.stages.Recipe`; a shard
+        is also what an interruption can cost.
       workers: processes that tokenise; all cores by default. 1 works in this process.
       progress: show a progress bar on stderr.
 
@@ -70,13 +74,13 @@ def prepare(
         store in the way, a full disk, a worker killed.
       KeyboardInterrupt: after the workers have ended; the same call goes on later.
     """
-    recipe = Recipe(documents, sentences, heldout, field, shard_tokens)
+    recipe = Recipe(documents, sentences, heldout, field, shard_tokens, case, words, parallel)
     if workers is not None and workers < 1:
         raise BertJaxError(f"workers={workers}: at least one is needed")
     out = pathlib.Path(out_dir)
     if out.exists():
         raise BertJaxError(f"{out}: exists already: remove it or choose another folder")
-    corpus = Corpus(sources, documents=documents, field=field)
+    corpus = recipe.corpus(sources)
     check_sides(corpus, heldout)
     partial = out.with_name(out.name + PARTIAL)
     with one_line(partial), locked(partial):
@@ -91,18 +95,22 @@ def prepare(
         (out / STATE).unlink()
     if manifest.documents_without_tokens:
         logger.warning("%s: %d documents without any token were dropped", out, manifest.documents_without_tokens)
+    if isinstance(corpus, ParallelCorpus) and corpus.left_out:
+        names = ", ".join(corpus.languages)
+        logger.warning("%s: %d documents were left out, whose numbers of lines differ in %s", out, corpus.left_out, names)
     return manifest
 
 
-def _unwritten(corpus: Corpus, skip: int, chain: str) -> Iterator[str]:
-    """All documents but the first `skip`, whose digests must chain to `chain`."""
+def _unwritten(corpus: Corpus | ParallelCorpus, writer: StoreWriter) -> Iterator[Group]:
+    """What the writer does not have yet; the digests of what it has must chain to its own."""
     running = bytes(16)
-    documents = iter(corpus)
-    for document in itertools.islice(documents, skip):
-        running = chained(running, digest(document))
-    if skip and running.hex() != chain:
+    groups = corpus.groups()
+    for group in itertools.islice(groups, writer.consumed // writer.group):
+        for text in group.texts:
+            running = chained(running, digest(text))
+    if running.hex() != writer.chain:
         raise BertJaxError("the text is not what the interrupted run read: remove its .partial folder to start again")
-    return documents
+    return groups
 
 
 # Working
@@ -111,30 +119,30 @@ def _unwritten(corpus: Corpus, skip: int, chain: str) -> Iterator[str]:
 _work: Work | None = None
 
 
-def _start_worker(tokenizer: "Tokenizer", sentences: str) -> None:
+def _start_worker(tokenizer: "Tokenizer", recipe: Recipe) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
     parent = multiprocessing.parent_process()
     # A worker waits for its queue for ever, even when the parent was killed.
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _work = Work(tokenizer, sentences)
+    _work = Work(tokenizer, recipe)
 
 
-def _do_work(texts: list[str]) -> Tokenised:
+def _do_work(texts: list[tuple[str, ...]]) -> Tokenised:
     return _work(texts)
 
 
 @contextlib.contextmanager
-def _workers(count: int, tokenizer: "Tokenizer", sentences: str):
+def _workers(count: int, tokenizer: "Tokenizer", recipe: Recipe):
     """A function that starts the work on texts and returns a function that waits for its result."""
     if count == 1:
-        work = Work(tokenizer, sentences)
+        work = Work(tokenizer, recipe)
         yield lambda texts: functools.partial(work, texts)
         return
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core, not threads in each as well
     pool = concurrent.futures.ProcessPoolExecutor(
-        count, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(tokenizer, sentences)
+        count, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(tokenizer, recipe)
     )
     try:
         yield lambda texts: pool.submit(_do_work, texts).result
@@ -151,7 +159,7 @@ def _cores() -> int:
 
 
 def _run(
-    corpus: Corpus,
+    corpus: Corpus | ParallelCorpus,
     writer: StoreWriter,
     tokenizer: "Tokenizer",
     recipe: Recipe,
@@ -159,19 +167,20 @@ def _run(
     show: bool,
 ) -> None:
     """Everything from the first document that is not written yet to the last."""
-    documents = _unwritten(corpus, writer.consumed, writer.chain)
+    groups = _unwritten(corpus, writer)
+    assembly = Assembly(writer)
     waiting: collections.deque[tuple[list[Part], Callable[[], Tokenised], int]] = collections.deque()
-    with _workers(workers, tokenizer, recipe.sentences) as start, _Bar(corpus.total_bytes, writer, show) as bar:
+    with _workers(workers, tokenizer, recipe) as start, _Bar(corpus.total_bytes, writer, show) as bar:
 
         def write_oldest() -> None:
             group, result, position = waiting.popleft()
-            write(writer, group, result())
+            assembly.write(group, result())
             bar.update(position)
 
-        for group in tasks(parts(documents, recipe.heldout)):
-            waiting.append((group, start([part.text for part in group]), corpus.position))
+        for group in tasks(parts(groups, recipe.heldout)):
+            waiting.append((group, start([part.texts for part in group]), corpus.position))
             for part in group:
-                part.text = ""  # it has been sent
+                part.texts = ("",) * len(part.texts)  # they have been sent
             if len(waiting) > 2 * workers + 2:
                 write_oldest()
         while waiting:

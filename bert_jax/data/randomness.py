@@ -48,26 +48,26 @@ def heads(key: np.ndarray, stream: int, coins: np.ndarray) -> np.ndarray:
     return np.bitwise_count(bits(key[:, None], stream, words) & mask).sum(axis=1, dtype=np.int64)
 
 
-def permute(index: np.ndarray, count: int, key: np.ndarray) -> np.ndarray:
-    """A permutation of range(count), chosen by `key`, applied to int64 [R] indices; keys broadcast against them.
+def permute(index: np.ndarray, count: int | np.ndarray, key: np.ndarray) -> np.ndarray:
+    """A permutation of range(count), chosen by `key`, applied to int64 [R] indices; keys and counts broadcast against them.
 
     A Feistel network over a x b >= count with a and b near the square root, so that hardly any index falls outside and
     has to be walked on (cycle walking: Black and Rogaway 2002).
     """
-    a = int(np.ceil(np.sqrt(count)))
+    key, count = np.broadcast_to(key, index.shape), np.broadcast_to(count, index.shape)
+    a = np.ceil(np.sqrt(count)).astype(np.int64)
     b = -(-count // a)
-    key = np.broadcast_to(key, index.shape)
     result = _feistel(index, a, b, key)
     while (outside := result >= count).any():
-        result[outside] = _feistel(result[outside], a, b, key[outside])
+        result[outside] = _feistel(result[outside], a[outside], b[outside], key[outside])
     return result
 
 
-def _feistel(index: np.ndarray, a: int, b: int, key: np.ndarray) -> np.ndarray:
+def _feistel(index: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.ndarray:
     left, right = index // b, index % b
     for number in range(0, _ROUNDS, 2):
-        left = (left + (bits(key, number, right) % np.uint64(a)).astype(np.int64)) % a
-        right = (right + (bits(key, number + 1, left) % np.uint64(b)).astype(np.int64)) % b
+        left = (left + (bits(key, number, right) % a.astype(np.uint64)).astype(np.int64)) % a
+        right = (right + (bits(key, number + 1, left) % b.astype(np.uint64)).astype(np.int64)) % b
     return left * b + right
 
 

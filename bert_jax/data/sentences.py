@@ -81,6 +81,19 @@ def pieces(document: str, limit: int) -> Iterator[str]:
     yield document[start:] if start else document
 
 
+def in_step(documents: tuple[str, ...], limit: int) -> Iterator[tuple[str, ...]]:
+    """Translations in pieces of the same lines, as many as fit into `limit` characters together, at least one."""
+    first, size = 0, 0
+    rows = list(zip(*(document.split("\n") for document in documents), strict=True))
+    for number, row in enumerate(rows):
+        length = sum(map(len, row))
+        if number > first and size + length > limit:
+            yield tuple("\n".join(column) for column in zip(*rows[first:number], strict=True))
+            first, size = number, 0
+        size += length
+    yield tuple("\n".join(column) for column in zip(*rows[first:], strict=True))
+
+
 def _after_cjk_stops(paragraph: str) -> list[str]:
     ends = [match.end() for match in _CJK_END.finditer(paragraph)]
     if not ends:

@@ -10,9 +10,12 @@ What a source is, is told by how it is written:
                              TensorFlow; ``NAME`` may end in ``:1.0.0``, a version; ``SPLIT`` defaults to ``train``
 ===========================  =========================================================================================
 
+``de=PATH``, any of these after a name, says that the documents of this source are in the language of that name.
+
 Nothing is ever held but the document that is being read, and a document of more than 64 MB is cut, with a warning.
 """
 
+import contextlib
 import dataclasses
 import glob
 import gzip
@@ -23,7 +26,7 @@ import pathlib
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from bert_jax.errors import BertJaxError
 
@@ -35,20 +38,30 @@ BLOCK = 1 << 20  # bytes read at once
 LINES_IN_BLOCK = 4096
 
 DOCUMENTS = ("blank", "file", "line", "formfeed")
+LANGUAGE = re.compile(r"([A-Za-z][\w-]{0,15})=(.+)", re.DOTALL)
+MAX_LANGUAGES = 256  # a document's language is one byte in the store
+
+
+class Group(NamedTuple):
+    """What belongs together: one document, or translations of one, with the number of the first one's language."""
+
+    texts: tuple[str, ...]
+    language: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """One file, or one split of a TFDS data set.
 
-    `name` is what messages and manifests show (no folder), `path` a file's path or the text after ``tfds:``, and
-    `size` its bytes on disk.
+    `name` is what messages and manifests show (no folder), `path` a file's path or the text after ``tfds:``, `size` its
+    bytes on disk, and `language` the name that was given to its language.
     """
 
     name: str
     path: str
     size: int
     kind: str  # "text", "json" or "tfds"
+    language: str | None = None
 
 
 def _open_here(path: str) -> BinaryIO:
@@ -66,9 +79,13 @@ class Corpus:
       field: the field that holds the text, in JSONL and TFDS.
       open_file: opens the path of a file for reading bytes; for paths that are not this machine's.
 
+    Attributes:
+      sources: the sources, in order. total_bytes: their size on disk. languages: names in the order in which they came.
+
     Raises:
       BertJaxError: a path or glob that matches nothing, a data set that is not on disk, bytes that are not UTF-8 text,
-        records without the field; those about contents come while iterating, and name the file and the byte or line.
+        records without the field, sources of which only some have a language; those about contents come while iterating,
+        and name the file and the byte or line.
     """
 
     def __init__(
@@ -89,6 +106,12 @@ class Corpus:
         self.sources = [source for spec in specs for source in _expand(spec)]
         if not self.sources:
             raise BertJaxError("no source of text was given: name a file, a glob or tfds:NAME")
+        unnamed = [source.name for source in self.sources if source.language is None]
+        if 0 < len(unnamed) < len(self.sources):
+            raise BertJaxError(f"{unnamed[0]}: no language, where other sources have one: write it as in en={unnamed[0]}")
+        self.languages = tuple(dict.fromkeys(source.language for source in self.sources if source.language))
+        if len(self.languages) > MAX_LANGUAGES:
+            raise BertJaxError(f"{len(self.languages)} languages: a token store has room for {MAX_LANGUAGES}")
         self.total_bytes = sum(source.size for source in self.sources)
         self._finished_bytes = 0
         self._file: BinaryIO | None = None
@@ -101,25 +124,40 @@ class Corpus:
         return self._finished_bytes + inside
 
     def __iter__(self) -> Iterator[str]:
+        return (group.texts[0] for group in self.groups())
+
+    def groups(self) -> Iterator[Group]:
+        """Every document as a group of one."""
         self._finished_bytes = 0
         for source in self.sources:
-            if source.kind == "tfds":
-                yield from self._tfds_documents(source)
-            else:
-                try:
-                    yield from self._file_documents(source)
-                except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                    raise BertJaxError(f"{source.path}: a damaged gzip file ({error}): fetch it again") from error
-                except OSError as error:
-                    raise BertJaxError(f"{source.path}: cannot be read ({error.strerror or error})") from error
-            self._finished_bytes += source.size
-            self._file = None
-            self._tfds_share = 0.0
+            number = self.languages.index(source.language) if source.language else 0
+            with _readable(source):
+                documents = self._tfds_documents(source) if source.kind == "tfds" else self._file_documents(source)
+                for document in documents:
+                    yield Group((document,), number)
+            self._finished(source)
 
-    def _file_documents(self, source: Source) -> Iterator[str]:
+    def lines(self) -> Iterator[str]:
+        """The lines of all sources, which must be files of text, without their ends."""
+        self._finished_bytes = 0
+        for source in self.sources:
+            with _readable(source), self._opened(source) as stream:
+                yield from _lines(source.path, stream)
+            self._finished(source)
+
+    def _finished(self, source: Source) -> None:
+        self._finished_bytes += source.size
+        self._file = None
+        self._tfds_share = 0.0
+
+    @contextlib.contextmanager
+    def _opened(self, source: Source) -> Iterator[BinaryIO]:
         with self._open_file(source.path) as raw:
             self._file = raw
-            stream = gzip.GzipFile(fileobj=raw) if source.path.endswith(".gz") else raw
+            yield gzip.GzipFile(fileobj=raw) if source.path.endswith(".gz") else raw
+
+    def _file_documents(self, source: Source) -> Iterator[str]:
+        with self._opened(source) as stream:
             if source.kind == "json":
                 yield from self._json_documents(source, stream)
             else:
@@ -174,11 +212,11 @@ def _expand(spec: "str | os.PathLike | Source") -> list[Source]:
     """The sources that one argument names, sorted."""
     if isinstance(spec, Source):
         return [spec]
-    spec = os.fspath(spec)
+    language, spec = named(os.fspath(spec))
     if spec.startswith("tfds:"):
         name = spec.removeprefix("tfds:")
         _, size = _open_tfds(name)
-        return [Source(name=spec, path=name, size=size, kind="tfds")]
+        return [Source(name=spec, path=name, size=size, kind="tfds", language=language)]
     if glob.has_magic(spec) and not os.path.exists(spec):
         paths = sorted(path for path in glob.glob(spec, recursive=True) if os.path.isfile(path))
         if not paths:
@@ -191,14 +229,30 @@ def _expand(spec: "str | os.PathLike | Source") -> list[Source]:
             raise BertJaxError(f"{spec}: a folder: name the files in it, as in {os.path.join(spec, '*.txt')}")
     sources = []
     for path in paths:
-        sources.append(file_source(path, os.path.getsize(path)))
+        sources.append(file_source(path, os.path.getsize(path), language))
     return sources
 
 
-def file_source(path: str, size: int) -> Source:
+def named(spec: str) -> tuple[str | None, str]:
+    """Language and source of ``de=PATH``; None and the whole where no language is given, or a file has that very name."""
+    found = LANGUAGE.fullmatch(spec)
+    return (found[1], found[2]) if found and not os.path.exists(spec) else (None, spec)
+
+
+@contextlib.contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise BertJaxError(f"{source.path}: a damaged gzip file ({error}): fetch it again") from error
+    except OSError as error:
+        raise BertJaxError(f"{source.path}: cannot be read ({error.strerror or error})") from error
+
+
+def file_source(path: str, size: int, language: str | None = None) -> Source:
     """A file of text or JSON, as its name says."""
     kind = "json" if path.removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson")) else "text"
-    return Source(name=pathlib.PurePath(path).name, path=path, size=size, kind=kind)
+    return Source(pathlib.PurePath(path).name, path, size, kind, language)
 
 
 def _text_documents(source: Source, stream: BinaryIO, documents: str) -> Iterator[str]:

@@ -7,13 +7,15 @@ why both write the same bytes.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from bert_jax.data.sentences import pieces, splitter
-from bert_jax.data.sources import Corpus
+from bert_jax.data.parallel import ParallelCorpus
+from bert_jax.data.sentences import in_step, pieces, splitter
+from bert_jax.data.sources import Corpus, Group, Source
 from bert_jax.data.store import FORMAT, token_dtype, word_start_bit
 from bert_jax.errors import BertJaxError
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from bert_jax.tokenizers import Tokenizer
 
 TASK = 1 << 19  # characters tokenised at once
+WORDS = ("tokenizer", "whitespace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,12 @@ class Recipe:
       sentences: "punkt" or "line", see `bert_jax.data.sentences`.
       heldout: the share of documents kept apart for evaluation, in [0, 1). A hash of the text decides, so copies of a
         document land on the same side, and the choice does not depend on the rest of the corpus.
-      shard_tokens: a shard ends with the first document that fills it.
+      shard_tokens: a shard ends with the first document (of parallel text: the first group) that fills it.
+      case: whether the store gets the channel "case", see `Work`.
+      words: where words begin: "tokenizer", where its pieces say so, or "whitespace", only after blanks of the text, for text
+        that was segmented so (Chinese). The pieces are the same.
+      parallel: whether the sources are translations of each other, see `bert_jax.data.parallel`. Sentences are lines then,
+        and the text of the first language decides for its whole group whether it is kept apart.
 
     Raises:
       BertJaxError: a value that cannot be.
@@ -43,25 +51,47 @@ class Recipe:
     heldout: float = 0.01
     field: str = "text"
     shard_tokens: int = 1 << 24
+    case: bool = False
+    words: str = "tokenizer"
+    parallel: bool = False
 
     def __post_init__(self):
         if not 0 <= self.heldout < 1:
             raise BertJaxError(f"heldout={self.heldout}: give the share of documents to keep apart, from 0 to below 1")
         if self.shard_tokens < 1:
             raise BertJaxError(f"shard_tokens={self.shard_tokens}: at least one is needed")
+        if self.words not in WORDS:
+            raise BertJaxError(f"words={self.words!r}: use one of {', '.join(WORDS)}")
+        if self.parallel:
+            object.__setattr__(self, "sentences", "line")  # the one rule under which sentence k stays sentence k
         splitter(self.sentences)  # refuses an unknown name
 
     @property
     def sides(self) -> list[str]:
         return ["train", "heldout"] if self.heldout else ["train"]
 
-    def inputs(self, corpus: Corpus, tokenizer: "Tokenizer") -> dict:
+    @property
+    def channels(self) -> list[str]:
+        return ["case"] if self.case else []
+
+    def corpus(self, sources: Sequence["str | os.PathLike | Source"]) -> Corpus | ParallelCorpus:
+        """The text that `sources` name, read as the recipe says."""
+        kind = ParallelCorpus if self.parallel else Corpus
+        return kind(sources, documents=self.documents, field=self.field)
+
+    def inputs(self, corpus: Corpus | ParallelCorpus, tokenizer: "Tokenizer") -> dict:
         """Everything that the store is made from, as its manifest has it."""
         return {
             "format": FORMAT,
             "tokenizer": tokenizer.hash,
             "options": dataclasses.asdict(self),
-            "sources": [{"name": source.name, "bytes": source.size} for source in corpus.sources],
+            "sources": [
+                {"name": source.name, "bytes": source.size} | ({"language": source.language} if source.language else {})
+                for source in corpus.sources
+            ],
+            "channels": self.channels,
+            "languages": list(corpus.languages),
+            "parallel": len(corpus.languages) if self.parallel else 0,
         }
 
 
@@ -78,13 +108,13 @@ def _lot(digest: bytes) -> float:
     return int.from_bytes(digest[:8], "little") / 2.0**64
 
 
-def check_sides(corpus: Corpus, heldout: float) -> None:
+def check_sides(corpus: Corpus | ParallelCorpus, heldout: float) -> None:
     """Reads until both sides have a document, so that a corpus too small for its split is refused at once."""
     count, lowest, highest = 0, 1.0, 0.0
-    for document in corpus:
-        if not document or document.isspace():
+    for group in corpus.groups():
+        if not group.texts[0] or group.texts[0].isspace():
             continue
-        number = _lot(digest(document))
+        number = _lot(digest(group.texts[0]))
         count, lowest, highest = count + 1, min(lowest, number), max(highest, number)
         if highest >= heldout and (lowest < heldout or not heldout):
             return
@@ -108,28 +138,30 @@ def check_sides(corpus: Corpus, heldout: float) -> None:
 
 @dataclasses.dataclass
 class Part:
-    """One piece of a document, on its way to a worker and back."""
+    """One piece of a group of documents, on its way to a worker and back: the same lines of each, or one piece of the only."""
 
-    text: str
+    texts: tuple[str, ...]
     side: str  # "train" or "heldout"
-    last: bool  # the document ends with it
-    digest: bytes  # of the whole document
-    size: int  # of the whole document in UTF-8, on the last piece
+    last: bool  # the documents end with it
+    language: int  # of the first
+    digests: tuple[bytes, ...]  # of the whole documents
+    sizes: tuple[int, ...]  # of the whole documents in UTF-8
 
 
-def parts(documents: Iterable[str], heldout: float) -> Iterator[Part]:
+def parts(groups: Iterable[Group], heldout: float) -> Iterator[Part]:
     """All pieces of all documents, in order."""
-    for document in documents:
-        content = digest(document)
-        side = "heldout" if _lot(content) < heldout else "train"
-        size = len(document.encode())
-        rest = pieces(document, TASK)
-        text = next(rest)
+    for group in groups:
+        digests = tuple(map(digest, group.texts))
+        side = "heldout" if _lot(digests[0]) < heldout else "train"
+        sizes = tuple(len(text.encode()) for text in group.texts)
+        language = group.language
+        rest = ((piece,) for piece in pieces(group.texts[0], TASK)) if len(sizes) == 1 else in_step(group.texts, TASK)
+        texts = next(rest)
         for following in rest:
-            yield Part(text, side, False, content, 0)
-            text = following
-        yield Part(text, side, True, content, size)
-        del document, rest  # before the next one is read
+            yield Part(texts, side, False, language, digests, sizes)
+            texts = following
+        yield Part(texts, side, True, language, digests, sizes)
+        del group, texts, rest  # before the next one is read
 
 
 def tasks(parts: Iterable[Part]) -> Iterator[list[Part]]:
@@ -138,7 +170,7 @@ def tasks(parts: Iterable[Part]) -> Iterator[list[Part]]:
     size = 0
     for part in parts:
         group.append(part)
-        size += len(part.text) + 100
+        size += sum(map(len, part.texts)) + 100
         if size >= TASK:
             yield group
             group, size = [], 0
@@ -151,9 +183,10 @@ def tasks(parts: Iterable[Part]) -> Iterator[list[Part]]:
 
 @dataclasses.dataclass
 class Tokenised:
-    """What becomes of N texts: stored tokens, tokens of each sentence, sentences of each text."""
+    """What becomes of N texts: stored tokens, channels of as many bytes, tokens of each sentence, sentences of each text."""
 
     tokens: np.ndarray
+    channels: dict[str, np.ndarray]
     sentence_lengths: np.ndarray
     sentence_counts: np.ndarray
 
@@ -161,48 +194,130 @@ class Tokenised:
 class Work:
     """Texts to stored tokens; made once in every worker.
 
-    Called with N texts it returns their `Tokenised`; it raises BertJaxError where the tokenizer gives an id that it should
-    not have.
+    Called with the texts of N parts it returns their `Tokenised`. Of parts with several texts, translations of each other,
+    it keeps the lines that have a token in all of them. The channel "case" is 1 on all pieces of a word whose first character
+    in the text is an upper-case letter, whatever the tokenizer makes of it.
+
+    It raises BertJaxError where the tokenizer gives an id that it should not have.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", sentences: str):
+    def __init__(self, tokenizer: "Tokenizer", recipe: Recipe):
         self.tokenizer = tokenizer
-        self.split = splitter(sentences)
+        self.split = splitter(recipe.sentences)
+        self.channels = recipe.channels
+        self.whitespace = recipe.words == "whitespace"
         dtype = token_dtype(tokenizer.vocab_size)
-        starts = np.asarray(tokenizer.word_starts(), dtype)
-        self.stored = np.arange(tokenizer.vocab_size, dtype=dtype) | starts * dtype.type(word_start_bit(dtype))
+        self.bit = dtype.type(word_start_bit(dtype))
+        self.starts = np.asarray(tokenizer.word_starts(), bool)
+        self.stored = np.arange(tokenizer.vocab_size, dtype=dtype) | self.starts * self.bit
 
-    def __call__(self, texts: list[str]) -> Tokenised:
-        tokens, lengths, counts = [], [], []
-        for text in texts:
-            encoded = [ids for ids in self.tokenizer.encode_batch(self.split(text)) if len(ids)]
-            tokens += encoded
-            lengths += map(len, encoded)
-            counts.append(len(encoded))
-        ids = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
+    def __call__(self, parts: list[tuple[str, ...]]) -> Tokenised:
+        sentences, counts = [], []
+        for texts in parts:
+            if len(texts) == 1:
+                columns = [[made for made in self._sentences(self.split(texts[0])) if len(made.ids)]]
+            else:
+                rows = zip(*(self._sentences(text.split("\n")) for text in texts), strict=True)
+                kept = [row for row in rows if all(len(made.ids) for made in row)]
+                columns = [[row[number] for row in kept] for number in range(len(texts))]
+            for column in columns:
+                sentences += column
+                counts.append(len(column))
+        ids = np.concatenate([np.empty(0, np.int32), *(made.ids for made in sentences)])
         if ids.size and not 0 <= ids.min() <= ids.max() < len(self.stored):
             raise BertJaxError(f"the tokenizer gave id {ids.max()}, but its vocab_size is {len(self.stored)}")
-        return Tokenised(self.stored[ids], np.array(lengths, np.int64), np.array(counts, np.int64))
+        tokens = self.stored[ids]
+        if self.whitespace:
+            starts = np.concatenate([np.empty(0, bool), *(made.starts for made in sentences)])
+            tokens = (tokens & ~self.bit) | starts * self.bit
+        lengths = np.array([len(made.ids) for made in sentences], np.int64)
+        case = np.concatenate([np.empty(0, np.uint8), *(made.case for made in sentences)]) if self.channels else None
+        return Tokenised(tokens, {name: case for name in self.channels}, lengths, np.array(counts, np.int64))
+
+    def _sentences(self, sentences: list[str]) -> "list[_Sentence]":
+        if not (self.whitespace or self.channels):
+            return [_Sentence(ids) for ids in self.tokenizer.encode_batch(sentences)]
+        made = []
+        for sentence, (ids, offsets) in zip(sentences, self.tokenizer.encode_batch_with_offsets(sentences), strict=True):
+            starts = _after_blanks(sentence, offsets) if self.whitespace else self.starts[ids]
+            made.append(_Sentence(ids, starts, _case(sentence, offsets, starts) if self.channels else None))
+        return made
+
+
+class _Sentence(NamedTuple):
+    """Arrays [L] of one sentence; the last two only where they are needed."""
+
+    ids: np.ndarray
+    starts: np.ndarray | None = None
+    case: np.ndarray | None = None
+
+
+def _after_blanks(text: str, offsets: np.ndarray) -> np.ndarray:
+    """bool [L]: whether each piece is the first of its word, where words are what blanks separate."""
+    blank = np.fromiter(map(str.isspace, text), bool, len(text))
+    word = np.cumsum(blank[:-1] & ~blank[1:]) if len(text) else np.empty(0, np.int64)
+    # By its last character: a piece may include the blank before it.
+    of_piece = np.concatenate([[0], word])[np.maximum(offsets[:, 0], offsets[:, 1] - 1)] if len(offsets) else word[:0]
+    return np.diff(of_piece, prepend=-1) != 0
+
+
+def _case(text: str, offsets: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """uint8 [L]: whether the word of each piece begins with an upper-case (or title-case) letter."""
+    if not len(offsets):
+        return np.empty(0, np.uint8)
+    word = np.cumsum(starts) - starts[0]  # a first piece that claims to continue a word begins one all the same
+    firsts = np.flatnonzero(np.diff(word, prepend=-1))
+    letters = [text[begin:end].lstrip()[:1] for begin, end in offsets[firsts].tolist()]
+    return np.array([letter.isupper() or letter.istitle() for letter in letters], np.uint8)[word]
+
+
+@dataclasses.dataclass
+class Piece:
+    """Tokens of one document: stored tokens, int64 lengths of their sentences, none of them 0, and the channels."""
+
+    tokens: np.ndarray
+    sentence_lengths: np.ndarray
+    channels: dict[str, np.ndarray]
 
 
 class Writer(Protocol):
     """What takes the tokens: the store itself, or a block of it."""
 
-    def append(self, side: str, tokens: np.ndarray, sentence_lengths: np.ndarray) -> None:
-        """A piece of the current document: stored tokens, and int64 lengths of its sentences, none of them 0."""
+    def append(self, side: str, piece: Piece) -> None:
+        """A piece of the current document."""
 
-    def end_document(self, side: str, digest: bytes, text_bytes: int) -> None:
+    def end_document(self, side: str, digest: bytes, text_bytes: int, language: int) -> None:
         """The current document is complete."""
 
 
-def write(writer: Writer, group: list[Part], made: Tokenised) -> None:
-    """Hands what was made of a group to `writer`, piece by piece."""
+class Assembly:
+    """Hands what was made of parts to a writer, document after document; translations wait until the first one is complete."""
+
+    def __init__(self, writer: Writer):
+        self.writer = writer
+        self._waiting: list[list[Piece]] = []
+
+    def write(self, group: list[Part], made: Tokenised) -> None:
+        """The next parts, and what was made of their texts."""
+        made_of_text = _split(made)
+        for part in group:
+            first, *others = (next(made_of_text) for _ in part.texts)
+            self.writer.append(part.side, first)
+            self._waiting = self._waiting or [[] for _ in others]
+            for waiting, piece in zip(self._waiting, others, strict=True):
+                waiting.append(piece)
+            if part.last:
+                for number, (digest, size) in enumerate(zip(part.digests, part.sizes, strict=True)):
+                    for piece in self._waiting[number - 1] if number else ():
+                        self.writer.append(part.side, piece)
+                    self.writer.end_document(part.side, digest, size, part.language + number)
+                self._waiting = []
+
+
+def _split(made: Tokenised) -> Iterator[Piece]:
     token = sentence = 0
-    for part, count in zip(group, made.sentence_counts, strict=True):
+    for count in made.sentence_counts:
         lengths = made.sentence_lengths[sentence : sentence + count]
-        size = int(lengths.sum())
-        writer.append(part.side, made.tokens[token : token + size], lengths)
-        sentence += count
-        token += size
-        if part.last:
-            writer.end_document(part.side, part.digest, part.size)
+        place = slice(token, token + int(lengths.sum()))
+        yield Piece(made.tokens[place], lengths, {name: values[place] for name, values in made.channels.items()})
+        sentence, token = sentence + count, place.stop

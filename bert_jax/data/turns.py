@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.errors import BertJaxError
+
 
 def marker(name: str) -> str:
     """The batch key that says whose turn it is."""
@@ -38,7 +40,13 @@ class TakingTurns:
         return {"examples": int(self._given().sum()), "turns": [source.get_state() for source in self._sources]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Goes on from there.
+
+        Raises:
+          BertJaxError: it was saved with other turns.
+        """
+        if len(state.get("turns", ())) != len(self._sources):
+            raise BertJaxError("this run was begun with other task.turns: begin a new one, or set them as they were")
         for source, own in zip(self._sources, state["turns"], strict=True):
             source.set_state(own)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from bert_jax.data.stages import Piece
 from bert_jax.data.store import FORMAT, MANIFEST, Manifest, SplitInfo, digests
 from bert_jax.errors import BertJaxError
 
@@ -25,9 +26,14 @@ NPY_HEADER = 128  # bytes that numpy reserves for a one-dimensional array, whate
 STATE = "state.json"
 
 
-def shard_file(side: str, number: int) -> str:
-    """The name of a shard, relative to the store."""
-    return f"{side}/tokens-{number:05d}.bin"
+def shard_file(side: str, number: int, kind: str = "tokens") -> str:
+    """The name of a shard, relative to the store; `kind` is "tokens" or a channel."""
+    return f"{side}/{kind}-{number:05d}.bin"
+
+
+def languages_file(side: str) -> str:
+    """The name of the file of documents' languages, relative to the store."""
+    return f"{side}/languages.bin"
 
 
 def offsets_header(count: int) -> bytes:
@@ -70,6 +76,9 @@ def manifest_of(
         documents_without_tokens=without_tokens,
         splits=splits,
         files={name: {"size": files[name][0], "blake2b": files[name][1]} for name in sorted(files)},
+        channels=tuple(inputs["channels"]),
+        languages=tuple(inputs["languages"]),
+        parallel=inputs["parallel"],
     )
 
 
@@ -103,10 +112,11 @@ class _File:
 class _SplitWriter:
     """The growing files of one split."""
 
-    def __init__(self, root: pathlib.Path, name: str, shard_tokens: int, state: dict | None):
+    def __init__(self, root: pathlib.Path, name: str, shard_tokens: int, inputs: dict, state: dict | None):
         self.root = root
         self.name = name
         self.shard_tokens = shard_tokens
+        self.channels: list[str] = inputs["channels"]
         state = state or {"documents": 0, "sentences": 0, "tokens": 0, "shards": []}
         self.documents: int = state["documents"]
         self.sentences: int = state["sentences"]
@@ -118,7 +128,8 @@ class _SplitWriter:
             "documents": self._offset_file("documents", self.documents),
             "sentences": self._offset_file("sentences", self.sentences),
         }
-        self._shard: _File | None = None
+        self._languages = _File(root / languages_file(name), self.documents) if inputs["languages"] else None
+        self._shard: dict[str, _File] = {}  # of the tokens and of every channel; empty between shards
 
     def _offset_file(self, name: str, count: int) -> _File:
         file = _File(self.root / self.name / f"{name}.npy", NPY_HEADER + 8 * count if count else 0)
@@ -126,28 +137,36 @@ class _SplitWriter:
             file.append(bytes(NPY_HEADER))  # its place; the length is known at the end
         return file
 
-    def append(self, tokens: np.ndarray, sentence_lengths: np.ndarray) -> None:
+    def append(self, piece: Piece) -> None:
         """A piece of the current document, whole sentences."""
+        tokens, sentence_lengths = piece.tokens, piece.sentence_lengths
         if not len(tokens):
             return
-        if self._shard is None:
+        if not self._shard:
             if not self.shard_open:
                 self.shards.append([shard_file(self.name, len(self.shards)), 0])
                 self.shard_open = True
             file, count = self.shards[-1]
-            self._shard = _File(self.root / file, count * tokens.itemsize)
+            self._shard["tokens"] = _File(self.root / file, count * tokens.itemsize)
+            for channel in self.channels:
+                name = shard_file(self.name, len(self.shards) - 1, channel)
+                self._shard[channel] = _File(self.root / name, count)
         starts = self.tokens + np.cumsum(sentence_lengths) - sentence_lengths
         self._offsets["sentences"].append(starts.astype("<i8"))
-        self._shard.append(tokens)
+        self._shard["tokens"].append(tokens)
+        for channel in self.channels:
+            self._shard[channel].append(piece.channels[channel])
         self.sentences += len(sentence_lengths)
         self.tokens += len(tokens)
         self.shards[-1][1] += len(tokens)
 
-    def end_document(self) -> bool:
+    def end_document(self, language: int) -> bool:
         """Whether the document had a token."""
         if self.tokens == self._document_start:
             return False
         self._offsets["documents"].append(np.array([self._document_start], "<i8"))
+        if self._languages is not None:
+            self._languages.append(bytes([language]))
         self.documents += 1
         self._document_start = self.tokens
         return True
@@ -157,13 +176,17 @@ class _SplitWriter:
         return self.shard_open and self.shards[-1][1] >= self.shard_tokens
 
     def sync(self) -> None:
-        for file in (self._shard, *self._offsets.values()):
-            if file is not None:
-                file.sync()
+        for file in self._files:
+            file.sync()
         if self.shard_full:
-            self._shard.close()
-            self._shard = None
+            for file in self._shard.values():
+                file.close()
+            self._shard = {}
             self.shard_open = False
+
+    @property
+    def _files(self) -> list[_File]:
+        return [*self._shard.values(), *self._offsets.values(), *filter(None, [self._languages])]
 
     def state(self) -> dict:
         names = ("documents", "sentences", "tokens", "shards", "shard_open")
@@ -177,10 +200,9 @@ class _SplitWriter:
         self.close()
 
     def close(self) -> None:
-        for file in (self._shard, *self._offsets.values()):
-            if file is not None:
-                with contextlib.suppress(OSError):  # what was recorded is on disk already
-                    file.close()
+        for file in self._files:
+            with contextlib.suppress(OSError):  # what was recorded is on disk already
+                file.close()
 
 
 class StoreWriter:
@@ -199,25 +221,30 @@ class StoreWriter:
         (path / MANIFEST).unlink(missing_ok=True)
         tokenizer.save(path / "tokenizer")
         saved = state.get("splits", {})
-        kept = {file for split in saved.values() for file, _ in split["shards"]}
-        for path_of_shard in path.glob("*/tokens-*.bin"):
+        kinds = ["tokens", *inputs["channels"]]
+        kept = {
+            shard_file(side, number, kind)
+            for side, split in saved.items() for number in range(len(split["shards"])) for kind in kinds
+        }  # fmt: skip
+        for path_of_shard in (found for kind in kinds for found in path.glob(f"*/{kind}-*.bin")):
             if path_of_shard.relative_to(path).as_posix() not in kept:
                 path_of_shard.unlink()  # begun after the last record
-        self.splits = {name: _SplitWriter(path, name, shard_tokens, saved.get(name)) for name in names}
+        self.group = inputs["parallel"] or 1  # documents that stay together
+        self.splits = {name: _SplitWriter(path, name, shard_tokens, inputs, saved.get(name)) for name in names}
         self._record()
 
-    def append(self, side: str, tokens: np.ndarray, sentence_lengths: np.ndarray) -> None:
-        """A piece of the current document: stored tokens, and int64 lengths of its sentences, none of them 0."""
-        self.splits[side].append(tokens, sentence_lengths)
+    def append(self, side: str, piece: Piece) -> None:
+        """A piece of the current document."""
+        self.splits[side].append(piece)
 
-    def end_document(self, side: str, digest: bytes, text_bytes: int) -> None:
+    def end_document(self, side: str, digest: bytes, text_bytes: int, language: int = 0) -> None:
         """The current document is complete; its digest and size belong to the record."""
         split = self.splits[side]
-        self.without_tokens += not split.end_document()
+        self.without_tokens += not split.end_document(language)
         self.consumed += 1
         self.text_bytes += text_bytes
         self.chain = chained(bytes.fromhex(self.chain), digest).hex()
-        if split.shard_full:
+        if split.shard_full and self.consumed % self.group == 0:
             self._record()
 
     def _record(self) -> None:
@@ -231,7 +258,7 @@ class StoreWriter:
             "text_bytes": self.text_bytes,
             "splits": {name: split.state() for name, split in self.splits.items()},
         }
-        _write_whole(self.path / STATE, json.dumps(state, indent=1))
+        write_whole(self.path / STATE, json.dumps(state, indent=1))
         self.recorded = self.consumed
 
     def finish(self, tokenizer: "Tokenizer") -> Manifest:
@@ -252,7 +279,7 @@ class StoreWriter:
         found = digests(self.path, names, "hashing")
         files = {name: ((self.path / name).stat().st_size, found[name]) for name in names}
         manifest = manifest_of(self.inputs, tokenizer, splits, self.without_tokens, files)
-        _write_whole(self.path / MANIFEST, manifest.to_json())
+        write_whole(self.path / MANIFEST, manifest.to_json())
         return manifest
 
     def abandon(self) -> None:
@@ -285,7 +312,7 @@ def _read_state(path: pathlib.Path, inputs: dict) -> dict:
     return state
 
 
-def _write_whole(path: pathlib.Path, text: str) -> None:
+def write_whole(path: pathlib.Path, text: str) -> None:
     """The file holds the old content or the new, never half of it."""
     beside = path.with_name(path.name + ".new")
     with open(beside, "w", encoding="utf-8") as file:

@@ -1,5 +1,6 @@
 """Beam writes the local runner's bytes, whatever the sources, sizes and workers; refuses in its words; leaves nothing."""
 
+import dataclasses
 import gzip
 import json
 import pathlib
@@ -44,8 +45,7 @@ def both(tmp_path, sources, tokenizer, recipe: Recipe, beam_options=()):
     """Prepares with both runners, compares every byte, returns the store."""
     for name in ("local", "beam"):
         shutil.rmtree(tmp_path / name, ignore_errors=True)
-    options = {name: getattr(recipe, name) for name in ("documents", "sentences", "heldout", "field", "shard_tokens")}
-    manifest = prepare(sources, tmp_path / "local", tokenizer, workers=1, progress=False, **options)
+    manifest = prepare(sources, tmp_path / "local", tokenizer, workers=1, progress=False, **dataclasses.asdict(recipe))
     assert prepare_with_beam(sources, tmp_path / "beam", tokenizer, recipe, beam_options=beam_options) == manifest
     local, made = contents(tmp_path / "local"), contents(tmp_path / "beam")
     assert sorted(local) == sorted(made)
@@ -77,6 +77,22 @@ def test_every_kind_of_source(kinds, tokenizer, tmp_path, monkeypatch, heldout, 
     store = both(tmp_path, kinds, tokenizer, recipe, workers)
     assert len(store.manifest.splits["train"].shards) > 10
     assert store.manifest.documents_without_tokens == 3
+
+
+@pytest.mark.parametrize("options", [{"case": True}, {"words": "whitespace"}])
+def test_channels_and_languages(kinds, tokenizer, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(beaming, "BLOCK", 700)
+    named = [f"{name}={path}" for name, path in zip(("en", "de", "en"), kinds, strict=True)]
+    store = both(tmp_path, named, tokenizer, Recipe(heldout=0.2, field="body", shard_tokens=300, **options), THREADS)
+    split = store.split("train")
+    assert split.languages == ("en", "de") and set(split.document_language) == {0, 1}
+    assert split.channels == (("case",) if options == {"case": True} else ())
+
+
+def test_parallel_text_is_refused(text, tokenizer, tmp_path):
+    path, _ = text(3)
+    with pytest.raises(BertJaxError, match="parallel text is prepared by the local runner: leave out --runner beam"):
+        prepare_with_beam([f"en={path}", f"de={path}"], tmp_path / "store", tokenizer, Recipe(parallel=True))
 
 
 def test_worker_processes(kinds, tokenizer, tmp_path, monkeypatch):
@@ -130,13 +146,20 @@ def test_the_manual(text, tmp_path, monkeypatch, capsys):
     """The commands of docs/preparing.md run as they stand, with a smaller vocabulary, and make one store three times."""
     page = (ROOT / "docs" / "preparing.md").read_text()
     (tmp_path / "text").mkdir()
+    (tmp_path / "german").mkdir()
     for number in range(3):
-        text(30, seed=number, name=f"text/{number}.txt")
+        path, _ = text(30, seed=number, name=f"text/{number}.txt")
+        (tmp_path / "german" / path.name).write_text(path.read_text().upper())  # as many lines
+    (tmp_path / "names.txt").write_text("document number\n")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for worker processes, where the package is not installed
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"^```sh\n(.*?)^```", page, flags=re.M | re.S):
         for line in block.splitlines():
             assert main(shlex.split(line.replace("8192", "80"))[1:]) == 0, (line, capsys.readouterr().err)
+    assert TokenStore(tmp_path / "store").split("train").channels == ("phrases", "entities")
+    shutil.rmtree(tmp_path / "store" / "phrases")
+    shutil.rmtree(tmp_path / "store" / "entities")
+    (tmp_path / "store" / "annotations.json").unlink()
     stores = [contents(tmp_path / name) for name in ("store", "store-by-beam", "store-by-two")]
     assert stores[0] == stores[1] == stores[2]
     arguments = ["prepare", "text/0.txt", "--tokenizer", "tokenizer", "--out", "other"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.data.blocks import BlockWriter, plan
-from bert_jax.data.stages import digest
+from bert_jax.data.stages import Piece, digest
 from bert_jax.data.writer import StoreWriter
 
 
@@ -28,8 +28,9 @@ def fill(writer, documents, rng_seed: int) -> None:
         for length in np.diff([0, *cuts, size]):
             sentences = np.array([length], np.int64)[: int(length > 0)]
             tokens = np.random.default_rng([number, size]).integers(0, 1000, length)
-            writer.append(side, tokens.astype("<u2"), sentences)
-        writer.end_document(side, digest(str(number)), int(rng.integers(100)))
+            channels = {"case": (tokens % 2).astype(np.uint8), "other": (tokens % 7).astype(np.uint8)}
+            writer.append(side, Piece(tokens.astype("<u2"), sentences, channels))
+        writer.end_document(side, digest(str(number)), int(rng.integers(100)), number % 5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -46,20 +47,21 @@ def test_the_same_files(tmp_path_factory, tokenizer, sizes, shard_tokens, cuts, 
     sides = ["train", "heldout"]
     store = folder / "store"
     store.mkdir()
-    writer = StoreWriter(store, {"options": {}, "sources": []}, tokenizer, shard_tokens, sides)
+    inputs = {"options": {}, "sources": [], "channels": ["case", "other"], "languages": [*"abcde"], "parallel": 0}
+    writer = StoreWriter(store, inputs, tokenizer, shard_tokens, sides)
     fill(writer, documents, 0)
     manifest = writer.finish(tokenizer)
 
     bounds = sorted({0, *(min(cut, len(documents)) for cut in cuts), len(documents)})
     blocks = []
     for number, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        part = BlockWriter(sides, np.dtype("<u2"))
+        part = BlockWriter(sides, np.dtype("<u2"), inputs["channels"], languages=True)
         fill(part, documents[begin:end], 0)
         block, chunks = part.finish(str(folder / f"block-{number}"), (number // 2, number % 2))
         pathlib.Path(block.path).write_bytes(b"".join(chunks))
         blocks.append(block)
     order.shuffle(blocks)
-    splits, files = plan(blocks, sides, shard_tokens, read)
+    splits, files = plan(blocks, sides, shard_tokens, read, languages=True)
     assert splits == manifest.splits
     assert sum(block.without_tokens for block in blocks) == manifest.documents_without_tokens
     assert {file.name for file in files} == {name for name in manifest.files if not name.startswith("tokenizer/")}
@@ -73,9 +75,9 @@ def test_the_same_files(tmp_path_factory, tokenizer, sizes, shard_tokens, cuts, 
 def test_documents_are_looked_up_only_where_a_shard_ends(tmp_path, shard_tokens):
     blocks = []
     for number in range(20):
-        part = BlockWriter(["train"], np.dtype("<u4"))
+        part = BlockWriter(["train"], np.dtype("<u4"), [], languages=False)
         for _ in range(5):
-            part.append("train", np.full(20, number, "<u4"), np.array([20]))
+            part.append("train", Piece(np.full(20, number, "<u4"), np.array([20]), {}))
             part.end_document("train", b"", 1)
         block, chunks = part.finish(str(tmp_path / str(number)), (0, number))
         pathlib.Path(block.path).write_bytes(b"".join(chunks))

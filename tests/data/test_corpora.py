@@ -5,11 +5,13 @@ import pytest
 
 from bert_jax import tokenizers
 from bert_jax.data.loader import train_batches
-from bert_jax.data.pairs import PairBatches, PairSpec
+from bert_jax.data.pairs import PairSpec
 from bert_jax.data.prepare import prepare
 from bert_jax.data.sentences import split_punkt
 from bert_jax.data.sources import Corpus
 from bert_jax.data.store import TokenStore
+from bert_jax.data.streams import Streams
+from bert_jax.data.translations import Translations
 
 
 @pytest.mark.parametrize(
@@ -60,13 +62,66 @@ def test_most_of_a_text_is_seen_every_epoch(data_dir, tmp_path, kind):
     options = dict(documents="formfeed", heldout=0, workers=1, progress=False)
     prepare([tmp_path / "two.txt"], tmp_path / "store", tokenizer, **options)
     split = TokenStore(tmp_path / "store").split("train")
-    pairs = PairBatches(split, PairSpec(128, kind), seed=0)
+    pairs = PairSpec(128, kind).open(split, seed=0)
     seen = np.zeros((4, split.tokens + 1), np.int64)
     for epoch in range(4):
         segments = pairs.segments(epoch * pairs.count + np.arange(pairs.count))
-        for start, end in ((segments.a_start, segments.a_end), (segments.b_start, segments.b_end)):
-            np.add.at(seen[epoch], start, 1)
-            np.add.at(seen[epoch], end, -1)
+        np.add.at(seen[epoch], segments.starts.ravel(), 1)
+        np.add.at(seen[epoch], segments.ends.ravel(), -1)
     seen = np.cumsum(seen, axis=1)[:, :-1] > 0
     assert seen[0].mean() > {"nsp": 0.68, "sop": 0.86, "none": 0.86}[kind]
     assert seen.any(axis=0).mean() > 0.95
+
+
+def test_translations_of_a_manual_and_of_a_treebank(data_dir, tmp_path):
+    """Real parallel text: lines of a manual in three languages, and the 1,000 sentences of PUD in two."""
+    tokenizer = tokenizers.load(data_dir / "vocab" / "bert-base-uncased-vocab.txt")
+    specs = []
+    for name, language in (("en-us", "en"), ("de", "de"), ("fr", "fr")):
+        pages = list(Corpus([data_dir / "text" / f"help-{name}.txt.gz"], documents="prefix:# doc:"))[:300]
+        specs.append(f"{language}={tmp_path / language}.txt")
+        (tmp_path / f"{language}.txt").write_text("".join(f"# doc: {k}\n{page}\n" for k, page in enumerate(pages)))
+    options = dict(parallel=True, heldout=0, workers=1, progress=False)
+    prepare(specs, tmp_path / "manual", tokenizer, documents="prefix:# doc:", **options)
+    split = TokenStore(tmp_path / "manual").split("train")
+    examples = Translations(128).open(split, seed=0)
+    segments = examples.segments(np.arange(examples.count))
+    lengths = segments.lengths
+    assert set(map(tuple, np.sort(segments.ids, axis=1))) == {(0, 1), (0, 2), (1, 2)}
+    assert 0.3 < np.corrcoef(lengths.T)[0, 1], "a translation is about as long as its original"
+    assert np.median(lengths.max(axis=1) / lengths.min(axis=1)) < 1.6
+    batch = examples.at(np.arange(64))
+    for row in range(64):
+        shown = tokenizer.decode(batch["input_ids"][row][batch["attention_mask"][row]])
+        assert shown.startswith("[CLS]") and shown.count("[SEP]") == 3
+
+    for language in ("en", "de"):
+        lines = (data_dir / "syntax" / "pud" / f"{language}_pud-ud-test.conllu").read_text().splitlines()
+        text = [line.removeprefix("# text = ") for line in lines if line.startswith("# text = ")]
+        assert len(text) == 1000
+        (tmp_path / f"{language}.pud").write_text("\n".join(text) + "\n")
+    specs = [f"{language}={tmp_path / language}.pud" for language in ("en", "de")]
+    prepare(specs, tmp_path / "pud", tokenizer, documents="file", **options)
+    split = TokenStore(tmp_path / "pud").split("train")
+    examples = Translations(256).open(split, seed=0)
+    assert examples.count == -(-split.tokens // 252) + 1  # text of 32 cells or more has one to spare
+    assert examples.at(np.arange(examples.count))["attention_mask"].mean() > 0.75
+
+
+def test_capitals_and_languages_of_real_text(data_dir, tmp_path):
+    """The case channel reaches the batch on the pieces of the words; shares of languages hold to the example."""
+    tokenizer = tokenizers.load(data_dir / "vocab" / "bert-base-uncased-vocab.txt")
+    book = next(iter(Corpus([data_dir / "text" / "books.txt.gz"], documents="formfeed")))[:200_000]
+    (tmp_path / "one.txt").write_text(book[:160_000])
+    (tmp_path / "two.txt").write_text(book[160_000:])
+    specs = [f"one={tmp_path / 'one.txt'}", f"two={tmp_path / 'two.txt'}"]
+    prepare(specs, tmp_path / "store", tokenizer, documents="file", heldout=0, workers=1, progress=False, case=True)
+    split = TokenStore(tmp_path / "store").split("train")
+    columns = ["capitalised", "sentence_starts", "language_ids"]
+    examples = Streams(64, language_exponent=0.5).open(split, seed=0, columns=columns)
+    batch = examples.at(np.arange(examples.count))
+    np.testing.assert_array_equal(np.bincount(batch["language_ids"][:, 1]), examples.grid.slots)
+    assert examples.grid.slots[0] / examples.grid.slots[1] == pytest.approx(2, rel=0.1)
+    assert 0.05 < batch["capitalised"][batch["attention_mask"]].mean() < 0.25
+    assert batch["capitalised"][batch["sentence_starts"] & batch["word_starts"]].mean() > 0.5
+    assert not batch["capitalised"][~batch["attention_mask"]].any()

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from bert_jax.data.loader import heldout_batches, train_batches
-from bert_jax.data.pairs import PairBatches, PairSpec
+from bert_jax.data.pairs import PairSpec
+from bert_jax.data.reordered import Reordered
+from bert_jax.data.streams import Streams
+from bert_jax.data.translations import Translations
 from bert_jax.errors import BertJaxError
 
 
@@ -19,7 +22,7 @@ def assert_equal(one, two):
 def test_batch_k_is_a_function_of_seed_and_k(random_split):
     split = random_split()
     spec = PairSpec(64)
-    pairs = PairBatches(split, spec, seed=3)
+    pairs = spec.open(split, seed=3)
     batches = train_batches(split, spec, batch_size=32, seed=3)
     for k in range(2 * pairs.count // 32 + 2):  # over the end of an epoch, twice
         assert_equal(next(batches), pairs.at(np.arange(32 * k, 32 * k + 32)))
@@ -58,7 +61,7 @@ def test_going_on_far_away_takes_no_time(random_split):
     assert batches.get_state() == {"examples": 16}
     far = 16 * 10**9
     batches.set_state({"examples": far})
-    expected = PairBatches(split, PairSpec(64), seed=2).at(np.arange(far, far + 16))
+    expected = PairSpec(64).open(split, seed=2).at(np.arange(far, far + 16))
     assert_equal(next(batches), expected)
     assert batches.get_state() == {"examples": far + 16}
 
@@ -71,7 +74,7 @@ def test_another_batch_size_and_share_goes_on_at_the_same_example(random_split):
         next(before)
     after = train_batches(split, PairSpec(64), batch_size=16, seed=2, rows=np.array([0, 1, 14, 15]))
     after.set_state(before.get_state())
-    pairs = PairBatches(split, PairSpec(64), seed=2)
+    pairs = PairSpec(64).open(split, seed=2)
     assert_equal(next(after), pairs.at(np.array([36, 37, 50, 51])))
     assert_equal(next(after), pairs.at(np.array([52, 53, 66, 67])))
     assert after.get_state() == {"examples": 68} and after.epoch == pairs.count
@@ -83,7 +86,7 @@ def test_another_batch_size_and_share_goes_on_at_the_same_example(random_split):
 def test_heldout_is_one_pass_with_an_empty_tail(random_split, kind):
     split = random_split(count=21)
     spec = PairSpec(64, kind)
-    pairs = PairBatches(split, spec, seed=12345)
+    pairs = spec.open(split, seed=12345)
     batch_size = pairs.count // 2 - 1
     batches = list(heldout_batches(split, spec, batch_size=batch_size))
     assert len(batches) == 3
@@ -113,7 +116,7 @@ def test_heldout_limit_and_processes(random_split):
     for batch, *parts in zip(whole, *halves, strict=True):
         assert_equal(batch, {name: np.concatenate([part[name] for part in parts]) for name in batch})
     everything = list(heldout_batches(split, spec, batch_size=8, limit=10**9))
-    assert len(everything) == -(-PairBatches(split, spec, seed=0).count // 8)
+    assert len(everything) == -(-spec.open(split, seed=0).count // 8)
 
 
 def test_wrong_arguments(random_split):
@@ -127,3 +130,53 @@ def test_wrong_arguments(random_split):
             train_batches(split, PairSpec(64), seed=0, **wrong)
     with pytest.raises(BertJaxError, match="limit=0"):
         heldout_batches(split, PairSpec(64), batch_size=8, limit=0)
+
+
+KINDS = [PairSpec(64, "distance", copies=2), Streams(64), Streams(64, unit="token"), Reordered(64, language_exponent=0.5),
+         Translations(64)]
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=repr)
+def test_all_kinds_are_functions_of_seed_and_position(random_split, spec):
+    """Rows are those of the whole batch, a saved iterator goes on, and batches have the layout that was promised."""
+    split = random_split(count=40, shards=3)
+    split.languages, split.document_language = ("a", "b"), (np.arange(40) % 2).astype(np.uint8)
+    if isinstance(spec, Translations):
+        split = _parallel(split)
+    columns = sorted(spec.provides - {"capitalised", "phrase_continues", "entity_continues"})
+    options = dict(batch_size=12, seed=3, columns=columns)
+    whole = train_batches(split, spec, **options)
+    some = train_batches(split, spec, rows=np.array([0, 3, 11]), **options)
+    for _ in range(4):
+        batch = next(whole)
+        assert {key: (value.shape, value.dtype) for key, value in batch.items()} == spec.layout(12, columns)
+        assert_equal(next(some), {key: value[[0, 3, 11]] for key, value in batch.items()})
+    later = train_batches(split, spec, **options)
+    later.set_state(json.loads(json.dumps(whole.get_state())))
+    assert_equal(next(later), next(whole))
+    plain, full = next(train_batches(split, spec, batch_size=12, seed=3)), next(train_batches(split, spec, **options))
+    assert_equal(plain, {key: full[key] for key in spec.layout(12, ())})
+    heldout = list(heldout_batches(split, spec, batch_size=7, columns=columns))
+    tail = {key: value[-1] for key, value in heldout[-1].items()}
+    if len(heldout) * 7 > spec.open(split, seed=0).count:
+        assert not tail["attention_mask"].any()
+        assert "context_ids" not in tail or (tail["context_ids"] == -1).all()
+
+
+def _parallel(split):
+    """The first twenty sentences as a document of ten and its translation."""
+    split.sentences = split.sentences[:21]
+    split.documents = split.sentences[::10]
+    split.parallel, split.document_language = 2, np.array([0, 1], np.uint8)
+    return split
+
+
+@pytest.mark.parametrize(("column", "advice"), [
+    ("capitalised", "no channel 'case' to make capitalised of: prepare the corpus with --case"),
+    ("phrase_continues", "no channel 'phrases' to make phrase_continues of: run `bert-jax annotate"),
+    ("entity_continues", "no channel 'entities'.*annotate"),
+    ("language_ids", "does not say which language a document has"),
+])  # fmt: skip
+def test_columns_that_the_store_cannot_fill(random_split, column, advice):
+    with pytest.raises(BertJaxError, match=advice):
+        train_batches(random_split(), PairSpec(64), batch_size=8, seed=0, columns=[column])

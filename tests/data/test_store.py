@@ -60,8 +60,8 @@ def test_what_is_no_store(path, tmp_path):
         refused(path, "manifest.json is damaged")
     manifest.write_bytes(b"\xff\xfe")
     refused(path, "manifest.json is damaged")
-    manifest.write_text(sound.replace('"format": 1', '"format": 7'))
-    refused(path, "store format 7, this version reads 1: prepare")
+    manifest.write_text(sound.replace('"format": 2', '"format": 7'))
+    refused(path, "store format 7, this version reads 1 and 2: prepare")
 
 
 def test_tokenizers_that_do_not_match(path, tokenizer):
