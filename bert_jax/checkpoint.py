@@ -112,12 +112,13 @@ class Checkpoints:
             self._writer.shutdown()
             self._handler.close()
 
-    def restore(self, abstract: dict[str, Any], step: int | None = None) -> Restored | None:
+    def restore(self, abstract: dict[str, Any], step: int | None = None, *, partial: bool = False) -> Restored | None:
         """Reads the newest checkpoint that is whole, or exactly ``step``.
 
         Args:
           abstract: for every item wanted, its tree of ``jax.ShapeDtypeStruct`` with shardings.
           step: read this one and no other.
+          partial: top-level parts of an item that are not in ``abstract`` are left unread, instead of an error.
 
         Returns:
           None when there is no checkpoint at all.
@@ -135,7 +136,7 @@ class Checkpoints:
             raise BertJaxError(f"{self._directory}: no checkpoint at step {step} (there: {have})")
         candidates = [step] if step is not None else steps[::-1]
         for candidate in candidates:
-            restored = self._restore(candidate, abstract)
+            restored = self._restore(candidate, abstract, partial)
             if restored is not None:
                 return restored
         if candidates:
@@ -228,12 +229,12 @@ class Checkpoints:
 
     # Reading
 
-    def _restore(self, step: int, abstract: dict[str, Any]) -> Restored | None:
+    def _restore(self, step: int, abstract: dict[str, Any], partial: bool) -> Restored | None:
         """None, and a warning, when the checkpoint is damaged."""
         restored, damage = None, None
         with _no_echo():
             try:
-                restored = self._read(step, abstract)
+                restored = self._read(step, abstract, partial)
             except BertJaxError:
                 raise  # a misfit, which is the same for all processes and no damage
             except Exception as error:  # damage shows up as whatever the layer that stumbled over it raises
@@ -250,7 +251,7 @@ class Checkpoints:
             log.warning("checkpoint %s/%d is damaged and skipped: %s", self._directory, step, damage)
         return None
 
-    def _read(self, step: int, abstract: dict[str, Any]) -> Restored:
+    def _read(self, step: int, abstract: dict[str, Any], partial: bool) -> Restored:
         folder = self._directory / str(step)
         metadata = json.loads((folder / COMPLETE).read_text())["custom_metadata"]
         items = {}
@@ -258,16 +259,18 @@ class Checkpoints:
             if name not in metadata["fingerprints"]:
                 have = ", ".join(metadata["fingerprints"])
                 raise BertJaxError(f"{folder}: it has no {name} (there: {have})")
-            _check_fit(folder / name, self._handler.metadata(epath.Path(folder / name)).tree, wanted)
-            args = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted))
+            _check_fit(folder / name, self._handler.metadata(epath.Path(folder / name)).tree, wanted, partial)
+            args = ocp.args.PyTreeRestore(
+                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=partial
+            )
             items[name] = self._handler.restore(epath.Path(folder / name), args=args)
         return Restored(step, items, metadata)
 
     def _mismatch(self, restored: Restored) -> str | None:
         for name, tree in restored.items.items():
             saved, found = restored.metadata["fingerprints"][name], fingerprints(tree)
-            for array in saved:
-                if found.get(array) != saved[array]:
+            for array in found:  # as many as are in ``saved``, or a part of them that was asked for
+                if found[array] != saved.get(array):
                     return f"{name}: {array} is not what was saved"
         return None
 
@@ -357,9 +360,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _check_fit(folder: Path, saved: Any, wanted: Any) -> None:
+def _check_fit(folder: Path, saved: Any, wanted: Any, partial: bool) -> None:
     """Other arrays, shapes or dtypes than asked for would be padded, cast or missed without a word."""
     have, want = ({k: (str(jnp.dtype(x.dtype)), list(x.shape)) for k, x in _named(tree).items()} for tree in (saved, wanted))
+    if partial:
+        have = {name: x for name, x in have.items() if name.partition("/")[0] in wanted}
     for name in sorted(have.keys() | want.keys()):
         if have.get(name) != want.get(name):
             said = [f"{tree[name][0]}{tree[name][1]}" if name in tree else "absent" for tree in (have, want)]

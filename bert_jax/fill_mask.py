@@ -41,6 +41,9 @@ def fill_mask(
     if not len(positions):
         raise BertJaxError(f"the text has no {mask}: put one where a word is to be guessed")
     batch = {"input_ids": jnp.asarray(ids[None], jnp.int32), "masked_positions": jnp.asarray(positions[None], jnp.int32)}
+    if config.positions == "relative":  # XLNet never saw [MASK]: a token to be guessed is a query, which nobody sees
+        queries = batch["input_ids"] == tokenizer.mask_id
+        batch |= {"query_slots": queries, "attention_mask": ~queries}
     logits = jax.jit(lambda params, batch: api.apply(params, config, batch).logits["mlm"])(params, batch)[0]
     offered = np.array(logits[:, : tokenizer.vocab_size], np.float64)
     offered[:, list(tokenizer.special_ids)] = -np.inf

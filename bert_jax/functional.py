@@ -139,7 +139,7 @@ def attention(
     query: Float[Array, "B Q N H"],
     key: Float[Array, "B L N H"],
     value: Float[Array, "B L N H"],
-    bias: Float[Array, "B #1 #Q L"],
+    bias: Float[Array, "B #N #Q L"],
     *,
     rate: float = 0.0,
     seed: UInt32[Array, "2"] | None = None,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.convert import hf
-from bert_jax.convert.reading import LAYERS, NOTES, Plan, noted, tree_shapes
+from bert_jax.convert.reading import LAYERS, NOTES, Origin, Plan, noted, tree_shapes
 from bert_jax.convert.tensors import DTYPES, Safetensors, Tensors
 from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.errors import BertJaxError
@@ -53,8 +53,9 @@ def inspect(path: str | os.PathLike) -> Report:
     source = [("source", f"{kind} {place.path}")]
     missing, new_heads, dropped = [], [], []
     if place.kind in ("workdir", "bert_jax"):
-        config, sentence, origin = described(place.path)
-        source.append(("family", f"{origin.family}, converted" if origin else _family(config)))
+        config, sentence, origin = described(place)
+        converted = origin and place.kind == "bert_jax"
+        source.append(("family", f"{origin.family}, converted" if converted else _family(config, origin)))
         if place.kind == "workdir":
             source.append(("checkpoints", _steps(place)))
         else:
@@ -86,10 +87,10 @@ def _has_encoder(plan: Plan) -> bool:
     return not {row.theirs.format(**place) for row in rows for place in plan.places} & set(plan.missing)
 
 
-def _family(config: EncoderConfig) -> str:
+def _family(config: EncoderConfig, origin: Origin | None) -> str:
     """Of an encoder that was trained here, which may be of none."""
     try:
-        return f"{hf.family_of(config, None).model_type}, trained here"
+        return f"{hf.family_of(config, origin).model_type}, trained here"
     except BertJaxError as error:
         return f"none; {str(error).partition(' (')[0]}"
 

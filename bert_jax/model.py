@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from bert_jax import tokenizers
-from bert_jax.checkpoint import Checkpoints
+from bert_jax.checkpoint import Checkpoints, Restored
 from bert_jax.config import from_json, to_json
 from bert_jax.convert import hf, hub, onnx, sentence_transformers, tensorflow
 from bert_jax.convert.bundle import find_prefix
@@ -24,7 +24,7 @@ from bert_jax.convert.reading import Origin, Plan, flatten, nest, read_finite, r
 from bert_jax.convert.tensors import DTYPES, Entry, Safetensors, read_json, write_safetensors
 from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.errors import BertJaxError
-from bert_jax.models import api
+from bert_jax.models import api, generator
 from bert_jax.models.config import EncoderConfig
 from bert_jax.tokenizers import Tokenizer
 
@@ -42,7 +42,8 @@ class Model(NamedTuple):
     Attributes:
       params: float32. config: the encoder. tokenizer: None where none was found.
       sentence: how it makes sentence embeddings, where that was said.
-      origin: family, settings and dtype of the checkpoint that it came from; None for models that were trained here.
+      origin: family, settings and dtype of the checkpoint that it came from; None for models that were trained here, but for
+        the generator of an ELECTRA, which is one whatever its sizes.
     """
 
     params: api.Params
@@ -67,8 +68,9 @@ def load(path: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None,
 
     Args:
       path: a work directory (``runs/x``, ``runs/x@step``), a directory that :func:`save` wrote, one of Hugging Face or
-        sentence-transformers, a TensorFlow checkpoint (its folder, or the prefix of its files; ``#generator`` after it reads
-        that of an ELECTRA), or a hub id (``org/name``).
+        sentence-transformers, a TensorFlow checkpoint (its folder, or the prefix of its files), or a hub id (``org/name``).
+        ``#generator`` after a work directory or a TensorFlow checkpoint reads that of an ELECTRA, which else gives its
+        discriminator. Parameters that serve single objectives of a run are left out.
       tokenizer: directory or file of the tokenizer, where it does not lie beside the weights.
       allow_missing: heads that the checkpoint promises and lacks are new (seed 0) instead of an error.
 
@@ -137,14 +139,15 @@ def find(path: str | os.PathLike) -> Place:
     Raises:
       BertJaxError: nothing that is known.
     """
+    name, sharp, part = str(path).rpartition("#")
+    run, _, _ = name.rpartition("@")
+    if sharp and (Path(name).is_dir() or (Path(run) / EXPERIMENT).is_file() or Path(f"{name}.index").is_file()):
+        return find(name)._replace(part=part)
     name, at, step = str(path).rpartition("@")
     if at and (Path(name) / EXPERIMENT).is_file():
         if not step.isdigit():
             raise BertJaxError(f"{path}: after @ comes a step number")
         return Place("workdir", Path(name), step=int(step))
-    name, sharp, part = str(path).rpartition("#")
-    if sharp and (Path(name).is_dir() or Path(f"{name}.index").is_file()):
-        return find(name)._replace(part=part)
     folder = Path(path)
     if (folder / EXPERIMENT).is_file():
         return Place("workdir", folder)
@@ -171,7 +174,7 @@ def plan_of(place: Place) -> Plan:
     if place.kind == "tensorflow":
         return tensorflow.plan(place.path, place.part)
     if place.part is not None:
-        raise BertJaxError(f"{place.path}#{place.part}: only a TensorFlow checkpoint has parts to choose from")
+        raise BertJaxError(f"{place.path}#{place.part}: only a run and a TensorFlow checkpoint have parts to choose from")
     return hf.plan(place.path)
 
 
@@ -188,15 +191,29 @@ def load_tokenizer(place: Place, other: str | os.PathLike | None) -> Tokenizer |
     return tokenizers.load(folder)
 
 
-def described(folder: Path) -> tuple[EncoderConfig, SentenceSettings | None, Origin | None]:
-    """What the JSON file of a work directory or of our own format says of the model."""
-    if (folder / EXPERIMENT).is_file():
-        path = folder / EXPERIMENT
+def described(place: Place) -> tuple[EncoderConfig, SentenceSettings | None, Origin | None]:
+    """What the JSON file of a work directory or of our own format says of the model.
+
+    Raises:
+      BertJaxError: the file is damaged, or has no such part.
+    """
+    if place.kind == "workdir":
+        path = place.path / EXPERIMENT
         task = read_json(path).get("task")
         if not isinstance(task, Mapping) or "encoder" not in task:
             raise BertJaxError(f"{path} has no task.encoder: it was not written by bert-jax")
-        return from_json(EncoderConfig, task["encoder"], f"{path}: task.encoder"), None, None
-    path = folder / MODEL
+        encoder = from_json(EncoderConfig, task["encoder"], f"{path}: task.encoder")
+        widths = _generator_widths(task)
+        if place.part == "generator" and widths:
+            config = generator.config_of(encoder, widths[0])
+            return config, None, Origin("electra", {}, config.with_heads, "float32")
+        if place.part not in (None, "discriminator") or (place.part and not widths):
+            has = "discriminator, generator is there" if widths else "it trained no generator"
+            raise BertJaxError(f"{place.path} has no part {place.part!r}: {has}")
+        return encoder, None, None
+    if place.part is not None:
+        raise BertJaxError(f"{place.path}#{place.part}: only a run and a TensorFlow checkpoint have parts to choose from")
+    path = place.path / MODEL
     content = read_json(path)
     sentence, origin = content.get("sentence"), content.get("origin")
     return (
@@ -206,6 +223,12 @@ def described(folder: Path) -> tuple[EncoderConfig, SentenceSettings | None, Ori
     )
 
 
+def _generator_widths(task: Mapping[str, Any]) -> list[float]:
+    """Of the objective that has a generator (:class:`bert_jax.objectives.replaced_tokens.ReplacedTokens`), if it is there."""
+    objectives = [one for turn in (task, *task.get("turns", ())) for one in turn.get("objectives", ())]
+    return [one["generator_width"] for one in objectives if one.get("kind") == "ReplacedTokens"]
+
+
 def _origin(data: Any, path: Path) -> Origin:
     try:
         return Origin(**data)._replace(heads=tuple(data["heads"]))
@@ -213,28 +236,58 @@ def _origin(data: Any, path: Path) -> Origin:
         raise BertJaxError(f"{path}: origin is damaged: it must hold {', '.join(Origin._fields)}") from None
 
 
+def load_run(path: str | os.PathLike, shapes: api.Params) -> Model:
+    """A work directory's model with all that ``shapes`` (jax.ShapeDtypeStruct) names of what it trained, the parameters that
+    serve single objectives among them.
+
+    Raises:
+      BertJaxError: it is no work directory, or what was saved does not fit ``shapes``.
+    """
+    place = find(path)
+    if place.kind != "workdir" or place.part:
+        raise BertJaxError(f"{path} is no work directory of pretrain, nor one of its steps")
+    config, _, _ = described(place)
+    return _with_tokenizer(place, None, _restored(place, shapes), config)
+
+
 def _load_workdir(place: Place, tokenizer: str | os.PathLike | None) -> Model:
     """The newest whole checkpoint or that of the step asked for, on one device."""
-    workdir = place.path
-    config, _, _ = described(workdir)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    config, _, origin = described(place)
     shapes = jax.eval_shape(lambda: api.init(config, jax.random.key(0)))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    restored = None
-    if (workdir / CHECKPOINTS).is_dir():
-        checkpoints = Checkpoints(workdir / CHECKPOINTS)
-        restored = checkpoints.restore({"params": abstract}, place.step)
-        checkpoints.close()
-    if restored is None:
-        raise BertJaxError(f"{workdir}: no checkpoint has been saved yet")
+    if place.part == "generator":
+        encoder, _, _ = described(place._replace(part=None))
+        tables = jax.eval_shape(lambda: api.init(encoder, jax.random.key(0)))["embeddings"]
+        restored = _restored(place, {"embeddings": tables, generator.PART: generator.own(shapes)})
+        found = restored.items["params"]
+        restored.items["params"] = generator.merged(found["embeddings"], found[generator.PART])
+    else:
+        restored = _restored(place, shapes)
+    return _with_tokenizer(place, tokenizer, restored, config)._replace(origin=origin)
+
+
+def _with_tokenizer(place: Place, tokenizer: str | os.PathLike | None, restored: Restored, config: EncoderConfig) -> Model:
     found, trained_with = load_tokenizer(place, tokenizer), restored.metadata["identity"].get("tokenizer")
     if found is not None and tokenizer is None and found.hash != trained_with:
-        raise BertJaxError(f"{workdir}: the checkpoint was trained with tokenizer {trained_with}, there lies {found.hash}")
+        raise BertJaxError(f"{place.path}: the checkpoint was trained with tokenizer {trained_with}, there lies {found.hash}")
     return Model(restored.items["params"], config, found)
 
 
+def _restored(place: Place, shapes: api.Params) -> Restored:
+    """The parts of a work directory's parameters that ``shapes`` names."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    restored = None
+    if (place.path / CHECKPOINTS).is_dir():
+        checkpoints = Checkpoints(place.path / CHECKPOINTS)
+        restored = checkpoints.restore({"params": abstract}, place.step, partial=True)
+        checkpoints.close()
+    if restored is None:
+        raise BertJaxError(f"{place.path}: no checkpoint has been saved yet")
+    return restored
+
+
 def _load_own(place: Place, tokenizer: str | os.PathLike | None) -> Model:
-    config, sentence, origin = described(place.path)
+    config, sentence, origin = described(place)
     tensors, shapes = Safetensors(place.path / PARAMS, [place.path / PARAMS]), tree_shapes(config)
     if tensors.shapes != shapes:
         wrong = min(name for name in shapes.keys() | tensors.shapes.keys() if shapes.get(name) != tensors.shapes.get(name))

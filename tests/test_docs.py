@@ -56,7 +56,9 @@ def test_commands_and_code_run(folder, monkeypatch, capsys):
                     arguments += ["--set", f"{path}={value}"]
             assert main(arguments) == 0, line
             done.append(arguments[0])
-    assert done == ["inspect", *["convert"] * 3, "fill-mask", "prepare", "pretrain"]
+    assert done == [
+        "inspect", *["convert"] * 3, "fill-mask", "prepare", "pretrain", "pretrain", "export", "export", "fill-mask",
+    ]
     for name in ("model.safetensors", "config.json"):
         assert (folder / "copy-of-my-bert" / name).read_bytes() == (folder / "my-bert" / name).read_bytes()
     assert bert_jax.load("for-search").sentence.pooling == ("mean",)

@@ -156,7 +156,7 @@ def test_paths_that_are_nothing(tmp_path, model):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "experiment.json").write_text(json.dumps({"task": {"encoder": to_json(CONFIG)}}))
     for step, message in (("@7", "no checkpoint has been saved yet"), ("@last", "after @ comes a step number"),
-                          ("#generator", "no checkpoint has been saved yet")):
+                          ("#generator", "no part 'generator': it trained no generator")):
         with pytest.raises(BertJaxError, match=message):
             bert_jax.load(f"{tmp_path / 'run'}{step}")
 

@@ -114,7 +114,7 @@ def write(
             f"the tokenizer has {tokenizer.vocab_size} pieces but the token table {config.vocab_size}: "
             "give the tokenizer that the encoder was trained with"
         )
-    if tokenizer is not None and tokenizer.vocab_size < config.vocab_size and origin is None:
+    if tokenizer is not None and tokenizer.vocab_size < config.vocab_size and not (origin and origin.settings):
         logger.warning(
             "the token table has %d rows for %d pieces of the tokenizer", config.vocab_size, tokenizer.vocab_size
         )
@@ -289,7 +289,7 @@ def _entries(params: Mapping[str, Any], config: EncoderConfig, origin: Origin | 
         if found != wanted:
             raise BertJaxError(f"the parameter {path} is {found} where the configuration has {wanted}")
     whole = functools.lru_cache(maxsize=1)(lambda path: np.asarray(flat[path]))  # all layers of a row come one after another
-    prefix = family.base if family.architecture(plain.with_heads).endswith("Model") else ""
+    prefix = family.base if set(plain.with_heads) <= {"pooler"} else ""  # the class of the bare encoder
 
     def entry(name, row, index=None):
         def array():

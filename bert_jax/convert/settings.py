@@ -14,6 +14,7 @@ from bert_jax.convert.electra import ELECTRA
 from bert_jax.convert.reading import NOTES, Origin
 from bert_jax.convert.roberta import ROBERTA, XLM_ROBERTA
 from bert_jax.convert.table import Family
+from bert_jax.convert.xlnet import XLNET
 from bert_jax.errors import BertJaxError
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.heads import HEADS
@@ -21,7 +22,7 @@ from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
 
-FAMILIES = (BERT, ALBERT, ELECTRA, ROBERTA, DISTILBERT, XLM_ROBERTA)
+FAMILIES = (BERT, ALBERT, ELECTRA, ROBERTA, DISTILBERT, XLM_ROBERTA, XLNET)
 CONFIG = "config.json"
 
 # Names in transformers for one of our forms: the tanh forms differ by float rounding at most.
@@ -41,7 +42,9 @@ def family_of(config: EncoderConfig, origin: Origin | None) -> Family:
     own = next((family for family in FAMILIES if origin and family.model_type == origin.family), None)
     if own and not any(own.reasons_against(config)):
         return own
-    if config.share == "all":
+    if config.positions == "relative":
+        likeliest, others = XLNET, ()
+    elif config.share == "all":
         likeliest, others = ALBERT, ()
     elif config.embedding_width != config.hidden_width:
         likeliest, others = ELECTRA, (ALBERT,)
@@ -83,7 +86,7 @@ def write_settings(config: EncoderConfig, tokenizer: Tokenizer | None, origin: O
         settings["label2id"] = {label: i for i, label in enumerate(plain.labels)}
     if tokenizer is not None:
         settings |= {key: getattr(tokenizer, attribute) for key, attribute in family.special_ids.items()}
-    if origin is not None and origin.family == family.model_type:
+    if origin is not None and origin.settings and origin.family == family.model_type:
         settings = _amended(origin, settings, plain, family, dtype)
     said = to_json(read_settings(settings, family, plain.with_heads, plain.labels, Path(CONFIG)))
     if notes := {name: value for name, value in to_json(config).items() if value != said[name]}:

@@ -91,6 +91,10 @@ COMMON_SETTINGS = (
 )
 
 
+# What every configuration of ours says for a family whose ``fixed`` says nothing else.
+_USUAL = {"positions": "absolute", "mlm_transform": True}
+
+
 @dataclass(frozen=True)
 class Family:
     """One model family of Hugging Face transformers.
@@ -154,9 +158,11 @@ class Family:
             yield f"{self.model_type} has no embeddings narrower than its hidden states"
         if not plain.segments and "segments" not in self.fixed:
             yield f"{self.model_type} has a table of segments"
-        for name, value in self.fixed.items():
+        for name, value in (_USUAL | self.fixed).items():
             found = getattr(plain, name)
             if name == "pooler_activation" and "pooler" not in plain.with_heads:
+                continue
+            if name == "mlm_transform" and "mlm" not in plain.with_heads:
                 continue
             if found != value:
                 yield f"{self.model_type} has {name} {value!r}, here it is {found!r}"

@@ -20,6 +20,7 @@ from bert_jax.models.config import EncoderConfig
 from bert_jax.models.embeddings import Embeddings
 from bert_jax.models.heads import HEADS, Inputs
 from bert_jax.models.layers import FeedForward, SelfAttention
+from bert_jax.models.relative import RelativeSelfAttention, relate
 
 Params = dict[str, Any]
 Heads = Mapping[str, nn.Module]  # name -> a head as in ``HEADS``, but made for one objective and no part of the encoder
@@ -48,7 +49,8 @@ class Outputs(NamedTuple):
       logits: by head, float32; :mod:`bert_jax.models.heads` has the shapes. Those of ``mlm`` are [B, M, V padded] at
         ``masked_positions``, or at all L positions when the batch has none.
       collected: what ``collect`` asked for: hidden_states [1 + depth, B, L, D] (embeddings first), attentions
-        [depth, B, N, L, L] float32, queries, keys, values [depth, B, L, N, H].
+        [depth, B, N, L, K] float32, queries [depth, B, L, N, H], keys, values [depth, B, K, N, H] (K is L unless ``visibility``
+        has fewer keys).
     """
 
     hidden: Array
@@ -78,6 +80,7 @@ def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
     embeddings, attention, feed_forward, *heads = jax.random.split(key, 3 + len(config.with_heads))
     x, bias = jnp.zeros((1, 1, config.hidden_width)), jnp.zeros((1, 1, 1, 1))
     ids = jnp.zeros((1, 1), jnp.int32)
+    relation = _relation(config, None, ids, 1)
 
     def stack(module, part, key, *inputs):
         keys = jax.random.split(key, config.copies(part))
@@ -85,7 +88,7 @@ def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
 
     params = {
         "embeddings": nn.unbox(Embeddings(config).init(embeddings, ids, ids, None, None))["params"],
-        "attention": stack(SelfAttention(config), "attention", attention, x, bias, None),
+        "attention": stack(_attention(config), "attention", attention, x, bias, None, *relation),
         "feed_forward": stack(FeedForward(config), "feed_forward", feed_forward, x, None),
     }
     for name, head_key in zip(config.with_heads, heads, strict=True):
@@ -97,9 +100,10 @@ def logical_axes(config: EncoderConfig) -> Params:
     """The tree of :func:`init` with a tuple of logical axis names (or None) for every array."""
     x = jax.ShapeDtypeStruct((1, 1, config.hidden_width), jnp.float32)
     bias, ids = jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    relation = jax.eval_shape(lambda ids: _relation(config, None, ids, 1), ids)
     return {
         "embeddings": _axes(Embeddings(config), ids, ids, None, None),
-        "attention": _axes(SelfAttention(config), x, bias, None, stacked=True),
+        "attention": _axes(_attention(config), x, bias, None, *relation, stacked=True),
         "feed_forward": _axes(FeedForward(config), x, None, stacked=True),
     } | head_axes(config, {name: HEADS[name](config) for name in config.with_heads})
 
@@ -119,8 +123,9 @@ def apply(
       params: as :func:`init` makes them.
       config: what ``params`` belong to.
       batch: ``input_ids`` int32 [B, L]; optional ``attention_mask`` bool [B, L] (real keys) or [B, L, L] (what each query
-        sees; default: all), ``visibility`` bool [B, L, L] (in its place), ``segment_ids`` int32 [B, L] (default 0),
-        ``position_ids`` int32 [B, L] (default 0..L-1),
+        sees; default: all), ``visibility`` bool [B, L, K] (in its place; with K < L nobody sees the slots from K on, which
+        makes queries of them at less cost than K = L), ``segment_ids`` int32 [B, L] (default 0), ``position_ids`` int32 [B, L]
+        (default 0..L-1), ``query_slots`` bool [B, L] (with relative positions: slots that begin with the query vector),
         ``masked_positions`` int32 [B, M]: with it, only those positions reach the vocabulary product.
         Ids must lie in their tables: JAX clips silently, so whoever makes a batch checks it on the host.
       key: for dropout; None means inference.
@@ -131,7 +136,7 @@ def apply(
       BertJaxError: L exceeds ``max_length``.
     """
     ids = batch["input_ids"]
-    if "position_ids" not in batch and ids.shape[1] > config.max_length:
+    if config.positions == "absolute" and "position_ids" not in batch and ids.shape[1] > config.max_length:
         raise BertJaxError(f"sequences of {ids.shape[1]} tokens exceed the position table of {config.max_length}")
     mask = batch.get("visibility", batch.get("attention_mask"))
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
@@ -141,9 +146,11 @@ def apply(
     embedding_seed, layers_seed, heads_seed = (None,) * 3 if seed is None else functional.fold(seed, jnp.arange(3))
 
     x = Embeddings(config).apply(
-        {"params": params["embeddings"]}, ids, segment_ids, batch.get("position_ids"), embedding_seed
+        {"params": params["embeddings"]}, ids, segment_ids, batch.get("position_ids"), embedding_seed,
+        batch.get("query_slots"),
     )
-    hidden, collected = _encode(params, config, x, mask, layers_seed, collect)
+    relation = _relation(config, batch.get("position_ids"), segment_ids, mask.shape[-1])
+    hidden, collected = _encode(params, config, x, mask, relation, layers_seed, collect)
 
     positions = batch.get("masked_positions")
     chosen = hidden if positions is None else functional.gather_positions(hidden, positions)
@@ -171,7 +178,8 @@ def count_parameters(config: EncoderConfig) -> int:
 def _head_inputs(config: EncoderConfig) -> Inputs:
     hidden = jnp.zeros((1, 1, config.hidden_width))
     ids = jnp.zeros((1, 1), jnp.int32)
-    batch = {"input_ids": ids, "attention_mask": jnp.ones((1, 1), bool), "masked_positions": ids}
+    batch = {"input_ids": ids, "attention_mask": jnp.ones((1, 1), bool), "masked_positions": ids,
+             "decoder_input_ids": ids}
     return Inputs(hidden, hidden, hidden[:, 0], jnp.zeros((config.padded_vocab_size, config.embedding_width)), batch)
 
 
@@ -184,18 +192,29 @@ def _axes(module: nn.Module, *inputs: Any, stacked: bool = False) -> Params:
     )
 
 
-def _encode(params: Params, config: EncoderConfig, x: Array, mask: Array, seed: Array | None, collect: tuple[str, ...]):
+def _attention(config: EncoderConfig) -> nn.Module:
+    return RelativeSelfAttention(config) if config.positions == "relative" else SelfAttention(config)
+
+
+def _relation(config: EncoderConfig, position_ids: Array | None, segment_ids: Array, keys: int) -> tuple:
+    """What attention has to know of positions and segments beside the states: its last arguments."""
+    return (relate(config, position_ids, segment_ids, keys),) if config.positions == "relative" else ()
+
+
+def _encode(
+    params: Params, config: EncoderConfig, x: Array, mask: Array, relation: tuple, seed: Array | None, collect: tuple[str, ...]
+):
     """All layers. A block's parameters reach the scan in one of three ways: sliced by it (one set a layer), as a constant
     (one set in all), or picked by index (several shared sets: groups, inner layers)."""
     bias = functional.attention_bias(mask)
-    attention, feed_forward = SelfAttention(config), FeedForward(config)
+    attention, feed_forward = _attention(config), FeedForward(config)
     wanted = [name for name in collect if name != "hidden_states"]
 
     def layer(x, inputs):
         sliced, index, layer_seed = inputs
         picked = sliced | constant | {part: jax.tree.map(lambda a: a[index], sets) for part, sets in several.items()}
         attention_seed, ffn_seed = (None, None) if layer_seed is None else functional.fold(layer_seed, jnp.arange(2))
-        x, inside = attention.apply({"params": picked["attention"]}, x, bias, attention_seed)
+        x, inside = attention.apply({"params": picked["attention"]}, x, bias, attention_seed, *relation)
         x = feed_forward.apply({"params": picked["feed_forward"]}, x, ffn_seed)
         x = nn.with_logical_constraint(x, ("batch", "length", "act_model"))
         collected = {name: inside[name] for name in wanted}

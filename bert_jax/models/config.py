@@ -9,6 +9,7 @@ from bert_jax.errors import BertJaxError
 Activation = Literal["gelu", "gelu_new", "quick_gelu", "relu"]
 Share = Literal["none", "attention", "feed_forward", "all"]
 Remat = Literal["elementwise", "attention", "feed_forward", "full"]
+Positions = Literal["absolute", "relative"]
 Head = Literal["pooler", "mlm", "pair", "classifier", "tagger", "span", "choice", "discriminator"]
 
 
@@ -21,12 +22,16 @@ class EncoderConfig:
       embedding_width: E; when it differs from ``hidden_width`` the embeddings are factorised (ALBERT section 3.1).
       hidden_width: D. layers: blocks of attention and feed-forward, before ``inner_layers``. heads: N; head width is D/N.
       ffn_width: F. max_length: longest sequence. segments: S, rows of the segment table; 0: there is none (DistilBERT).
+      positions: ``absolute``: tables of positions and segments are added to the embeddings. ``relative``: the encoder of XLNet,
+        :mod:`bert_jax.models.relative`: no tables, no layer norm of the embeddings; segments count as same or different, so
+        that S is 2 (or 0: not at all).
       position_offset: rows of the position table before that of the first token; the table has ``max_length`` more.
         RoBERTa has 2: its positions count on from the id of the padding piece.
       activation: gelu = erf form (Hugging Face BERT), gelu_new = tanh form (the TensorFlow originals, ALBERT),
         quick_gelu = sigmoid form, relu.
       pooler_activation: tanh in BERT, ALBERT and RoBERTa; gelu in ELECTRA and relu in DistilBERT, whose pooler belongs to
-        their classifiers. mlm_activation: of the masked-language-model head; None: as ``activation``.
+        their classifiers. mlm_activation: of the masked-language-model head; None: as ``activation``. mlm_transform: whether
+        that head has an affine map, activation and layer norm before the product with the token table; XLNet's has not.
       share: which parameters the layers share. groups: sets of shared parameters over the depth; inner_layers: different
         layers applied one after another inside each step of depth (ALBERT's num_hidden_groups, inner_group_num).
       dropout, attention_dropout: rates in training for hidden states and attention probabilities.
@@ -50,11 +55,13 @@ class EncoderConfig:
     heads: int = 12
     ffn_width: int = 3072
     max_length: int = 512
+    positions: Positions = "absolute"
     position_offset: int = 0
     segments: int = 2
     activation: Activation = "gelu"
     pooler_activation: Literal["tanh", "gelu", "relu"] = "tanh"
     mlm_activation: Activation | None = None
+    mlm_transform: bool = True
     share: Share = "none"
     groups: int = 1
     inner_layers: int = 1
@@ -84,6 +91,12 @@ class EncoderConfig:
                 raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must be in [0, 1)")
         if self.hidden_width % self.heads:
             raise BertJaxError(f"encoder.hidden_width {self.hidden_width} is not a multiple of heads {self.heads}")
+        if self.positions == "relative" and self.segments not in (0, 2):
+            raise BertJaxError(f"encoder.segments is {self.segments}: with relative positions 2 (same, different) or 0")
+        if self.positions == "relative" and (self.hidden_width % 2 or self.position_offset):
+            raise BertJaxError("encoder.positions=relative needs an even encoder.hidden_width, and no encoder.position_offset")
+        if not self.mlm_transform and self.embedding_width != self.hidden_width:
+            raise BertJaxError("encoder.mlm_transform=false needs an encoder.embedding_width equal to hidden_width")
         if self.layers % self.groups:
             raise BertJaxError(f"encoder.layers {self.layers} is not a multiple of groups {self.groups}")
         if self.share == "none" and (self.groups, self.inner_layers) != (1, 1):

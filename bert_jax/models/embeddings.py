@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from bert_jax import functional
 from bert_jax.models.config import EncoderConfig
@@ -10,10 +10,12 @@ from bert_jax.models.layers import Dense, LayerNorm, truncated_normal
 
 
 class Embeddings(nn.Module):
-    """Sum of the embeddings, layer norm, dropout, and for E != D an affine map to D (ALBERT section 3.1).
+    """Sum of the embeddings, layer norm, dropout, and for E != D an affine map to D (ALBERT section 3.1). With relative
+    positions neither tables of positions and segments nor a norm; query slots (XLNet's second stream) begin with ``query``.
 
-    Parameters: ``token`` [V padded, E], ``position`` [position_offset + max_length, E], ``segment`` [S, E] unless S is 0,
-    ``norm``, and for E != D ``projection`` with kernel [E, D] and bias [D] (ALBERT's embedding_hidden_mapping_in).
+    Parameters: ``token`` [V padded, E]; ``position`` [position_offset + max_length, E], ``segment`` [S, E] unless S is 0,
+    ``norm``, or with relative positions ``query`` [E] (the reference's mask_emb); and for E != D ``projection`` with kernel
+    [E, D] and bias [D] (ALBERT's embedding_hidden_mapping_in).
     """
 
     config: EncoderConfig
@@ -21,32 +23,42 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(
         self, ids: Int[Array, "B L"], segment_ids: Int[Array, "B L"], position_ids: Int[Array, "B L"] | None,
-        seed: UInt32[Array, "2"] | None,
+        seed: UInt32[Array, "2"] | None, query_slots: Bool[Array, "B L"] | None = None,
     ) -> Float[Array, "B L D"]:
         config = self.config
         width, std = config.embedding_width, config.init_std
         token = self.param(
             "token", truncated_normal(std, ("vocab", "embedding")), (config.padded_vocab_size, width), jnp.float32
         )
-        offset, rows = config.position_offset, config.position_offset + config.max_length
-        position = self.param("position", truncated_normal(std, ("position", "embedding")), (rows, width), jnp.float32)
         x = jnp.take(token, ids, axis=0)
         # Rows over data, width over fsdp, as the table lies; then rows over both. Straight from one to the other XLA would
         # put the whole batch on every device in between.
         x = nn.with_logical_constraint(x, ("lookup", "length", "embedding"))
         x = nn.with_logical_constraint(x, ("batch", "length", "act_model"))
+        if config.positions == "absolute":
+            x = self._add_tables(x, segment_ids, position_ids)
+            x = LayerNorm(config.norm_eps, axis="embedding", name="norm")(x)
+        else:
+            query = self.param("query", truncated_normal(std, ("embedding",)), (width,), jnp.float32)
+            if query_slots is not None:
+                x = jnp.where(query_slots[..., None], query, x)
+        x = functional.dropout(x.astype(config.compute_dtype), config.dropout, seed)
+        if width != config.hidden_width:
+            x = Dense(config, (config.hidden_width,), (None, "model"), name="projection")(x)
+        return nn.with_logical_constraint(x, ("batch", "length", "act_model"))
+
+    def _add_tables(
+        self, x: Float[Array, "B L E"], segment_ids: Int[Array, "B L"], position_ids: Int[Array, "B L"] | None
+    ) -> Float[Array, "B L E"]:
+        config, std = self.config, self.config.init_std
+        offset, rows = config.position_offset, config.position_offset + config.max_length
+        position = self.param("position", truncated_normal(std, ("position", "embedding")), (rows, x.shape[-1]), jnp.float32)
         if config.segments:
             segment = self.param(
-                "segment", truncated_normal(std, ("segment", "embedding")), (config.segments, width), jnp.float32
+                "segment", truncated_normal(std, ("segment", "embedding")), (config.segments, x.shape[-1]), jnp.float32
             )
             # The segment table is tiny: a one-hot product has a far cheaper gradient than a scatter with two targets.
             x += jnp.equal(segment_ids[..., None], jnp.arange(config.segments)).astype(jnp.float32) @ segment
         if position_ids is None:
-            x += position[offset : offset + ids.shape[1]]
-        else:
-            x += jnp.take(position, position_ids + offset, axis=0)
-        x = LayerNorm(config.norm_eps, axis="embedding", name="norm")(x).astype(config.compute_dtype)
-        x = functional.dropout(x, config.dropout, seed)
-        if width != config.hidden_width:
-            x = Dense(config, (config.hidden_width,), (None, "model"), name="projection")(x)
-        return nn.with_logical_constraint(x, ("batch", "length", "act_model"))
+            return x + position[offset : offset + x.shape[1]]
+        return x + jnp.take(position, position_ids + offset, axis=0)

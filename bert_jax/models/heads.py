@@ -47,7 +47,8 @@ class Pooler(nn.Module):
 class MaskedLanguageModelHead(nn.Module):
     """Vocabulary logits [B, M, V padded], decoder tied to the token embeddings (BERT's ``cls.predictions``).
 
-    Affine map D -> E, activation, layer norm, product with the token table [V, E], bias [V]. Logits are float32; those of
+    Affine map D -> E, activation, layer norm (all three only with ``mlm_transform``), product with the token table [V, E],
+    bias [V]. Logits are float32; those of
     rows that only pad the table are the most negative float32.
     """
 
@@ -56,9 +57,11 @@ class MaskedLanguageModelHead(nn.Module):
     @nn.compact
     def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B M V"]:
         config = self.config
-        x = Dense(config, (config.embedding_width,), ("model", None), name="transform")(inputs.chosen)
-        x = functional.activate(x, config.mlm_activation or config.activation)
-        x = LayerNorm(config.norm_eps, axis=None, name="norm")(x)
+        x = inputs.chosen
+        if config.mlm_transform:
+            x = Dense(config, (config.embedding_width,), ("model", None), name="transform")(x)
+            x = functional.activate(x, config.mlm_activation or config.activation)
+            x = LayerNorm(config.norm_eps, axis=None, name="norm")(x)
         bias = self.param("bias", constant(0.0, ("vocab",)), (config.padded_vocab_size,), jnp.float32)
         flat = functional.product(x.reshape(-1, config.embedding_width), inputs.token_table.T, jnp.dtype("float32"))
         logits = flat.reshape(*x.shape[:-1], -1) + bias

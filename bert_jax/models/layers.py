@@ -26,7 +26,8 @@ def constant(value: float, axes: tuple[str | None, ...]):
 
 
 class Dense(nn.Module):
-    """An affine map over the last ``inputs`` axes to axes of sizes ``features``; ``axes`` names those of the kernel.
+    """An affine map (a linear one without ``bias``) over the last ``inputs`` axes to axes of sizes ``features``; ``axes`` names
+    those of the kernel.
 
     (Linen's DenseGeneral initialises a flattened kernel, to which logical axis names cannot be attached under a mesh.)
     """
@@ -35,19 +36,22 @@ class Dense(nn.Module):
     features: tuple[int, ...]
     axes: tuple[str | None, ...]
     inputs: int = 1
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         shape = x.shape[-self.inputs :] + self.features
         kernel = self.param("kernel", truncated_normal(self.config.init_std, self.axes), shape, jnp.float32)
-        bias = self.param("bias", constant(0.0, self.axes[self.inputs :]), self.features, jnp.float32)
         dtype, rows = jnp.dtype(self.config.compute_dtype), x.shape[: -self.inputs]
         # As one product of two matrices: XLA:CPU differentiates that twice as fast as a product of higher rank.
         kernel = kernel.reshape(-1, math.prod(self.features))
         # Named once more, because XLA:TPU scatters the sum of gradients of a matrix, but not of an array of three axes.
         kernel = nn.with_logical_constraint(kernel, (self.axes[0], self.axes[self.inputs]))
         flat = functional.product(x.astype(dtype).reshape(math.prod(rows), -1), kernel, dtype)
-        return checkpoint_name(flat.reshape(*rows, *self.features) + bias.astype(dtype), self.name)
+        result = flat.reshape(*rows, *self.features)
+        if self.bias:
+            result += self.param("bias", constant(0.0, self.axes[self.inputs :]), self.features, jnp.float32).astype(dtype)
+        return checkpoint_name(result, self.name)
 
 
 class LayerNorm(nn.Module):
@@ -64,24 +68,26 @@ class LayerNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with its residual connection and layer norm.
+    """Multi-head self-attention with its residual connection and layer norm; with ``memory``, attention to those states.
 
-    Returns the new hidden states [B, L, D] and ``{"queries", "keys", "values": [B, L, N, H], "attentions": [B, N, L, L]}``;
-    whatever the caller does not use is never computed.
+    Keys are the first K states, as many as ``bias`` has. Returns the new hidden states [B, Q, D] and ``{"queries":
+    [B, Q, N, H], "keys", "values": [B, K, N, H], "attentions": [B, N, Q, K]}``; what the caller does not use is never computed.
     """
 
     config: EncoderConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], bias: Float[Array, "B 1 Q L"], seed: UInt32[Array, "2"] | None
-    ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
+        self, x: Float[Array, "B Q D"], bias: Float[Array, "B 1 #Q K"], seed: UInt32[Array, "2"] | None,
+        memory: Float[Array, "B L D"] | None = None,
+    ) -> tuple[Float[Array, "B Q D"], dict[str, Array]]:
         config = self.config
         probability_seed, output_seed = (None, None) if seed is None else functional.fold(seed, jnp.arange(2))
         shape, axes = (config.heads, config.head_width), ("model", "heads", "head_width")
         query = Dense(config, shape, axes, name="query")(x)
-        keys = Dense(config, shape, axes, name="key")(x)
-        value = Dense(config, shape, axes, name="value")(x)
+        seen = (x if memory is None else memory)[:, : bias.shape[-1]]
+        keys = Dense(config, shape, axes, name="key")(seen)
+        value = Dense(config, shape, axes, name="value")(seen)
         query, keys, value = (
             nn.with_logical_constraint(a, ("batch", "length", "act_heads", "head_width")) for a in (query, keys, value)
         )

@@ -2,11 +2,13 @@
 
 from typing import ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from bert_jax import functional
+from bert_jax.data.examples import AnyExamples
 from bert_jax.models import api
 from bert_jax.models.api import Outputs
 from bert_jax.models.config import EncoderConfig
@@ -47,15 +49,21 @@ class Objective:
       name: prefix of its metrics, and of its own parameters if it has any.
       weight: factor of its loss in the sum that is minimised; a field of every subclass.
       heads: heads of the encoder that it needs. needs: batch keys that it needs from the data.
+      rank: when it corrupts the batch, whatever its place in the configuration: -1 before any token has changed, 1 after the
+        others, to leave alone what they chose.
     """
 
     name: ClassVar[str]
     heads: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
+    rank: ClassVar[int] = 0
     weight: float
 
     def check(self, encoder: EncoderConfig, length: int) -> None:
         """Raises BertJaxError where it cannot be used with this encoder, or with rows of ``length`` tokens."""
+
+    def check_examples(self, examples: AnyExamples) -> None:
+        """Raises BertJaxError where examples that give all it ``needs`` are still not such as it expects."""
 
     def own_heads(self, encoder: EncoderConfig) -> api.Heads:
         """Heads that serve this objective alone, and are left behind with it; their results come in ``outputs.logits``."""
@@ -103,6 +111,18 @@ def add_predictions(
     }
 
 
+def asked_positions(batch: Batch) -> Bool[Array, "B L"]:
+    """Where :func:`add_predictions` has been asked for predictions that weigh."""
+    asked, rows = jnp.zeros(batch["input_ids"].shape, bool), jnp.arange(len(batch["input_ids"]))[:, None]
+    for name in [key.removesuffix("_weights") for key in batch if key.endswith("_weights")]:
+        if f"{name}_offset" not in batch:
+            continue  # not a vocabulary prediction
+        weights, begin = batch[f"{name}_weights"], batch[f"{name}_offset"].shape[1]
+        positions = batch["masked_positions"][:, begin : begin + weights.shape[1]]
+        asked = asked.at[rows, positions].max(weights > 0)
+    return asked
+
+
 def predicted(outputs: Outputs, batch: Batch, name: str) -> dict[str, Ratio]:
     """Cross entropy in nats and accuracy over the predictions that :func:`add_predictions` asked for under ``name``."""
     labels, weights, begin = batch[f"{name}_labels"], batch[f"{name}_weights"], batch[f"{name}_offset"].shape[1]
@@ -113,6 +133,14 @@ def scored(logits: Float[Array, "*b C"], labels: Int[Array, "*b"], weights: Floa
     """``loss``, cross entropy in nats, and ``accuracy`` of weighted labels."""
     total = weights.sum()
     entropy, hits = functional.score_labels(logits, labels)
+    return {"loss": Ratio((entropy * weights).sum(), total), "accuracy": Ratio((hits * weights).sum(), total)}
+
+
+def scored_truth(logits: Float[Array, "B L2"], truths: Bool[Array, "B L"], weights: Float[Array, "B L"]) -> dict[str, Ratio]:
+    """``loss``, cross entropy in nats, and ``accuracy`` of logits that something is true."""
+    logits = logits[:, : truths.shape[1]]  # slots that another objective has put after the text have no truth
+    total, entropy = weights.sum(), jax.nn.softplus(jnp.where(truths, -logits, logits))
+    hits = (logits > 0) == truths
     return {"loss": Ratio((entropy * weights).sum(), total), "accuracy": Ratio((hits * weights).sum(), total)}
 
 

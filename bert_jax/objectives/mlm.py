@@ -1,18 +1,20 @@
-"""Masked language modelling (Devlin et al. 2019, section 3.1), whole-word masking, ALBERT's n-gram masking."""
+"""Masked language modelling (Devlin et al. 2019, section 3.1) with every choice of what is hidden, how much, and by what."""
 
 import dataclasses
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from bert_jax import functional
 from bert_jax.errors import BertJaxError
 from bert_jax.models.api import Outputs
+from bert_jax.objectives import masking
 from bert_jax.objectives.base import Objective, Pieces, add_predictions, predicted
 from bert_jax.task import Batch, Ratio
+
+CONTINUES = {"phrase": "phrase_continues", "entity": "entity_continues"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,117 +22,121 @@ class MaskedLM(Objective):
     """Predict hidden pieces. Fresh positions every step, drawn on the device.
 
     Attributes:
-      rate: share of a row's real tokens (specials counted, as BERT counts them) that are predicted, at least one.
-      unit: ``piece`` draws single pieces; ``word`` draws whole words, first come first served within the budget of pieces,
-        a word that exceeds what is left being skipped.
+      rate: share of a row's real tokens (specials counted, as BERT counts them; not counted for spans, as SpanBERT does) that
+        are predicted, at least one.
+      final_rate, rate_steps: the rate goes in a straight line from ``rate`` to ``final_rate`` over so many updates and stays
+        there. None: it is constant.
+      eval_rate: of held-out batches; None: the last rate of training. MosaicBERT trains with 0.3 and evaluates with 0.15.
+      unit: what is drawn, at random. ``piece``: single pieces. ``word``: whole words, first come first served within the budget
+        of pieces, a word that exceeds what is left being skipped (as in BERT; in short rows long words are thus rarer).
+        ``phrase``, ``entity``: the same with the words of a phrase or a named entity as one, all other words being units too
+        (ERNIE, Sun et al. 2019, section 3.2). ``span``: SpanBERT's spans of 1 to 10 whole words (Joshi et al. 2020,
+        section 3.1).
       max_ngram: with words, units of n consecutive words, p(n) proportional to 1/n for n <= max_ngram (ALBERT section 4.1:
         3); a unit too long for the budget is tried shorter, one that overlaps a chosen unit is skipped.
-      mask, random: shares of the chosen pieces replaced by [MASK] and by a random piece; the rest stay. Decided per piece.
+      mask, random, unknown: shares of what is chosen that [MASK], a random piece or [UNK] replaces; the rest stays.
+      replace: whether that is decided for each piece, as in BERT, ALBERT and ERNIE (its batching.py), or once for a ``unit``,
+        as in SpanBERT (random pieces still differ within it).
     """
 
     rate: float = 0.15
-    unit: Literal["piece", "word"] = "piece"
+    final_rate: float | None = None
+    rate_steps: int = 0
+    eval_rate: float | None = None
+    unit: Literal["piece", "word", "phrase", "entity", "span"] = "piece"
     max_ngram: int = 1
     mask: float = 0.8
     random: float = 0.1
+    unknown: float = 0.0
+    replace: Literal["piece", "unit"] = "piece"
     weight: float = 1.0
 
     name: ClassVar[str] = "mlm"
     heads: ClassVar[tuple[str, ...]] = ("mlm",)
-    needs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "word_starts")
 
     def __post_init__(self):
-        if not 0 < self.rate < 1:
-            raise BertJaxError(f"MaskedLM.rate is {self.rate}: it must lie between 0 and 1")
-        if self.mask < 0 or self.random < 0 or self.mask + self.random > 1 + 1e-9:
-            raise BertJaxError(f"MaskedLM.mask {self.mask} and random {self.random} must be shares that sum to at most 1")
-        if self.max_ngram < 1 or (self.unit == "piece" and self.max_ngram != 1):
+        for field in ("rate", "final_rate", "eval_rate"):
+            if getattr(self, field) is not None and not 0 < getattr(self, field) < 1:
+                raise BertJaxError(f"MaskedLM.{field} is {getattr(self, field)}: it must lie between 0 and 1")
+        if (self.final_rate is None) != (self.rate_steps == 0) or self.rate_steps < 0:
+            raise BertJaxError(
+                f"MaskedLM.final_rate {self.final_rate} and rate_steps {self.rate_steps}: set both for a schedule, or neither"
+            )
+        shares = (self.mask, self.random, self.unknown)
+        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+            raise BertJaxError(f"MaskedLM.mask, random and unknown {shares} must be shares that sum to at most 1")
+        if self.max_ngram < 1 or (self.unit != "word" and self.max_ngram != 1):
             raise BertJaxError(f"MaskedLM.max_ngram {self.max_ngram} needs unit='word' and at least 1")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Word starts for all but single pieces; where phrases or entities go on, for these."""
+        words = () if self.unit == "piece" else ("word_starts",)
+        return ("input_ids", "attention_mask", *words, *([CONTINUES[self.unit]] if self.unit in CONTINUES else []))
+
     def predictions(self, length: int) -> int:
-        """M, the static number of prediction slots in a row of ``length`` tokens (19 for 128, 77 for 512 at 15%)."""
-        return max(1, int(self.rate * length + 0.5))
+        """M, the static number of prediction slots in a row of ``length`` tokens (19 for 128, 77 for 512 at 15%): enough for
+        the largest of the rates."""
+        most = max(self.rate, self.final_rate or 0.0, self.eval_rate or 0.0)
+        return max(1, masking.most_of_share(most, length) if self.unit == "span" else int(most * length + 0.5))
+
+    def rate_at(self, step: Int[Array, ""] | None) -> float | Float[Array, ""]:
+        """The share that is predicted in the update after ``step`` others; None: in evaluation."""
+        last = self.rate if self.final_rate is None else self.final_rate
+        if step is None:
+            return last if self.eval_rate is None else self.eval_rate
+        return self.rate + (last - self.rate) * jnp.minimum(step / max(self.rate_steps, 1), 1.0)
 
     def corrupt(self, batch: Batch, seeds: UInt32[Array, "B 2"], pieces: Pieces, step: Int[Array, ""] | None) -> Batch:
         """Replaces ``input_ids`` and adds ``masked_positions`` int32 [B, M] (ascending), ``mlm_labels`` int32 [B, M]
-        and ``mlm_weights`` float32 [B, M], 0 in the slots that a short row leaves empty."""
+        and ``mlm_weights`` float32 [B, M], 0 in the slots that a short row leaves empty. With spans also, int32 [B, M] each,
+        ``span_left`` and ``span_right``, the places before and after the span of a slot, and ``span_place``, its place in it
+        from 0 on."""
         ids, maskable = batch["input_ids"], pieces.maskable(batch)
         slots = self.predictions(ids.shape[1])
-        tokens = batch["attention_mask"].sum(axis=-1)
-        budget = jnp.clip(jnp.floor(self.rate * tokens + 0.5).astype(jnp.int32), 1, slots)
+        rate = self.rate_at(step)
+        if self.unit == "span":
+            budget = masking.ceil_share(rate, maskable.sum(axis=-1))
+        else:  # halves up, as BERT
+            budget = jnp.floor(rate * batch["attention_mask"].sum(axis=-1) + 0.5).astype(jnp.int32)
+        budget = jnp.clip(budget, 1, slots)
 
         choice, action_seeds, random_seeds = (functional.fold(seeds, number) for number in range(3))
-        if self.unit == "piece":
-            chosen = _choose_pieces(choice, maskable, budget, slots)
-        else:
-            chosen = _choose_words(choice, maskable, batch["word_starts"], budget, slots, self.max_ngram)
-        found, positions = jax.lax.top_k(chosen.astype(jnp.int32), slots)  # ties go to the lower position
+        first = self._choose(choice, batch, maskable, budget, slots)
+        found, positions = jax.lax.top_k((first >= 0).astype(jnp.int32), slots)  # ties go to the lower position
 
-        labels = jnp.take_along_axis(ids, positions, axis=1)
-        action = functional.uniform(action_seeds, positions.shape)
+        def at(values):
+            return jnp.take_along_axis(values, positions, axis=1)
+
+        labels = at(ids)
+        if self.replace == "piece":
+            action = functional.uniform(action_seeds, positions.shape)
+        else:  # what is drawn for the first place of a unit serves all of it
+            action = jnp.take_along_axis(functional.uniform(action_seeds, ids.shape), jnp.maximum(at(first), 0), axis=1)
         drawn = pieces.draw(random_seeds, positions.shape)
-        replaced = jnp.where(action < self.mask, pieces.mask_id, jnp.where(action < self.mask + self.random, drawn, labels))
+        replaced = masking.replacements(action, labels, drawn, pieces, self.mask, self.random, self.unknown)
         replaced = jnp.where(found > 0, replaced, labels)
         rows = jnp.arange(ids.shape[0])[:, None]
         ids = ids.at[rows, positions].set(replaced, unique_indices=True, mode="promise_in_bounds")
-        return add_predictions(batch | {"input_ids": ids}, self.name, positions, labels, found)
+        batch = batch | {"input_ids": ids}
+        if self.unit == "span":
+            batch |= {
+                "span_left": jnp.maximum(at(first) - 1, 0), "span_place": jnp.maximum(positions - at(first), 0),
+                "span_right": jnp.minimum(at(masking.run_ends(first >= 0)), ids.shape[1] - 1),
+            }
+        return add_predictions(batch, self.name, positions, labels, found)
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:
         """Cross entropy in nats and accuracy over the predicted pieces."""
         return predicted(outputs, batch, self.name)
 
-
-def _choose_pieces(
-    seeds: UInt32[Array, "B 2"], maskable: Bool[Array, "B L"], budget: Int[Array, " B"], slots: int
-) -> Bool[Array, "B L"]:
-    """Uniformly without replacement: the ``budget`` largest of uniform noise."""
-    noise = jnp.where(maskable, functional.uniform(seeds, maskable.shape), -1.0)
-    value, position = jax.lax.top_k(noise, slots)
-    taken = (value >= 0) & (jnp.arange(slots) < budget[:, None])
-    rows = jnp.arange(maskable.shape[0])[:, None]
-    return jnp.zeros_like(maskable).at[rows, position].set(taken, unique_indices=True, mode="promise_in_bounds")
-
-
-def _choose_words(
-    seeds: UInt32[Array, "B 2"], maskable: Bool[Array, "B L"], word_starts: Bool[Array, "B L"], budget: Int[Array, " B"],
-    slots: int, max_ngram: int,
-) -> Bool[Array, "B L"]:
-    """Greedy choice of units of up to ``max_ngram`` whole words in a random order of their first words."""
-    rows, length = maskable.shape
-    order_seeds, size_seeds = functional.fold(seeds, 0), functional.fold(seeds, 1)
-    place = jnp.arange(length)
-
-    # next_start[p]: where the word at p ends, which is the next word start, special token or padding, or L.
-    boundary = jnp.where(word_starts | ~maskable, place, length)
-    next_start = jax.lax.cummin(boundary, axis=1, reverse=True)
-    next_start = jnp.concatenate([next_start[:, 1:], jnp.full((rows, 1), length)], axis=1)
-
-    # A chosen unit fills at least one slot, so after 2M candidates the budget is spent but for words too long for it.
-    candidates = min(length, 2 * slots)
-    noise = jnp.where(word_starts & maskable, functional.uniform(order_seeds, maskable.shape), -1.0)
-    value, start = jax.lax.top_k(noise, candidates)
-    shares = np.cumsum(1.0 / np.arange(1, max_ngram + 1))
-    drawn = functional.uniform(size_seeds, start.shape)
-    size = 1 + jnp.searchsorted(jnp.asarray(shares / shares[-1], jnp.float32), drawn, "right")
-
-    # ends[n-1]: where a unit of n words from each candidate ends; it stops short before a special token.
-    ends = [jnp.take_along_axis(next_start, start, axis=1)]
-    inside = jnp.pad(maskable, ((0, 0), (0, 1)))
-    padded_next = jnp.pad(next_start, ((0, 0), (0, 1)), constant_values=length)
-    for _ in range(max_ngram - 1):
-        last = ends[-1]
-        further = jnp.take_along_axis(padded_next, last, axis=1)
-        ends.append(jnp.where(jnp.take_along_axis(inside, last, axis=1), further, last))
-
-    def consider(step, carry):
-        chosen, left = carry
-        begin, end = start[:, step], start[:, step]
-        for n, unit_end in enumerate(ends, start=1):  # the longest of the allowed sizes that the budget still covers
-            fits = (n <= size[:, step]) & (unit_end[:, step] - begin <= left)
-            end = jnp.where(fits, unit_end[:, step], end)
-        unit = (place >= begin[:, None]) & (place < end[:, None])
-        accepted = (value[:, step] >= 0) & ~(unit & chosen).any(axis=1)
-        return chosen | (unit & accepted[:, None]), left - jnp.where(accepted, end - begin, 0)
-
-    chosen, _ = jax.lax.fori_loop(0, candidates, consider, (jnp.zeros_like(maskable), budget))
-    return chosen
+    def _choose(self, seeds: Array, batch: Batch, maskable: Array, budget: Array, slots: int) -> Int[Array, "B L"]:
+        """Where the unit begins that a chosen place belongs to, -1 elsewhere."""
+        if self.unit == "piece":
+            return masking.pieces(seeds, maskable, budget, slots)
+        starts = batch["word_starts"]
+        if self.unit == "span":
+            return masking.spans(seeds, maskable, starts, budget, slots)
+        if self.unit in CONTINUES:
+            starts &= ~batch[CONTINUES[self.unit]]
+        return masking.words(seeds, maskable, starts, budget, slots, self.max_ngram)

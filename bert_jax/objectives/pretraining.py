@@ -2,9 +2,7 @@
 
 import collections
 import dataclasses
-import hashlib
-import logging
-import shutil
+import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -12,26 +10,23 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from bert_jax import functional, tokenizers
+from bert_jax import functional
 from bert_jax.data import turns
 from bert_jax.data.examples import AnyExamples, examples_that_give
 from bert_jax.data.loader import heldout_batches, train_batches
 from bert_jax.data.pairs import PairSpec
+from bert_jax.data.rows import CHANNEL_OF
 from bert_jax.data.store import TokenStore
+from bert_jax.data.streams import Streams
+from bert_jax.data.translations import Translations
 from bert_jax.errors import BertJaxError
-from bert_jax.model import load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives import AnyObjective
 from bert_jax.objectives.base import Pieces
 from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.task import Batch, Examples, Losses, Ratio
-
-log = logging.getLogger("bert_jax")
-
-# Fields of an encoder in which a checkpoint may differ from the run that starts from it: how it is trained and computed.
-_MAY_DIFFER = {"dropout", "attention_dropout", "head_dropout", "init_std", "compute_dtype", "remat", "unroll", "with_heads",
-               "labels", "vocab_multiple"}
+from bert_jax.warm_start import save_beside, warm_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +65,15 @@ class Pretraining:
         if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
             raise BertJaxError(f"task.turns are named {names}: metrics' names begin with them, they must differ and be words")
         for number, turn in enumerate(self.all_turns):
-            if turn.share <= 0:
+            if not 0 < turn.share < math.inf:
                 raise BertJaxError(f"task.turns.{number - 1}.share is {turn.share}: it must be above 0")
             _check(f"task.turns.{number - 1}" if number else "task", self.encoder, turn.objectives, turn.examples)
+            for objective in turn.objectives:
+                if objective.own_heads(self.encoder) != self.all_objectives[objective.name].own_heads(self.encoder):
+                    raise BertJaxError(
+                        f"{objective} and {self.all_objectives[objective.name]} take turns, but have another head each: an "
+                        "objective has one head, whoever's turn it is"
+                    )
 
     @property
     def all_turns(self) -> tuple[Turn, ...]:
@@ -101,6 +102,7 @@ def _check(where: str, encoder: EncoderConfig, objectives: tuple[AnyObjective, .
             if head not in encoder.with_heads:
                 raise BertJaxError(f"objective {type(objective).__name__} needs {head!r} in task.encoder.with_heads")
         objective.check(encoder, examples.length)
+        objective.check_examples(examples)
     if examples.length > encoder.max_length:
         raise BertJaxError(
             f"{where}.examples.length {examples.length} exceeds the position table, task.encoder.max_length "
@@ -124,6 +126,14 @@ class PretrainingTask:
                 f"the tokenizer of the data has {tokenizer.vocab_size} pieces, the model a vocabulary of "
                 f"{config.encoder.vocab_size}: set task.encoder.vocab_size={tokenizer.vocab_size}"
             )
+        languages = len(store.split("train").languages)
+        for turn in self._turns:
+            by_language = isinstance(turn.examples, Streams | Translations) and turn.examples.language_segments
+            if by_language and languages > config.encoder.segments:  # the lookup would give zeros for the others without a word
+                raise BertJaxError(
+                    f"segment ids are languages: the data has {languages}, the model {config.encoder.segments} segments: "
+                    f"set task.encoder.segments={languages}, or language_segments=false of the examples"
+                )
         ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
         self._pieces = Pieces(tokenizer.vocab_size, *ids, tuple(tokenizer.special_ids))
 
@@ -133,39 +143,11 @@ class PretrainingTask:
             params |= objective.init(encoder, jax.random.fold_in(key, number))
         return params
 
-    def start(self) -> api.Params | None:
-        """The parameters of ``task.init``.
-
-        Raises:
-          BertJaxError: it cannot be read, has another tokenizer than the data, or is another encoder than the task's.
-        """
+    def start(self, key: Key[Array, ""]) -> api.Params | None:
+        """The parameters of ``task.init``; see :func:`bert_jax.warm_start.warm_start`."""
         if self.config.init is None:
             return None
-        model, encoder = load(self.config.init), self.config.encoder
-        if model.tokenizer is not None and model.tokenizer.hash != self._store.tokenizer.hash:
-            raise BertJaxError(
-                f"{self.config.init} has another tokenizer than the data: prepare the text with --tokenizer {self.config.init}"
-            )
-        theirs, ours = (dataclasses.asdict(config) for config in (model.config, encoder))
-        differ = [name for name in ours if name not in _MAY_DIFFER and ours[name] != theirs[name]]
-        if differ:
-            wanted = " ".join(f"--set task.encoder.{name}={theirs[name]}" for name in differ)
-            raise BertJaxError(f"{self.config.init} is another encoder than task.encoder; to start from it: {wanted}")
-        own = {name for objective in self.config.all_objectives.values() for name in objective.logical_axes(encoder)}
-        fresh = (set(encoder.with_heads) | own) - model.params.keys()
-        unused = model.params.keys() - {*encoder.with_heads, "embeddings", "attention", "feed_forward"}
-        if fresh:
-            log.warning("%s has no head %s: it starts untrained", self.config.init, ", ".join(sorted(fresh)))
-        if unused:
-            log.warning("%s has a head %s that is not trained here and left out", self.config.init, ", ".join(sorted(unused)))
-        begun = self.init(jax.random.key(0)) if fresh else {}
-        params = {name: part for name, part in {**begun, **model.params}.items() if name not in unused}
-        for part, leaf in (("embeddings", "token"), ("mlm", "bias")):  # the rows that only pad the vocabulary
-            if part in model.params and part not in unused:
-                table = np.asarray(model.params[part][leaf])[: encoder.vocab_size]
-                extra = encoder.padded_vocab_size - encoder.vocab_size
-                params[part] = params[part] | {leaf: np.pad(table, [(0, extra)] + [(0, 0)] * (table.ndim - 1))}
-        return params
+        return warm_start(self.config.init, self.config.encoder, self.init, key, self._store.tokenizer.hash)
 
     def logical_axes(self) -> api.Params:
         axes = api.logical_axes(self.config.encoder)
@@ -174,23 +156,11 @@ class PretrainingTask:
         return axes
 
     def identity(self) -> dict[str, str]:
-        manifest = hashlib.blake2b(self._store.manifest.to_json().encode(), digest_size=16).hexdigest()
-        return {"tokenizer": self._store.tokenizer.hash, "data": manifest}
+        channels = {CHANNEL_OF[key] for turn in self._turns for key in _columns(turn) if key in CHANNEL_OF}
+        return {"tokenizer": self._store.tokenizer.hash, "data": self._store.identity(channels)}
 
     def save_assets(self, workdir: Path) -> None:
-        target = workdir / "tokenizer"
-        if target.exists():
-            there = tokenizers.load(target)
-            if there.hash != self._store.tokenizer.hash:
-                raise BertJaxError(
-                    f"{workdir} was trained with tokenizer {there.hash}, the data has {self._store.tokenizer.hash}: use the "
-                    "same one, or another --workdir"
-                )
-        else:
-            partial = workdir / "tokenizer.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            self._store.tokenizer.save(partial)
-            partial.rename(target)
+        save_beside(workdir, self._store.tokenizer)
 
     def corrupt(self, batch: Batch, key: Key[Array, ""], step: Array | None) -> Batch:
         rows = len(batch["input_ids"])
@@ -198,7 +168,7 @@ class PretrainingTask:
         if seeds is None:
             seeds = functional.fold(jax.random.bits(key, (2,), "uint32"), np.arange(rows))
         batch = batch | {"seeds": seeds, "real_tokens": batch["attention_mask"].sum(axis=-1, dtype="float32")}
-        for number, objective in enumerate(self._turn_of(batch).objectives):
+        for number, objective in sorted(enumerate(self._turn_of(batch).objectives), key=lambda pair: pair[1].rank):
             batch = objective.corrupt(batch, functional.fold(seeds, number), self._pieces, step)
         return batch
 
@@ -262,6 +232,8 @@ def majority_baseline(batches: Iterable[Batch]) -> float:
     """Accuracy of always predicting the most frequent label of the masked positions of corrupted ``batches``."""
     counts: collections.Counter[int] = collections.Counter()
     for batch in batches:
+        if "mlm_labels" not in batch or any(name.startswith(turns.marker("")) for name in batch):
+            continue  # nothing masked, or a turn's: ``mlm_accuracy`` does not count those
         labels = np.asarray(batch["mlm_labels"])[np.asarray(batch["mlm_weights"]) > 0]
         counts.update(dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True)))
     return max(counts.values()) / counts.total() if counts else 0.0

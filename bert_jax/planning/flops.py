@@ -1,12 +1,18 @@
 """Arithmetic and memory traffic of a training step from the shape of the model alone.
 
-XLA counts the body of a scan once, so its own cost analysis says nothing about depth. The tests hold these figures against the
-products in the traced program.
+XLA counts the body of a scan once, so its own cost analysis says nothing about depth. What an encoder costs is given by a
+formula, which the tests hold against the products in the traced program; what a task costs, with whatever its objectives do, is
+counted there.
 """
 
 import dataclasses
+import math
+from typing import Any
+
+import jax
 
 from bert_jax.models.config import EncoderConfig
+from bert_jax.objectives.pretraining import PretrainingTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +37,42 @@ class Work:
         return 3 * self.forward
 
 
+def products(jaxpr: Any, times: int = 1) -> int:
+    """Operations of all products of matrices in a traced program, loops counted as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * equation.outvars[0].aval.size * inner * times
+        again = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        for value in equation.params.values():
+            for inside in value if isinstance(value, (tuple, list)) else (value,):
+                inside = getattr(inside, "jaxpr", inside)
+                if hasattr(inside, "eqns"):
+                    total += products(inside, again)
+    return total
+
+
+def task_work(task: PretrainingTask, rows: int = 8) -> Work:
+    """:func:`work` of a task (of its first turn), generators, decoders and all: products counted in the traced program, traffic
+    and memory by the formula for its encoder."""
+    key = jax.eval_shape(jax.random.key, 0)
+    params = jax.eval_shape(task.init, key)
+    batch = jax.eval_shape(lambda batch, key: task.corrupt(batch, key, None), task.batch_shapes(rows), key)
+
+    def loss(params, batch, key):
+        return sum(term.value for term in task.loss(params, batch, key).terms.values())
+
+    forward = products(jax.make_jaxpr(loss)(params, batch, key).jaxpr) / rows
+    computed = products(jax.make_jaxpr(jax.grad(loss))(params, batch, key).jaxpr) / rows
+    predictions = batch["masked_positions"].shape[1] if "masked_positions" in batch else 0
+    encoder = work(task.config.encoder, batch["input_ids"].shape[1], predictions)
+    again = encoder.repeated / encoder.forward if encoder.forward else 0.0
+    # Gradients of what was only looked up make the backward pass a little less than twice the forward pass.
+    return dataclasses.replace(encoder, forward=forward, repeated=max(computed - 3 * forward, 0.0) if again else 0.0)
+
+
 def work(config: EncoderConfig, length: int, predictions: int) -> Work:
     """Operations and traffic for a sequence of ``length`` tokens of which M = ``predictions`` are predicted.
 
@@ -38,15 +80,18 @@ def work(config: EncoderConfig, length: int, predictions: int) -> Work:
     in float32), that all else is fused into its neighbours, and that the backward pass moves twice what the forward pass does.
     """
     width, ffn, embedding, vocabulary = config.hidden_width, config.ffn_width, config.embedding_width, config.padded_vocab_size
-    scores = 2 * length * length * width  # QK^T; as much again for the product with V
+    scores = mixing = 2 * length * length * width  # QK^T; as much again for the product with V
+    if config.positions == "relative":  # W of queries, their product with the waves of keys, and with two vectors of segments
+        scores += 2 * length * width * width + 2 * length * length * width * config.heads + 2 * length * config.segments * width
     intermediate = 2 * length * width * ffn
-    layer = 4 * 2 * length * width * width + 2 * scores + 2 * intermediate
+    layer = 4 * 2 * length * width * width + scores + mixing + 2 * intermediate
     forward = config.depth * layer
     if embedding != width:
         forward += 2 * length * embedding * width
-    forward += 2 * length * config.segments * embedding  # the segment table is read by a one-hot product
+    if config.positions == "absolute":
+        forward += 2 * length * config.segments * embedding  # the segment table is read by a one-hot product
     if "mlm" in config.with_heads:
-        forward += 2 * predictions * (width * embedding + embedding * vocabulary)
+        forward += 2 * predictions * (width * embedding * config.mlm_transform + embedding * vocabulary)
     if "pooler" in config.with_heads:
         forward += 2 * width * width
     if "pair" in config.with_heads:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import re
 import time
@@ -13,8 +14,7 @@ import jax
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.objectives.mlm import MaskedLM
-from bert_jax.objectives.pretraining import PretrainingTask
+from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
 from bert_jax.planning import flops
 from bert_jax.planning.chips import SLICE_LINK, Target
@@ -22,6 +22,8 @@ from bert_jax.planning.collectives import Collective, collectives, summary
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.step import abstract_state, make_train_step
+
+log = logging.getLogger("bert_jax")
 
 POLICIES = tuple(api.STORED)  # of EncoderConfig.remat, cheapest first
 
@@ -136,12 +138,18 @@ ASSUMPTIONS = (
 
 
 def plan(experiment: Experiment, target: Target) -> Plan:
-    """Compiles the training step of ``experiment`` for ``target`` and reports on it. No data is needed, no program is run.
+    """Compiles the training step of ``experiment`` for ``target`` and reports on it. No data is needed, no program is run. Of
+    objectives that take turns, those of the task itself are planned, and one warning line says so.
 
     Raises:
-      BertJaxError: mesh or batch do not fit together, or the compiler fails for another reason than memory.
+      BertJaxError: mesh or batch do not fit together, the task is no pre-training, or the compiler fails for another reason
+        than memory.
     """
     settings, encoder = experiment.train, experiment.task.encoder
+    if not isinstance(experiment.task, Pretraining):
+        raise BertJaxError(f"the task is {type(experiment.task).__name__}: only Pretraining can be planned")
+    if experiment.task.turns:
+        log.warning("planned without the turns %s: only task.objectives", ", ".join(t.name for t in experiment.task.turns))
     mesh = make_mesh(experiment.mesh, list(target.devices))
     check_rows("train.batch_size / accumulate", settings.batch_size // settings.accumulate, mesh)
     began = time.monotonic()
@@ -160,7 +168,7 @@ def plan(experiment: Experiment, target: Target) -> Plan:
     if peak and target.limit and peak > target.limit:
         refusal = f"peak {_gib(peak)} exceeds the {_gib(target.limit)} of a device"
     length = experiment.task.examples.length
-    work = flops.work(encoder, length, _predictions(experiment))
+    work = flops.task_work(PretrainingTask(experiment.task, None))
     found = collectives(text, mesh.size) if text else []
     slices = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]
     times = _times(experiment, work, found, slices, mesh, target)
@@ -215,7 +223,8 @@ def fit(
                 dataclasses.replace(experiment, task=dataclasses.replace(task, encoder=encoder), train=train), target
             )
 
-        stored = flops.work(encoder, task.examples.length, _predictions(experiment)).stored / mesh.shape["tensor"]
+        stored = flops.task_work(PretrainingTask(dataclasses.replace(task, encoder=encoder), None)).stored
+        stored /= mesh.shape["tensor"]
         start = int(0.85 * (target.limit - 4 * gradients) / stored)
         fits.append(_largest(policy, max(start, fits[-1].per_device if fits else 1, 1), gradients, attempt))
     return fits
@@ -256,12 +265,6 @@ def _largest(policy: str, start: int, gradients: int, attempt: Callable[[int], P
         else:
             size = guess if low < guess < high else (low + high) // 2
     return best or Fit(policy, 0, refused)
-
-
-def _predictions(experiment: Experiment) -> int:
-    """M, of the objective that predicts tokens, or 0."""
-    found = [objective for objective in experiment.task.objectives if isinstance(objective, MaskedLM)]
-    return found[0].predictions(experiment.task.examples.length) if found else 0
 
 
 def _step(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any, dict[str, jax.ShapeDtypeStruct]]]:

@@ -12,8 +12,8 @@ from rich.progress import track
 from bert_jax import config as configuration
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
-from bert_jax.model import EXPERIMENT, find, load
-from bert_jax.objectives.pretraining import PretrainingTask, majority_baseline
+from bert_jax.model import EXPERIMENT, find, load_run
+from bert_jax.objectives.pretraining import Pretraining, PretrainingTask, majority_baseline
 from bert_jax.parallel.cluster import Cluster
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
 from bert_jax.training.experiment import Experiment
@@ -56,6 +56,8 @@ def pretrain(
       BertJaxError: also when another process of the ``cluster`` has another experiment, other data or other devices.
     """
     cluster = cluster or Cluster()
+    if not isinstance(experiment.task, Pretraining):
+        raise BertJaxError(f"the task is {type(experiment.task).__name__}: pretrain runs Pretraining alone")
     cluster.agree("experiment", configuration.to_json(experiment))
     task = PretrainingTask(experiment.task, TokenStore(data, verify=cluster.first_on_host))
     cluster.agree("data", task.identity())
@@ -71,7 +73,7 @@ def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limi
     if not (workdir / EXPERIMENT).is_file():
         raise BertJaxError(f"{checkpoint} is no work directory of pretrain: its objectives are not known")
     experiment = configuration.load(Experiment, workdir / EXPERIMENT)
-    model = load(checkpoint)
+    model = load_run(checkpoint, jax.eval_shape(PretrainingTask(experiment.task, None).init, jax.random.key(0)))
     store.check_tokenizer(model.tokenizer.hash)
     task = PretrainingTask(experiment.task, store)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])

@@ -90,7 +90,7 @@ def models(draw, combinations: list[tuple[str, tuple[str, ...]]] = COMBINATIONS)
     name, with_heads = draw(st.sampled_from(combinations))
     family = BY_NAME[name]
     heads = draw(st.integers(1, 3))
-    width = heads * draw(st.integers(1, 4))
+    width = heads * (2 if name == "xlnet" else 1) * draw(st.integers(1, 4))
     shares = name == "albert"
     groups = draw(st.integers(1, 3)) if shares else 1
     activation = draw(st.sampled_from(["gelu", "gelu_new", "quick_gelu", "relu"]))
@@ -108,9 +108,11 @@ def models(draw, combinations: list[tuple[str, tuple[str, ...]]] = COMBINATIONS)
         ffn_width=draw(st.integers(1, 9)),
         max_length=draw(st.integers(1, 9)),
         position_offset=draw(st.integers(1, 4)) if "roberta" in name else 0,
-        segments=0 if name == "distilbert" else draw(st.integers(1, 3)),
+        segments={"distilbert": 0, "xlnet": 2}[name] if name in ("distilbert", "xlnet") else draw(st.integers(1, 3)),
+        positions=family.fixed.get("positions", "absolute"),
+        mlm_transform=family.fixed.get("mlm_transform", True),
         activation=activation,
-        pooler_activation=family.fixed["pooler_activation"],
+        pooler_activation=family.fixed.get("pooler_activation", "tanh"),
         mlm_activation=family.mlm_activation if other else None,
         share="all" if shares else "none",
         groups=groups,

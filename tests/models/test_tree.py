@@ -16,6 +16,10 @@ CONFIGS = {
         vocab_size=1000, embedding_width=32, hidden_width=64, layers=4, heads=4, ffn_width=256, max_length=128,
         share="feed_forward", groups=2, inner_layers=2, vocab_multiple=128, with_heads=("pooler", "mlm"),
     ),
+    "relative": EncoderConfig(
+        vocab_size=1000, embedding_width=64, hidden_width=64, layers=3, heads=4, ffn_width=256, max_length=128,
+        positions="relative", mlm_transform=False, with_heads=("mlm",),
+    ),
 }
 
 

@@ -13,9 +13,8 @@ from bert_jax import functional, tokenizers
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.objectives import mlm
 from bert_jax.objectives.base import Pieces
-from bert_jax.objectives.mlm import MaskedLM
+from bert_jax.objectives.mlm import CONTINUES, MaskedLM
 
 PIECES = Pieces(vocab_size=60, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, special_ids=(0, 1, 2, 3, 4))
 ORDINARY = np.arange(5, 60)
@@ -39,12 +38,14 @@ def make_batch(lengths, length: int, seed: int = 0, word_rate: float = 0.6) -> d
     ids = np.where(place == 0, 2, np.where(special, 3, ids))
     starts = (rng.random(mask.shape) < word_rate) & mask & ~special
     starts[:, 1:] |= (special[:, :-1] & mask[:, 1:] & ~special[:, 1:])  # a segment begins with a word
-    return {"input_ids": np.where(mask, ids, 0).astype(np.int32), "attention_mask": mask, "word_starts": starts}
+    batch = {"input_ids": np.where(mask, ids, 0).astype(np.int32), "attention_mask": mask, "word_starts": starts}
+    # Phrases and entities take words of their own kinds together; a segment may begin inside one.
+    return batch | {key: starts & (rng.random(mask.shape) < 0.4) for key in CONTINUES.values()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def corrupt(objective, batch, key):
-    return objective.corrupt(batch, seeds(key, len(batch["input_ids"])), PIECES, None)
+def corrupt(objective, batch, key, step=None):
+    return objective.corrupt(batch, seeds(key, len(batch["input_ids"])), PIECES, step)
 
 
 def seeds(key, rows: int):
@@ -52,9 +53,9 @@ def seeds(key, rows: int):
     return functional.fold(jax.random.bits(key, (2,), jnp.uint32), jnp.arange(rows))
 
 
-def run(objective: MaskedLM, batch, key=KEY):
+def run(objective: MaskedLM, batch, key=KEY, step=None):
     """The corrupted batch in NumPy, with ``chosen``, the predicted positions as bool [B, L]."""
-    out = {name: np.asarray(value) for name, value in corrupt(objective, batch, key).items()}
+    out = {name: np.asarray(value) for name, value in corrupt(objective, batch, key, step).items()}
     chosen = np.zeros(batch["input_ids"].shape, int)
     rows = np.arange(len(chosen))[:, None]
     np.add.at(chosen, (rows, out["masked_positions"]), out["mlm_weights"].astype(int))
@@ -66,7 +67,11 @@ def budget(real_tokens: int, slots: int) -> int:
     return min(max(1, (15 * real_tokens + 50) // 100), slots)  # 15%, halves up, in integers
 
 
-@pytest.mark.parametrize("objective", [MaskedLM(), MaskedLM(unit="word"), MaskedLM(unit="word", max_ngram=3)], ids=repr)
+EVERY_UNIT = [MaskedLM(), MaskedLM(unit="word"), MaskedLM(unit="word", max_ngram=3), MaskedLM(unit="phrase"),
+              MaskedLM(unit="entity", replace="unit"), MaskedLM(unit="span", replace="unit")]
+
+
+@pytest.mark.parametrize("objective", EVERY_UNIT, ids=lambda o: f"{o.unit}{o.max_ngram}")
 def test_what_holds_of_every_unit(objective):
     batch = make_batch([*range(0, 65), *([64] * 447)], 64)
     before = {name: value.copy() for name, value in batch.items()}
@@ -84,7 +89,11 @@ def test_what_holds_of_every_unit(objective):
     for row in range(len(ids)):  # the slots in use come first, their positions ascending
         used = int(weights[row].sum())
         assert (weights[row, :used] == 1).all() and (np.diff(out["masked_positions"][row, :used]) > 0).all()
-        assert used <= budget(batch["attention_mask"][row].sum(), slots)
+        if objective.unit == "span":  # SpanBERT rounds up and counts no special tokens
+            ordinary = (batch["attention_mask"][row] & ~np.isin(ids[row], PIECES.special_ids)).sum()
+            assert used == min(max(1, -(-15 * ordinary // 100)), ordinary)
+        else:
+            assert used <= budget(batch["attention_mask"][row].sum(), slots)
     assert weights[:3].sum() == 0, "rows without text have nothing to predict"
     assert all((batch[name] == before[name]).all() for name in batch), "the input was written to"
     assert (out["attention_mask"] == batch["attention_mask"]).all()
@@ -125,6 +134,78 @@ def test_other_shares(mask, random):
     alike = 1 / len(ORDINARY)
     assert inside((new == PIECES.mask_id).sum(), len(new), mask)
     assert inside((new == old).sum(), len(new), 1 - mask - random + random * alike)
+
+
+@pytest.mark.parametrize("replace", ["piece", "unit"])
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_shares_with_unknown_for_pieces_and_for_units(unit, replace):
+    """30% [MASK], 20% random, 25% [UNK], 25% kept: of pieces, or of units, whose pieces then share their fate."""
+    batch = make_batch([64] * 2048, 64, word_rate=0.4)
+    objective = MaskedLM(unit=unit, mask=0.3, random=0.2, unknown=0.25, replace=replace)
+    out = run(objective, batch)
+    chosen, alike = out["chosen"], 1 / len(ORDINARY)
+    begins = chosen & ~np.pad(chosen, ((0, 0), (1, 0)))[:, :-1]  # runs of chosen places: spans, or words that may touch
+    if unit == "word":
+        begins = chosen & batch["word_starts"]
+    counted = begins if replace == "unit" else chosen
+    new, old = out["input_ids"][counted], batch["input_ids"][counted]
+    assert inside((new == PIECES.mask_id).sum(), len(new), 0.3) and inside((new == PIECES.unk_id).sum(), len(new), 0.25)
+    assert inside((new == old).sum(), len(new), 0.25 + 0.2 * alike)
+    # Of two neighbours in a unit: both [MASK] or neither, or as often as two independent draws say.
+    pairs = chosen[:, :-1] & chosen[:, 1:] & ~begins[:, 1:]
+    masked = out["input_ids"] == PIECES.mask_id
+    first, second = masked[:, :-1][pairs], masked[:, 1:][pairs]
+    assert len(first) > 2000
+    if replace == "unit":
+        assert (first == second).all()
+        apart = (out["input_ids"] != batch["input_ids"]) & ~np.isin(out["input_ids"], (PIECES.mask_id, PIECES.unk_id))
+        both = apart[:, :-1] & apart[:, 1:] & pairs
+        same = out["input_ids"][:, :-1][both] == out["input_ids"][:, 1:][both]
+        assert inside(same.sum(), len(same), alike), "random pieces of a unit are drawn one by one"
+    else:
+        assert inside((first & second).sum(), len(first), 0.09)
+
+
+def test_rate_follows_its_schedule():
+    """From 30% to 15% over 1,000 updates, evaluated at 10%; one static number of slots, that of the largest."""
+    objective = MaskedLM(rate=0.3, final_rate=0.15, rate_steps=1000, eval_rate=0.1)
+    batch = make_batch([400] * 3, 400)
+    assert objective.predictions(400) == 120
+    for step, expected in [(0, 120), (1, 120), (250, 105), (500, 90), (999, 60), (1000, 60), (10**6, 60), (None, 40)]:
+        out = run(objective, batch, step=None if step is None else jnp.int32(step))
+        assert out["mlm_weights"].shape == (3, 120) and (out["chosen"].sum(axis=1) == expected).all(), step
+    rising = MaskedLM(rate=0.15, final_rate=0.4, rate_steps=10)
+    assert rising.predictions(400) == 160 and (run(rising, batch)["chosen"].sum(axis=1) == 160).all()
+    constant = MaskedLM(rate=0.3, eval_rate=0.15)  # MosaicBERT
+    counts = [run(constant, batch, step=step)["chosen"].sum(axis=1).tolist() for step in (jnp.int32(7), None)]
+    assert counts == [[120] * 3, [60] * 3]
+
+
+def test_needs_follow_the_unit():
+    base = ("input_ids", "attention_mask")
+    assert MaskedLM().needs == base
+    assert MaskedLM(unit="word").needs == MaskedLM(unit="span").needs == (*base, "word_starts")
+    assert MaskedLM(unit="phrase").needs == (*base, "word_starts", "phrase_continues")
+    assert MaskedLM(unit="entity").needs == (*base, "word_starts", "entity_continues")
+
+
+@pytest.mark.parametrize("unit", ["phrase", "entity"])
+def test_phrases_and_entities_are_whole(unit):
+    """A phrase's words are hidden together or not at all, and every other word is a unit as well."""
+    batch = make_batch([64] * 1024, 64)
+    objective, continues = MaskedLM(unit=unit), batch[CONTINUES[unit]]
+    starts = batch["word_starts"] & ~continues
+    maskable = batch["attention_mask"] & ~np.isin(batch["input_ids"], PIECES.special_ids)
+    starts |= maskable & ~np.pad(maskable, ((0, 0), (1, 0)))[:, :-1]  # where a segment begins inside a phrase
+    assert (starts != batch["word_starts"]).any()
+    out = run(objective, batch)
+    assert check_whole_words(batch | {"word_starts": starts}, out, objective.predictions(64)).mean() < 0.02
+    assert check_whole_words(batch, out, objective.predictions(64)).size, "whole phrases are whole words"
+    with pytest.raises(AssertionError, match="part of a word"):  # the check can fail: words alone break phrases
+        check_whole_words(batch | {"word_starts": starts}, run(MaskedLM(unit="word"), batch), objective.predictions(64))
+    ends = np.pad(starts | ~maskable, ((0, 0), (0, 1)), constant_values=True)[:, 1:]
+    short = out["chosen"][starts & ends].mean()
+    assert short > out["chosen"][starts & ~ends].mean() > 0.1, "all units; long ones are skipped when room is short"
 
 
 def test_positions_are_uniform():
@@ -231,41 +312,10 @@ def test_whole_words_of_real_text(data_dir):
         assert (chosen.sum(axis=1) <= 19).all() and chosen.sum() > 0.95 * 19 * 128
 
 
-def runs(chosen) -> list[int]:
-    """Lengths of the runs of True in one row, sorted."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen.astype(int), [0]])))
-    return sorted((edges[1::2] - edges[::2]).tolist())
-
-
-def test_ngram_sizes_are_inverse():
-    """Long rows of one-piece words, budget 3, two candidates: the units hardly ever touch, so the runs tell their sizes."""
-    rows, length = 4096, 2048
-    everywhere = jnp.ones((rows, length), bool)
-    choose = jax.jit(mlm._choose_words, static_argnums=(4, 5))
-    chosen = np.asarray(choose(seeds(KEY, rows), everywhere, everywhere, jnp.full((rows,), 3), 1, 3))
-    found = [tuple(runs(row)) for row in chosen]
-    one, two, three = (6 / 11, 3 / 11, 2 / 11)
-    assert set(found) <= {(3,), (1, 2), (1, 1), (2,), (1,)}
-    assert inside(found.count((3,)), rows, three)
-    assert inside(found.count((1, 1)), rows, one * one)
-    assert inside(found.count((1, 2)), rows, two + one * (two + three))
-
-
-def test_ngrams_stop_at_special_tokens():
-    """Islands of two words between special tokens: a unit of three ends at the special token and never jumps it."""
-    length = 46
-    place = np.arange(length)
-    maskable = np.broadcast_to(place % 3 != 0, (512, length))
-    choose = jax.jit(mlm._choose_words, static_argnums=(4, 5))
-    chosen = np.asarray(choose(seeds(KEY, 512), maskable, maskable, jnp.full((512,), 3), 1, 3))
-    assert not (chosen & ~maskable).any()
-    found = {tuple(runs(row)) for row in chosen}
-    assert found <= {(1, 2), (1, 1), (2,), (1,)} and (1, 2) in found
-
-
 def test_refused_settings():
     for wrong in ({"rate": 0.0}, {"rate": 1.0}, {"mask": 0.95}, {"mask": -0.1}, {"max_ngram": 3},
-                  {"unit": "word", "max_ngram": 0}):
+                  {"unit": "word", "max_ngram": 0}, {"unit": "span", "max_ngram": 2}, {"unknown": 0.2}, {"final_rate": 0.3},
+                  {"rate_steps": 9}, {"final_rate": 1.5, "rate_steps": 9}, {"eval_rate": 0.0}, {"rate_steps": -1}):
         with pytest.raises(BertJaxError, match="MaskedLM"):
             MaskedLM(**wrong)
 

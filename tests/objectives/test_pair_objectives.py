@@ -45,7 +45,7 @@ def test_without_a_label_there_is_no_gradient(objective):
 
 def test_refused_tasks():
     both = (MaskedLM(), NextSentence())
-    with pytest.raises(BertJaxError, match="task.examples=.*pairs='sop'.*does not give; use pairs='nsp'"):
+    with pytest.raises(BertJaxError, match=r"task.examples=.*pairs='sop'.*does not give; use PairSpec\(pairs='nsp'\)"):
         Pretraining(ENCODER, both, PairSpec(length=16, pairs="sop"))
     with pytest.raises(BertJaxError, match="next_sentence_label"):
         Pretraining(ENCODER, both, PairSpec(length=16, pairs="none"))

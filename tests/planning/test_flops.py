@@ -6,36 +6,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from bert_jax.data.pairs import PairSpec
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.planning.flops import state_traffic, work
+from bert_jax.objectives import MaskedLM, NextSentence
+from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
+from bert_jax.planning.flops import products, state_traffic, task_work, work
 
 BERT = EncoderConfig(
     vocab_size=1000, embedding_width=64, hidden_width=64, layers=3, heads=4, ffn_width=256, max_length=32, vocab_multiple=128
 )
 ALBERT = dataclasses.replace(BERT, embedding_width=32, share="all", layers=4)
+RELATIVE = dataclasses.replace(BERT, positions="relative", mlm_transform=False, with_heads=("mlm",))
 LENGTH, PREDICTIONS, ROWS = 32, 5, 2
-
-
-def products(jaxpr, times=1) -> int:
-    """Operations of all products of matrices in a traced program, loops counted as often as they run."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (left, _), (batch, _) = equation.params["dimension_numbers"]
-            x, y = (v.aval.shape for v in equation.invars)
-            out = equation.outvars[0].aval.size
-            inner = 1
-            for axis in left:
-                inner *= x[axis]
-            total += 2 * out * inner * times
-        again = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
-        for value in equation.params.values():
-            for inside in value if isinstance(value, (tuple, list)) else (value,):
-                inside = getattr(inside, "jaxpr", inside)
-                if hasattr(inside, "eqns"):
-                    total += products(inside, again)
-    return total
 
 
 def traced(config: EncoderConfig, backward: bool) -> float:
@@ -51,19 +34,33 @@ def traced(config: EncoderConfig, backward: bool) -> float:
 
 
 @pytest.mark.parametrize(
-    "config", [BERT, ALBERT, dataclasses.replace(BERT, with_heads=("mlm",))], ids=["bert", "albert", "without a pooler"]
+    "config", [BERT, ALBERT, dataclasses.replace(BERT, with_heads=("mlm",)), RELATIVE],
+    ids=["bert", "albert", "without a pooler", "relative"],
 )
 def test_forward(config):
     assert work(config, LENGTH, PREDICTIONS).forward == pytest.approx(traced(config, False), rel=1e-9)
 
 
 @pytest.mark.parametrize("remat", ["elementwise", "attention", "feed_forward", "full"])
-@pytest.mark.parametrize("config", [BERT, ALBERT], ids=["bert", "albert"])
+@pytest.mark.parametrize("config", [BERT, ALBERT, RELATIVE], ids=["bert", "albert", "relative"])
 def test_with_what_is_computed_again(config, remat):
     """The embeddings' inputs are ids, so that a few products have one gradient less: a hundredth at these sizes."""
     config = dataclasses.replace(config, remat=remat)
     found = work(config, LENGTH, PREDICTIONS)
-    assert found.useful + found.repeated == pytest.approx(traced(config, True), rel=0.01)
+    waves = 2 * LENGTH * LENGTH * config.hidden_width * config.heads * config.depth * (config.positions == "relative")
+    # The waves of positions are no parameters: their product has one gradient.
+    assert found.useful + found.repeated - waves == pytest.approx(traced(config, True), rel=0.01)
+
+
+@pytest.mark.parametrize("remat", ["elementwise", "full"])
+def test_a_task_costs_what_its_encoder_costs(remat):
+    """Where the objectives are BERT's, counting and formula agree."""
+    config = dataclasses.replace(BERT, remat=remat)
+    task = PretrainingTask(Pretraining(config, (MaskedLM(), NextSentence()), PairSpec(LENGTH)), None)
+    found, formula = task_work(task), work(config, LENGTH, PREDICTIONS)
+    assert found.forward == pytest.approx(formula.forward, rel=1e-9)
+    assert found.repeated == pytest.approx(formula.repeated, rel=0.05, abs=0.01 * formula.forward)
+    assert (found.traffic, found.stored) == (formula.traffic, formula.stored)
 
 
 def test_policies_repeat_more_and_keep_less():

@@ -11,7 +11,7 @@ import pytest
 
 from bert_jax import config
 from bert_jax.cli import main
-from bert_jax.data.pairs import PairBatches, PairSpec, batch_layout
+from bert_jax.data.pairs import PairSpec
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.planning import plan as planning
@@ -28,8 +28,8 @@ GIB = 2**30
 @pytest.mark.parametrize("pairs", ["nsp", "sop", "none"])
 def test_layout_is_that_of_real_batches(tiny_store, pairs):
     spec = PairSpec(length=32, pairs=pairs)
-    batch = PairBatches(TokenStore(tiny_store).split("train"), spec, seed=0).at(np.arange(6))
-    assert {name: (rows.shape, rows.dtype) for name, rows in batch.items()} == batch_layout(spec, 6)
+    batch = spec.open(TokenStore(tiny_store).split("train"), seed=0).at(np.arange(6))
+    assert {name: (rows.shape, rows.dtype) for name, rows in batch.items()} == spec.layout(6, ())
 
 
 @pytest.fixture(scope="module")

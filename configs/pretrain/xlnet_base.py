@@ -1,0 +1,42 @@
+"""XLNet-base: permutation language modelling with relative positions, 512 tokens.
+
+Command: bert-jax pretrain --config configs/pretrain/xlnet_base.py --data DIR --workdir runs/xlnet_base
+         DIR: tokenised by SentencePiece, cased, 32,000 pieces (the README of zihangdai/xlnet gives spm_train's arguments).
+         The same objective on BERT's encoder (two streams, absolute positions, as MPNet begins):
+         --set task.encoder.positions=absolute --set task.encoder.mlm_transform=true
+Recipe:  zihangdai/xlnet. Size: its README, XLNet-Base has 12 layers, width 768, 12 heads; feed-forward layers four times as
+         wide, as in its XLNet-Large (1024, 4096). Objective: --mask_alpha=6 --mask_beta=1 --num_predict=85, targets in
+         spans (data_utils.py, _sample_mask), 512 tokens, two segments of which half do not follow each other, without a loss
+         for that. Activation: gelu in modeling.py, the tanh form. Optimiser: that of XLNet-Large, since nothing is said of
+         Base: Yang et al. 2019, 500,000 updates of 8,192, Adam with linear decay (section 3.1), peak 4e-4, warm-up 40,000,
+         decay 0.01, eps 1e-6, dropout 0.1 (appendix; both in others' excerpts of the paper). train.py of the code has
+         other defaults (clip 1.0, taken here), and the README's command 2,048 rows an update.
+         Left out: segment memory (reuse_len 256, mem_len 384), orders of 256 tokens (perm_size), rows read backwards (bi_data),
+         dropout of the waves of distances and inside feed-forward layers. [CLS] begins a row, there it ends it.
+Chips:   a slice of 64 or more; train.accumulate for fewer. Not planned here.
+Figure:  not measured here.
+"""
+
+from bert_jax.data.pairs import PairSpec
+from bert_jax.models.config import EncoderConfig
+from bert_jax.objectives import PermutationLM
+from bert_jax.objectives.pretraining import Pretraining
+from bert_jax.training.experiment import Experiment, TrainConfig
+from bert_jax.training.optimizer import AdamW
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        task=Pretraining(
+            encoder=EncoderConfig(
+                vocab_size=32000, positions="relative", mlm_transform=False, activation="gelu_new", with_heads=("mlm",),
+                compute_dtype="bfloat16", vocab_multiple=1024,
+            ),
+            objectives=(PermutationLM(targets="spans"),),
+            examples=PairSpec(length=512, pairs="nsp"),
+        ),
+        optimizer=AdamW(learning_rate=4e-4, warmup_steps=40_000),
+        train=TrainConfig(
+            steps=500_000, batch_size=8192, eval_batch_size=1024, eval_every=10_000, save_every=10_000, log_every=100
+        ),
+    )
