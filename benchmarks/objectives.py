@@ -98,7 +98,7 @@ def recipes(size: Size) -> dict[str, Recipe]:
         "span": Recipe(what, "spans (SpanBERT)", (o.MaskedLM(unit="span", replace="unit"),), alone, encoder=bare),
         "spanbert": Recipe(what, "spans + boundary objective (SpanBERT)",
                            (o.MaskedLM(unit="span", replace="unit"), o.SpanBoundary()), alone, encoder=bare),
-        "phrase": Recipe(what, "phrases by PMI", (o.MaskedLM(unit="phrase", replace="unit"),), alone, encoder=bare),
+        "phrase": Recipe(what, "phrases by PMI", (o.MaskedLM(unit="phrase"),), alone, encoder=bare),
         "full": Recipe(where, "full sentences (RoBERTa)", (mlm,), Streams(length=size.length), encoder=bare),
         "tokens": Recipe(where, "arbitrary streams (XLM)", (mlm,), Streams(length=size.length, unit="token"), encoder=bare),
         "pmlm": Recipe(where, "pseudo-masked, partially autoregressive (UniLMv2)", (o.PseudoMasked(),), alone, encoder=bare),

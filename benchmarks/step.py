@@ -46,8 +46,8 @@ def ours(model: str):
                       ffn_width=4 * width),
         (MaskedLM(), NextSentence()),
     )
-    task = PretrainingTask.__new__(PretrainingTask)  # no store: the batch is made here
-    task.config, task._pieces = config, Pieces(VOCABULARY, 103, (0, 100, 101, 102, 103))
+    task = PretrainingTask(config, None)  # no store: the batch is made here
+    task._pieces = Pieces(VOCABULARY, 0, 100, 101, 102, 103, (0, 100, 101, 102, 103))
     mesh = make_mesh(MeshConfig())
     optimizer = make_optimizer(AdamW(warmup_steps=10), 100_000, task.logical_axes())
     abstract = abstract_state(task, optimizer, mesh)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 
 from bert_jax import tokenizers
 from bert_jax.errors import BertJaxError
-from bert_jax.model import TOKENIZER, Model, load
+from bert_jax.model import TOKENIZER, Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.tokenizers import Tokenizer
@@ -25,22 +25,17 @@ _MAY_DIFFER = {"dropout", "attention_dropout", "head_dropout", "init_std", "comp
 
 
 def warm_start(
-    checkpoint: str, encoder: EncoderConfig, init: Callable[[Key[Array, ""]], api.Params], key: Key[Array, ""],
-    tokenizer_hash: str | None,
-) -> api.Params:
-    """Host arrays for the tree of ``init``: the checkpoint's where it has them, fresh ones for other heads (one warning line).
-
-    Raises:
-      BertJaxError: the checkpoint cannot be read, has another tokenizer, or is another encoder than ``encoder``.
-    """
-    return adapted(load(checkpoint), checkpoint, encoder, init, key, tokenizer_hash)
-
-
-def adapted(
     model: Model, name: str, encoder: EncoderConfig, init: Callable[[Key[Array, ""]], api.Params], key: Key[Array, ""],
     tokenizer_hash: str | None,
 ) -> api.Params:
-    """:func:`warm_start` from a model that is loaded already; ``name`` is what messages call it."""
+    """Host arrays for the tree of ``init``: the model's where it has them, fresh ones for other heads (one warning line).
+
+    Args:
+      name: what messages call the model: the checkpoint that it was loaded from.
+
+    Raises:
+      BertJaxError: the model has another tokenizer, or is another encoder than ``encoder``.
+    """
     if None not in (model.tokenizer, tokenizer_hash) and model.tokenizer.hash != tokenizer_hash:
         raise BertJaxError(f"{name} has another tokenizer than the data: prepare the text with --tokenizer {name}")
     theirs, ours = (dataclasses.asdict(config) for config in (model.config, encoder))

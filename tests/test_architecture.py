@@ -58,7 +58,7 @@ ALLOWED = {
     "bert_jax.parallel": ("bert_jax.errors", "bert_jax.config"),
     "bert_jax.objectives": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
-        "bert_jax.tokenizers", "bert_jax.data", "bert_jax.warm_start",
+        "bert_jax.tokenizers", "bert_jax.data", "bert_jax.model", "bert_jax.warm_start",
     ),
     "bert_jax.warm_start": (
         "bert_jax.errors", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.model",

@@ -12,6 +12,7 @@ from bert_jax.cli import main
 from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
+from bert_jax.objectives import OBJECTIVES
 from bert_jax.tokenizers import train
 from tests.conftest import ROOT, WORDS
 
@@ -38,6 +39,17 @@ def folder(tmp_path_factory, write_corpus):
     params = jax.tree.map(np.asarray, api.init(config, jax.random.key(0)))
     bert_jax.save(Model(params, config, tokenizer), folder / "my-bert")
     return folder
+
+
+def test_code_of_the_objectives_runs():
+    names: dict = {"__name__": "page"}
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S):
+        exec(compile(block, "objectives.md", "exec"), names)
+    assert names["structbert"].all_objectives.keys() == {"mlm", "word_order", "structural"}
+    assert names["xlm"].all_turns[1].share == 0.5
+    table = set(re.findall(r"^\| `([A-Z]\w+)` \|", page, flags=re.M))
+    assert table >= {kind.__name__ for kind in OBJECTIVES}, "an objective is missing in the table"
 
 
 def test_commands_and_code_run(folder, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from bert_jax import functional
+from bert_jax.config import from_json
 from bert_jax.data import turns
 from bert_jax.data.examples import AnyExamples, examples_that_give
 from bert_jax.data.loader import heldout_batches, train_batches
@@ -20,6 +22,7 @@ from bert_jax.data.store import TokenStore
 from bert_jax.data.streams import Streams
 from bert_jax.data.translations import Translations
 from bert_jax.errors import BertJaxError
+from bert_jax.model import EXPERIMENT, Model, find, load, load_run
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives import AnyObjective
@@ -144,10 +147,12 @@ class PretrainingTask:
         return params
 
     def start(self, key: Key[Array, ""]) -> api.Params | None:
-        """The parameters of ``task.init``; see :func:`bert_jax.warm_start.warm_start`."""
+        """The parameters of ``task.init``, those of objectives that it was trained with included; see
+        :func:`bert_jax.warm_start.warm_start`."""
         if self.config.init is None:
             return None
-        return warm_start(self.config.init, self.config.encoder, self.init, key, self._store.tokenizer.hash)
+        model = _run_with_objectives(self.config.init, jax.eval_shape(self.init, key)) or load(self.config.init)
+        return warm_start(model, self.config.init, self.config.encoder, self.init, key, self._store.tokenizer.hash)
 
     def logical_axes(self) -> api.Params:
         axes = api.logical_axes(self.config.encoder)
@@ -221,6 +226,25 @@ class PretrainingTask:
             for turn in self._turns
         ]
         return sources[0] if len(sources) == 1 else turns.OneAfterAnother(sources, [turn.name for turn in self._turns])
+
+
+def _run_with_objectives(checkpoint: str, wanted: api.Params) -> Model | None:
+    """What pre-training has left in a work directory: the encoder, and of its objectives' own parameters those that are
+    ``wanted`` and have the same shapes. None where the checkpoint is something else."""
+    place = find(checkpoint)
+    if place.kind != "workdir" or place.part:
+        return None
+    path = place.path / EXPERIMENT
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["task"]
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged: load() says so
+    if saved.get("kind") != Pretraining.__name__:
+        return None
+    task = from_json(Pretraining, saved, f"{path}: task")
+    there = jax.eval_shape(PretrainingTask(task, None).init, jax.random.key(0))
+    encoder = jax.eval_shape(lambda key: api.init(task.encoder, key), jax.random.key(0))
+    return load_run(checkpoint, {name: tree for name, tree in there.items() if name in encoder or tree == wanted.get(name)})
 
 
 def _columns(turn: Turn) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from bert_jax.task import Batch, Ratio
 from bert_jax.tasks.batches import Encoded, EvalBatches, TrainBatches, encode
 from bert_jax.tasks.tables import Rows, Table
 from bert_jax.tokenizers import Tokenizer
-from bert_jax.warm_start import adapted, save_beside
+from bert_jax.warm_start import save_beside, warm_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class SentenceTask:
         return api.init(self.config.encoder, key)
 
     def start(self, key: Key[Array, ""]) -> api.Params:
-        return adapted(self._model, self.config.init, self.config.encoder, self.init, key, None)
+        return warm_start(self._model, self.config.init, self.config.encoder, self.init, key, None)
 
     def logical_axes(self) -> api.Params:
         return api.logical_axes(self.config.encoder)

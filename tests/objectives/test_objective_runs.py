@@ -108,3 +108,19 @@ def test_ernie_2_learns(run, ordered_store, tmp_path):
     again = evaluate_checkpoint(str(tmp_path / "run"), ordered_store, 32, 4)
     assert {name: again[name] for name in evaluation} == pytest.approx(evaluation, rel=1e-4)
     assert 0 < again["mlm_majority_baseline"] < 0.5
+
+
+def test_a_run_goes_on_with_the_heads_of_its_objectives(run, ordered_store, tmp_path, caplog):
+    """Another run that starts from it has them too; an objective that it did not have starts anew, with a warning."""
+    task = Pretraining(ENCODER, (MaskedLM(), Structural()), PairSpec(32, "structural"))
+    run(task, 22)
+    objectives = (MaskedLM(), Structural(), Capitalisation())
+    later = Pretraining(ENCODER, objectives, PairSpec(32, "structural"), init=str(tmp_path / "run"))
+    params = PretrainingTask(later, TokenStore(ordered_store)).start(jax.random.key(5))
+    fresh = PretrainingTask(task, TokenStore(ordered_store)).init(jax.random.key(5))
+    assert "has no head capitalisation: it starts untrained" in caplog.text
+    kernel = params["structural"]["dense"]["kernel"]
+    assert kernel.shape == fresh["structural"]["dense"]["kernel"].shape
+    assert not np.allclose(kernel, fresh["structural"]["dense"]["kernel"])
+    again = PretrainingTask(later, TokenStore(ordered_store)).start(jax.random.key(6))
+    assert np.array_equal(kernel, again["structural"]["dense"]["kernel"]), "what was trained depends on no seed"
