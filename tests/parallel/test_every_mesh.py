@@ -154,7 +154,8 @@ def test_fresh_parameters_and_evaluation_are_the_same_on_a_mesh(tiny_store, tiny
             assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, abstract)
             states.append(jax.device_get(state.params))
             batch = to_devices(next(iter(task.eval_batches(16, 1))), mesh)
-            metrics.append(jax.device_get(make_eval_step(task, mesh)(state.params, batch, 3)))
+            losses = jax.device_get(make_eval_step(task, mesh)(state.params, batch, 3))
+            metrics.append(losses.terms | losses.metrics)
     assert_close(*states)
     for name, ratio in metrics[0].items():
         np.testing.assert_allclose(ratio.sum, metrics[1][name].sum, rtol=1e-5)
