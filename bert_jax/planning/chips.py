@@ -14,39 +14,48 @@ from jax.sharding import SingleDeviceSharding
 
 from bert_jax.errors import BertJaxError
 
+SLICE_LINK = 6.25e9  # bytes a second and chip between slices: 50 Gbit/s, published for v5p, assumed where nothing is
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """Published peaks of what jax calls a device.
 
     Attributes:
-      flops: bfloat16 operations a second. bandwidth: bytes a second of its memory. link: bytes a second that it exchanges with
-        its neighbours in the slice or the box, all links and both directions together.
+      flops: bfloat16 operations a second. bandwidth: bytes a second of its memory. link: bytes a second that it can send around
+        a ring: over the two links of one axis of a TPU slice, or into the NVLink of its box. network: bytes a second that it
+        can send to another slice.
     """
 
     flops: float
     bandwidth: float
     link: float
+    network: float = SLICE_LINK
 
 
-# Figures as Cloud TPU publishes them (bf16 peak, memory and inter-chip bandwidth), and NVIDIA in its data sheets (dense bf16,
-# NVLink); written down from memory, not compared with those pages. jax counts the two cores of a v2 or v3 chip as devices,
-# so their figures are halves.
+def _torus(published: float, axes: int) -> float:
+    """Bytes a second around a ring along one of the axes, from the bandwidth that is published: all links, both directions."""
+    return published / 2 / axes
+
+
+# Cloud TPU's pages (docs.cloud.google.com/tpu/docs/v3, v4, v5e, v5p-training and v6e) give peaks and memory bandwidth; links
+# as "bidirectional bandwidth per chip" from v5e on, for v3 and v4 as all-reduce bandwidth of a pod, which is half of that for
+# v5e and v6e (340 TB/s for 1,024 chips, 1.1 PB/s for 4,096). v2 and the GPUs (NVIDIA's data sheets, dense bf16) are from
+# memory. jax counts the two cores of a v2 or v3 chip as devices, so their figures are halves.
 TPUS = {
-    "v2": Chip(46e12 / 2, 700e9 / 2, 62e9 * 2 / 2),
-    "v3": Chip(123e12 / 2, 900e9 / 2, 81e9 * 2 / 2),
-    "v4": Chip(275e12, 1228e9, 300e9),
-    "v5e": Chip(197e12, 819e9, 200e9),
-    "v5p": Chip(459e12, 2765e9, 600e9),
-    "v6e": Chip(918e12, 1640e9, 448e9),
+    "v2": Chip(46e12 / 2, 700e9 / 2, _torus(496e9, 2) / 2),
+    "v3": Chip(123e12 / 2, 900e9 / 2, _torus(2 * 340e12 / 1024, 2) / 2),
+    "v4": Chip(275e12, 1200e9, _torus(2 * 1.1e15 / 4096, 3)),
+    "v5e": Chip(197e12, 819e9, _torus(400e9, 2), 6.4e12 / 8 / 256),
+    "v5p": Chip(459e12, 2765e9, _torus(1200e9, 3)),
+    "v6e": Chip(918e12, 1638e9, _torus(800e9, 2)),
 }
 GPUS = {
-    "A100": Chip(312e12, 2039e9, 600e9),
-    "H100": Chip(989e12, 3350e9, 900e9),
-    "H200": Chip(989e12, 4800e9, 900e9),
-    "L4": Chip(121e12, 300e9, 64e9),
+    "A100": Chip(312e12, 2039e9, 600e9 / 2),
+    "H100": Chip(989e12, 3350e9, 900e9 / 2),
+    "H200": Chip(989e12, 4800e9, 900e9 / 2),
+    "L4": Chip(121e12, 300e9, 64e9 / 2),
 }
-SLICE_LINK = 6.25e9  # bytes a second and chip between slices: 200 Gbit/s for a host of four chips, an assumption
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
 from bert_jax.planning import flops
-from bert_jax.planning.chips import SLICE_LINK, Target
+from bert_jax.planning.chips import Target
 from bert_jax.planning.collectives import Collective, collectives, summary
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import make_optimizer
@@ -133,7 +133,7 @@ class Plan:
 
 ASSUMPTIONS = (
     "published peaks of arithmetic, memory and links, fully used; every result of a product written and read once, all else "
-    f"fused; rings over half of a device's links; {SLICE_LINK / 1e9:g} GB/s a device between slices. Real steps are slower"
+    "fused; rings along one axis of the slice. Real steps are slower"
 )
 
 
@@ -316,7 +316,7 @@ def _times(
     shards = mesh.shape["fsdp"] * mesh.shape["tensor"]
     state = flops.state_traffic(api.count_parameters(encoder) / shards, settings.accumulate, size)
     memory = (work.traffic * sequences + state) / chip.bandwidth
-    exchange = sum(one.sent * one.times / (SLICE_LINK if one.crosses(slices) else chip.link / 2) for one in found)
+    exchange = sum(one.sent * one.times / (chip.network if one.crosses(slices) else chip.link) for one in found)
     return compute, memory, exchange
 
 
