@@ -108,7 +108,7 @@ def worker(folder: pathlib.Path, index: int, port: str) -> None:
     damaged = Checkpoints(folder / "two", keep=2)
     if index:
         read = damaged._read
-        damaged._read = lambda step, abstract: read(step if step == 3 else "gone", abstract)
+        damaged._read = lambda step, *rest: read(step if step == 3 else "gone", *rest)
     restored = damaged.restore({"params": abstract(state(mesh, 3))})
     seen["went back"] = [restored.step, same(restored.items["params"], state(mesh, 3))]
     damaged.close()

@@ -83,6 +83,7 @@ def last(rows, name):
     return np.mean([row[name] for row in rows if name in row][-5:])
 
 
+@pytest.mark.slow
 def test_structbert_learns(run, ordered_store, tmp_path):
     task = Pretraining(ENCODER, (WordOrder(rate=0.2), MaskedLM(), Structural()), PairSpec(32, "structural", 0.0))
     evaluation, rows = run(task, 400)
@@ -93,6 +94,7 @@ def test_structbert_learns(run, ordered_store, tmp_path):
     assert {name: again[name] for name in evaluation} == pytest.approx(evaluation, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_ernie_2_learns(run, ordered_store, tmp_path):
     task = Pretraining(
         ENCODER, (MaskedLM(), Capitalisation(), TokenDocument()), PairSpec(32, "none", 0.0),

@@ -203,6 +203,7 @@ def test_each_turn_compiles_once(task, machinery):
     assert not any(name.startswith("words") for name in next(iter(recorded[""])))
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up(task, machinery, monkeypatch):
     """Every turn's gradients from two micro-batches are those of the batch at once (dropout off)."""
     mesh, optimizer, _ = machinery

@@ -162,6 +162,7 @@ def test_fresh_parameters_and_evaluation_are_the_same_on_a_mesh(tiny_store, tiny
         assert ratio.weight == metrics[1][name].weight
 
 
+@pytest.mark.slow
 def test_rounded_reduction_is_close(tiny_store, tiny_experiment):
     """Gradients summed in bfloat16 over eight devices: another number, but a near one; the state stays float32."""
     experiment = tiny_experiment("bert", "task.encoder.compute_dtype=bfloat16")

@@ -9,6 +9,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from bert_jax import config
 from bert_jax.checkpoint import Checkpoints
@@ -62,6 +63,7 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     return errors
 
 
+@pytest.mark.slow
 def test_interrupted_runs_end_as_if_nothing_happened(start_tiny, tiny_store, tmp_path):
     """Two kills at random moments (a save every three steps, so most of them fall into a save), then SIGTERM, then on to
     the end; and a copy whose newest checkpoint was damaged besides."""

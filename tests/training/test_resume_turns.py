@@ -4,6 +4,7 @@ from bert_jax.training.record import read
 from tests.training.test_resume import assert_same_state, final_state, finish, steps_recorded, wait_for
 
 
+@pytest.mark.slow
 def test_killed_with_turns_ends_as_if_nothing_had_happened(start_tiny, tiny_store, tmp_path):
     """Bit for bit, and with the same record, though the moment of the kill lies anywhere between two saves."""
     settings = (
