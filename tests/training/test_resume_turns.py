@@ -1,5 +1,7 @@
 """A run whose objectives take turns, killed: it ends bit for bit where an uninterrupted one does."""
 
+import pytest
+
 from bert_jax.training.record import read
 from tests.training.test_resume import assert_same_state, final_state, finish, steps_recorded, wait_for
 
