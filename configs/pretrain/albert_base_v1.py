@@ -21,7 +21,7 @@ from bert_jax.training.optimizer import Lamb
 def get_config() -> Experiment:
     return Experiment(
         task=Pretraining(
-            encoder=preset("albert-base-v1", compute_dtype="bfloat16", remat="attention", vocab_multiple=1024),
+            encoder=preset("albert-base-v1", compute_dtype="bfloat16", vocab_multiple=1024),
             objectives=(MaskedLM(unit="word", max_ngram=3), SentenceOrder()),
             examples=PairSpec(length=512, pairs="sop"),
         ),

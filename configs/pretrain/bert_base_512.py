@@ -19,7 +19,6 @@ def get_config() -> Experiment:
     return config.override(load_config(Path(__file__).with_name("bert_base_128.py")), (
         "task.init=runs/bert_base_128",
         "task.examples.length=512",
-        "task.encoder.remat=attention",
         "optimizer.learning_rate=1e-5",
         "optimizer.warmup_steps=1000",
         "train.steps=100000",

@@ -19,7 +19,6 @@ def get_config() -> Experiment:
     return config.override(load_config(Path(__file__).with_name("bert_large_128.py")), (
         "task.init=runs/bert_large_128",
         "task.examples.length=512",
-        "task.encoder.remat=attention",
         "optimizer.learning_rate=4e-3",
         "optimizer.warmup_steps=200",
         "train.steps=1563",

@@ -20,7 +20,7 @@ def get_config() -> Experiment:
     return Experiment(
         task=Pretraining(
             encoder=preset(
-                "bert-base", with_heads=("discriminator",), compute_dtype="bfloat16", vocab_multiple=1024, remat="attention"
+                "bert-base", with_heads=("discriminator",), compute_dtype="bfloat16", vocab_multiple=1024
             ),
             objectives=(ReplacedTokens(generator_width=1 / 3),),
             examples=PairSpec(length=512, pairs="none", short_fraction=0.05),

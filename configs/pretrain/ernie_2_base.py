@@ -29,7 +29,7 @@ def get_config() -> Experiment:
     return Experiment(
         task=Pretraining(
             encoder=preset(
-                "bert-base", compute_dtype="bfloat16", vocab_multiple=1024, remat="attention", with_heads=("pooler", "mlm")
+                "bert-base", compute_dtype="bfloat16", vocab_multiple=1024, with_heads=("pooler", "mlm")
             ),
             objectives=(knowledge, Capitalisation(), TokenDocument()),
             examples=PairSpec(length=512, pairs="none"),

@@ -27,7 +27,7 @@ from bert_jax.training.optimizer import AdamW
 def get_config() -> Experiment:
     return Experiment(
         task=Pretraining(
-            encoder=preset("bert-base-chinese", compute_dtype="bfloat16", vocab_multiple=1024, remat="attention"),
+            encoder=preset("bert-base-chinese", compute_dtype="bfloat16", vocab_multiple=1024),
             objectives=(MaskedLM(unit="piece"), NextSentence()),
             examples=PairSpec(length=512, pairs="nsp"),
         ),

@@ -23,7 +23,7 @@ def get_config() -> Experiment:
     return Experiment(
         task=Pretraining(
             encoder=preset(
-                "bert-base-cased", with_heads=("mlm",), compute_dtype="bfloat16", vocab_multiple=1024, remat="attention"
+                "bert-base-cased", with_heads=("mlm",), compute_dtype="bfloat16", vocab_multiple=1024
             ),
             objectives=(MaskedLM(unit="span", replace="unit"), SpanBoundary()),
             examples=PairSpec(length=512, pairs="none", short_fraction=0.0),

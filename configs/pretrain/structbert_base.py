@@ -23,7 +23,7 @@ def get_config() -> Experiment:
     return Experiment(
         task=Pretraining(
             encoder=preset(
-                "bert-base", compute_dtype="bfloat16", vocab_multiple=1024, remat="attention", with_heads=("pooler", "mlm")
+                "bert-base", compute_dtype="bfloat16", vocab_multiple=1024, with_heads=("pooler", "mlm")
             ),
             objectives=(MaskedLM(), WordOrder(), Structural()),
             examples=PairSpec(length=512, pairs="structural"),
