@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, UInt32
 from bert_jax import functional
 from bert_jax.models.api import STORED
 from bert_jax.models.config import EncoderConfig
-from bert_jax.models.heads import Inputs
+from bert_jax.models.heads import Inputs, vocabulary_logits
 from bert_jax.models.layers import FeedForward, LayerNorm, SelfAttention, truncated_normal
 
 
@@ -48,10 +48,10 @@ class Decoder(nn.Module):
     def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B L V"]:
         config, ids, table = self.config, inputs.batch["decoder_input_ids"], inputs.token_table
         seeds = (None,) * (1 + self.layers) if seed is None else functional.fold(seed, jnp.arange(1 + self.layers))
-        offset, width, length = config.position_offset, config.hidden_width, ids.shape[1]
+        offset, length = config.position_offset, ids.shape[1]
         position = self.param(
-            "position", truncated_normal(config.init_std, ("position", "embedding")), (offset + config.max_length, width),
-            jnp.float32,
+            "position", truncated_normal(config.init_std, ("position", "embedding")),
+            (offset + config.max_length, config.hidden_width), jnp.float32,
         )
         x = jnp.take(table, ids, axis=0)
         x = nn.with_logical_constraint(x, ("lookup", "length", "embedding"))  # two steps, as in Embeddings
@@ -66,9 +66,4 @@ class Decoder(nn.Module):
             layer = nn.remat(DecoderLayer, policy=policy)(config, name=f"layer_{number}")
             x = layer(x, bias, inputs.hidden, memory_bias, seeds[1 + number])
 
-        flat = functional.product(x.reshape(-1, width), table.T, jnp.dtype("float32"))
-        logits = nn.with_logical_constraint(flat.reshape(*ids.shape, -1), ("batch", "length", "act_vocab"))
-        if config.padded_vocab_size != config.vocab_size:
-            real = jnp.arange(config.padded_vocab_size) < config.vocab_size
-            logits = jnp.where(real, logits, jnp.finfo(jnp.float32).min)
-        return logits
+        return vocabulary_logits(config, x, table)

@@ -44,12 +44,23 @@ class Pooler(nn.Module):
         return functional.activate(x, self.config.pooler_activation)
 
 
+def vocabulary_logits(
+    config: EncoderConfig, x: Float[Array, "B M E"], token_table: Float[Array, "V E"], bias: Float[Array, " V"] | float = 0.0
+) -> Float[Array, "B M V"]:
+    """Products with the rows of the token table, float32; those of rows that only pad it are the most negative float32."""
+    flat = functional.product(x.reshape(-1, x.shape[-1]), token_table.T, jnp.dtype("float32"))
+    logits = nn.with_logical_constraint(flat.reshape(*x.shape[:-1], -1) + bias, ("batch", "length", "act_vocab"))
+    if config.padded_vocab_size != config.vocab_size:
+        real = jnp.arange(config.padded_vocab_size) < config.vocab_size
+        logits = jnp.where(real, logits, jnp.finfo(jnp.float32).min)
+    return logits
+
+
 class MaskedLanguageModelHead(nn.Module):
     """Vocabulary logits [B, M, V padded], decoder tied to the token embeddings (BERT's ``cls.predictions``).
 
     Affine map D -> E, activation, layer norm (all three only with ``mlm_transform``), product with the token table [V, E],
-    bias [V]. Logits are float32; those of
-    rows that only pad the table are the most negative float32.
+    bias [V].
     """
 
     config: EncoderConfig
@@ -63,13 +74,7 @@ class MaskedLanguageModelHead(nn.Module):
             x = functional.activate(x, config.mlm_activation or config.activation)
             x = LayerNorm(config.norm_eps, axis=None, name="norm")(x)
         bias = self.param("bias", constant(0.0, ("vocab",)), (config.padded_vocab_size,), jnp.float32)
-        flat = functional.product(x.reshape(-1, config.embedding_width), inputs.token_table.T, jnp.dtype("float32"))
-        logits = flat.reshape(*x.shape[:-1], -1) + bias
-        logits = nn.with_logical_constraint(logits, ("batch", "length", "act_vocab"))
-        if config.padded_vocab_size != config.vocab_size:
-            real = jnp.arange(config.padded_vocab_size) < config.vocab_size
-            logits = jnp.where(real, logits, jnp.finfo(jnp.float32).min)
-        return logits
+        return vocabulary_logits(config, x, inputs.token_table, bias)
 
 
 class PairHead(nn.Module):

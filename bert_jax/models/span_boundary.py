@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, UInt32
 
 from bert_jax import functional
 from bert_jax.models.config import EncoderConfig
-from bert_jax.models.heads import Inputs
+from bert_jax.models.heads import Inputs, vocabulary_logits
 from bert_jax.models.layers import Dense, LayerNorm, constant, truncated_normal
 
 
@@ -41,9 +41,4 @@ class SpanBoundaryHead(nn.Module):
             x = functional.activate(Dense(config, (size,), ("model", None), name=name)(x), config.activation)
             x = LayerNorm(config.norm_eps, axis=None, name=f"{name}_norm")(x)
         bias = self.param("bias", constant(0.0, ("vocab",)), (config.padded_vocab_size,), jnp.float32)
-        flat = functional.product(x.reshape(-1, config.embedding_width), inputs.token_table.T, jnp.dtype("float32"))
-        logits = nn.with_logical_constraint(flat.reshape(*x.shape[:-1], -1) + bias, ("batch", "length", "act_vocab"))
-        if config.padded_vocab_size != config.vocab_size:
-            real = jnp.arange(config.padded_vocab_size) < config.vocab_size
-            logits = jnp.where(real, logits, jnp.finfo(jnp.float32).min)
-        return logits
+        return vocabulary_logits(config, x, inputs.token_table, bias)

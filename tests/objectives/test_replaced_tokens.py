@@ -24,6 +24,7 @@ from bert_jax.parallel.mesh import MeshConfig, make_mesh
 from bert_jax.training.optimizer import AdamW, make_optimizer
 from bert_jax.training.step import abstract_state, init_state, make_train_step
 from bert_jax.training.train import to_devices
+from tests.objectives.test_mlm import shapes_in
 
 V = 40
 PIECES = Pieces(vocab_size=V, pad_id=0, unk_id=1, cls_id=2, sep_id=3, mask_id=4, special_ids=(0, 1, 2, 3, 4))
@@ -377,16 +378,6 @@ def test_sizes_of_the_original(name, width, embedding, share, sizes):
     config = ReplacedTokens(generator_width=share).generator_config(encoder)
     assert (config.hidden_width, config.heads, config.ffn_width) == sizes
     assert (config.layers, config.embedding_width, config.with_heads) == (12, embedding, ("mlm",))
-
-
-def shapes_in(jaxpr) -> set[tuple[int, ...]]:
-    found = set()
-    for equation in jaxpr.eqns:
-        found |= {tuple(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape")}
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            found |= shapes_in(inner) if hasattr(inner, "eqns") else set()
-    return found
 
 
 def test_only_predicted_positions_reach_the_vocabulary():
