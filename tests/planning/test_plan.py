@@ -164,5 +164,6 @@ def test_what_does_not_fit_is_refused_in_the_compiler_s_words(libtpu, capsys):
 def test_256_chips(libtpu):
     """BERT-large, 512 tokens, LAMB, 16 a chip on a v5e-256 without full recomputation: the size the project promises."""
     found = planned("bert_large_512.py", "v5e-256", "train.batch_size=4096", "train.accumulate=1", "mesh.fsdp=8")
-    assert found.fits and found.devices == 256 and found.per_device == 16 and found.remat == "attention"
+    assert found.fits and found.devices == 256 and found.per_device == 16
+    assert found.remat == "elementwise"  # the recipe's, as the memory table has it: nothing but that is recomputed
     assert found.peak < 12 * GIB
