@@ -1,7 +1,7 @@
 """Every pre-training objective side by side: the same small encoder, data, steps and seeds; held-out MLM, probes, fine-tuning.
 
     python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives     # goes on where it was interrupted
-    python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives --only bert,albert
+    python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives --only bert,albert --jobs 2
     python benchmarks/objectives.py report --dir runs/objectives                        # docs/results/objectives.md
 
 Each recipe is pre-trained once on public-domain books (text/books.txt.gz) by the very command of a user, then
@@ -19,10 +19,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +49,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(2, 128, 8192, 64, 8_000, 32, 2e-3, 2e-4),
+    "cpu": Size(2, 128, 8192, 64, 4_000, 32, 2e-3, 2e-4),
     "gpu": Size(12, 256, 8192, 128, 30_000, 256, 5e-4, 1e-4),
     "test": Size(1, 64, 8192, 32, 8, 8, 1e-3, 2e-4),
 }
@@ -316,8 +319,8 @@ def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict
             keep(glue=scores)
 
 
-def run(data: Path, directory: Path, size_name: str, only: list[str] | None) -> None:
-    """Every recipe in a process of its own, one after another."""
+def run(data: Path, directory: Path, size_name: str, only: list[str] | None, jobs: int) -> None:
+    """Every recipe in a process of its own, ``jobs`` at a time, each on its share of the processor's cores."""
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "bert_jax"]
     text, tokenizer, store = data / "text/books.txt.gz", directory / "tokenizer", directory / "store"
@@ -336,14 +339,31 @@ def run(data: Path, directory: Path, size_name: str, only: list[str] | None) -> 
     names = list(recipes(SIZES[size_name]))
     if unknown := set(only or ()) - set(names):
         sys.exit(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    for number, name in enumerate(only or names, start=1):
-        print(f"{number}/{len(only or names)} {name}", flush=True)
+    names, mine = only or names, sorted(os.sched_getaffinity(0))
+    shares = queue.SimpleQueue()
+    for job in range(jobs):
+        shares.put(mine[job::jobs])
+    failed = threading.Event()
+
+    def one_of(numbered: tuple[int, str]) -> str | None:
+        number, name = numbered
+        if failed.is_set():
+            return None
+        cores = shares.get()
+        print(f"{number}/{len(names)} {name}", flush=True)
         done = subprocess.run(
             [sys.executable, __file__, "one", "--name", name, "--data", str(data), "--dir", str(directory), "--size",
-             size_name], cwd=ROOT, env=environment,
+             size_name, "--cores", ",".join(map(str, cores))], cwd=ROOT, env=environment,
         )
+        shares.put(cores)
         if done.returncode:
-            sys.exit(f"{name} ended with status {done.returncode}; the same command continues")
+            failed.set()
+            return f"{name} ended with status {done.returncode}"
+        return None
+
+    with ThreadPoolExecutor(jobs) as pool:
+        if errors := list(filter(None, pool.map(one_of, enumerate(names, start=1)))):
+            sys.exit(f"{'; '.join(errors)}; the same command continues")
 
 
 COLUMNS = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")
@@ -501,16 +521,21 @@ def main() -> None:
             sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with text/, glue/ and sts/")
             sub.add_argument("--size", choices=SIZES, default="cpu")
         if name == "run":
+            sub.add_argument("--jobs", type=int, default=1, help="recipes at a time, each with its share of the cores")
             sub.add_argument("--only", help="recipes, with commas between; default: all")
         if name == "one":
             sub.add_argument("--name", required=True)
+            sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
     arguments = parser.parse_args()
     directory = arguments.dir.resolve()
     if arguments.command == "report":
         report(directory)
     elif arguments.command == "run":
-        run(arguments.data.resolve(), directory, arguments.size, arguments.only.split(",") if arguments.only else None)
+        only = arguments.only.split(",") if arguments.only else None
+        run(arguments.data.resolve(), directory, arguments.size, only, arguments.jobs)
     else:
+        if arguments.cores:  # before jax counts them
+            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
         one(arguments.name, arguments.size, arguments.data.resolve(), directory)
 
 
