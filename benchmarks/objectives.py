@@ -256,7 +256,7 @@ def measure_heldout(value, directory: Path, run: Path, size: Size, found: dict, 
             task = PretrainingTask(Pretraining(head.config, (MaskedLM(),), PairSpec(size.length, "none")), store)
             mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
             with jax.set_mesh(mesh):
-                scores |= evaluate(make_eval_step(task, mesh), head.params, mesh, task.eval_batches(64, 40))
+                scores |= evaluate(task, make_eval_step(task, mesh), head.params, mesh, task.eval_batches(64, 40))
         keep(mlm=scores)
     probe = {}
     for pairs in ("nsp", "sop"):
@@ -291,7 +291,7 @@ def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict
 
     from bert_jax.model import load
     from bert_jax.tasks import Classification, Regression
-    from bert_jax.tasks.sentences import finetuned_encoder
+    from bert_jax.tasks.base import finetuned_encoder
     from bert_jax.training.experiment import Experiment, TrainConfig
     from bert_jax.training.finetune import finetune
     from bert_jax.training.optimizer import AdamW

@@ -1,9 +1,10 @@
 """What the loop asks of a task. The loop knows nothing of BERT; a task knows nothing of steps, devices or files."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
@@ -31,10 +32,15 @@ class Losses(NamedTuple):
       terms: the loss is the sum of their values (sum / weight). The weights must not depend on the parameters.
       metrics: everything worth recording. The sum of ``tokens``, if present, is the throughput. A metric with the name of a
         term is recorded in its place (a term may carry a factor).
+      outputs: arrays [B, ...] that :meth:`Task.scores` wants of every held-out row; none in training.
     """
 
     terms: dict[str, Ratio]
     metrics: dict[str, Ratio]
+    outputs: dict[str, Array] = {}
+
+
+Objective = Callable[[Params, Batch, Array | None], tuple[Array, Losses]]
 
 
 class Examples(Protocol):
@@ -84,8 +90,24 @@ class Task(Protocol):
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
         """Sums and weights over the rows of a corrupted batch; ``key=None`` means evaluation, without dropout."""
 
+    def gradient(self, objective: Objective, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Losses]:
+        """Gradients by ``params`` of the scalar that ``objective(params, batch, key)`` returns first, and the second that it
+        returns: :func:`plain_gradient`, unless training is adversarial."""
+
+    def follow(self, params: Params, step: Array) -> Params:
+        """Parameters after update ``step`` (from 0): as they are, unless some of them are averages of others."""
+
+    def scores(self, outputs: dict[str, list[np.ndarray]]) -> dict[str, float]:
+        """What one evaluation comes to, beyond means over rows: from the rows of ``outputs`` of all its batches in their
+        order. Asked only where there are outputs."""
+
     def train_batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> Examples:
         """The given ``rows`` (ascending; None: all) of global batches of ``batch_size``, without end."""
 
     def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:
         """The given rows of the held-out batches (at most ``limit``), always the same; their number is known."""
+
+
+def plain_gradient(objective: Objective, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Losses]:
+    """:meth:`Task.gradient` of a task that minimises its loss."""
+    return jax.grad(objective, has_aux=True)(params, batch, key)

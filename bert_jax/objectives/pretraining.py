@@ -28,7 +28,8 @@ from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives import AnyObjective
 from bert_jax.objectives.base import Pieces
 from bert_jax.objectives.mlm import MaskedLM
-from bert_jax.task import Batch, Examples, Losses, Ratio
+from bert_jax.task import Batch, Examples, Losses, Ratio, plain_gradient
+from bert_jax.task import Objective as Scalar
 from bert_jax.warm_start import save_beside, warm_start
 
 
@@ -166,6 +167,15 @@ class PretrainingTask:
 
     def save_assets(self, workdir: Path) -> None:
         save_beside(workdir, self._store.tokenizer)
+
+    def gradient(self, objective: Scalar, params: api.Params, batch: Batch, key: Key[Array, ""]) -> tuple[api.Params, Losses]:
+        return plain_gradient(objective, params, batch, key)
+
+    def follow(self, params: api.Params, step: Array) -> api.Params:
+        return params
+
+    def scores(self, outputs: dict[str, list[np.ndarray]]) -> dict[str, float]:
+        return {}
 
     def corrupt(self, batch: Batch, key: Key[Array, ""], step: Array | None) -> Batch:
         rows = len(batch["input_ids"])

@@ -1,4 +1,4 @@
-"""Batches of labelled sentences: little padding, few shapes, random access.
+"""Batches of labelled examples: little padding, few shapes, random access.
 
 The examples of every epoch come in a new random order. A stretch of sixteen batches of it is sorted by length, cut into
 batches, and those come in random order: rows of a batch are about equally long, and a batch is padded to one of a few
@@ -23,16 +23,38 @@ IGNORED = -1
 
 
 class Encoded(NamedTuple):
-    """Examples ready for batches: ``ids`` and ``segments``, int32 [L] each, and ``labels`` [n], int32 or float32."""
+    """Examples ready for batches: rows of the encoder, or several rows side by side (the choices of one question).
 
-    ids: list[np.ndarray]
-    segments: list[np.ndarray]
-    labels: np.ndarray
+    Attributes:
+      tokens: by key, for every example an array [..., l]: ``input_ids``, ``segment_ids`` int32, and what else goes with the
+        tokens. A batch pads the last axis to L: ``input_ids`` with the padding piece, what ends in ``label`` or ``labels`` with
+        -1, the rest with 0. An ``attention_mask`` is made where there is none.
+      rows: by key, an array [n, ...]: labels. A row that only fills a batch has -1, or NaN.
+      item: int32 [n], ascending: which text each row belongs to, where a long one takes several rows; else 0, 1, 2, ...
+    """
+
+    tokens: dict[str, list[np.ndarray]]
+    rows: dict[str, np.ndarray]
+    item: np.ndarray
+
+    def subset(self, chosen: np.ndarray) -> "Encoded":
+        """Some examples, ascending; their items count from 0."""
+        return Encoded(
+            {name: [arrays[k] for k in chosen] for name, arrays in self.tokens.items()},
+            {name: values[chosen] for name, values in self.rows.items()},
+            np.unique(self.item[chosen], return_inverse=True)[1].astype(np.int32),
+        )
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], labels: np.ndarray, length: int) -> Encoded:
-    """Token ids with special tokens, at most ``length``. What is too long loses the end of its longer text, token by token;
-    one warning line says how many were cut."""
+def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], length: int) -> Encoded:
+    """Sentences and pairs as token ids with special tokens, at most ``length``. What is too long loses the end of its longer
+    text, token by token; one warning line says how many were cut.
+
+    Raises:
+      BertJaxError: ``length`` leaves no room, or no texts.
+    """
+    if not texts:
+        raise BertJaxError("there are no texts to encode")
     parts = [tokenizer.encode_batch([text[n] for text in texts]) for n in range(len(texts[0]))]
     room = length - len(tokenizer.build([], None if len(parts) == 1 else [])[0])
     if room < len(parts):
@@ -48,7 +70,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], labels: np.nd
         segments.append(built[1])
     if cut:
         logger.warning("%d of %d examples have more than %d tokens: the ends of their texts were cut", cut, len(ids), length)
-    return Encoded(ids, segments, labels)
+    return Encoded({"input_ids": ids, "segment_ids": segments}, {}, np.arange(len(ids), dtype=np.int32))
 
 
 def _longest_first(first: int, second: int, room: int) -> list[int]:
@@ -62,7 +84,7 @@ def _longest_first(first: int, second: int, room: int) -> list[int]:
 class _Batches:
     def __init__(self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int):
         self.data, self.batch_size, self.pad_id = data, batch_size, pad_id
-        self.sizes = np.array([len(ids) for ids in data.ids])
+        self.sizes = np.array([ids.shape[-1] for ids in data.tokens["input_ids"]])
         self.lengths = np.array(sorted(lengths))
         self.rows = np.arange(batch_size) if rows is None else rows
 
@@ -71,16 +93,24 @@ class _Batches:
         longest = int(self.sizes[chosen[chosen >= 0]].max())
         length = int(self.lengths[np.searchsorted(self.lengths, longest)])
         mine = chosen[self.rows]
-        ids = np.full((len(mine), length), self.pad_id, np.int32)
-        segments, mask = np.zeros((len(mine), length), np.int32), np.zeros((len(mine), length), bool)
-        empty = IGNORED if self.data.labels.dtype.kind == "i" else np.nan
-        labels = np.full(len(mine), empty, self.data.labels.dtype)
-        for row, example in enumerate(mine):
-            if example >= 0:
-                size = self.sizes[example]
-                ids[row, :size], segments[row, :size] = self.data.ids[example], self.data.segments[example]
-                mask[row, :size], labels[row] = True, self.data.labels[example]
-        return {"input_ids": ids, "segment_ids": segments, "attention_mask": mask, "label": labels}
+        real = np.flatnonzero(mine >= 0)
+        batch = {"example": mine.astype(np.int32)}
+        for name, arrays in self.data.tokens.items():
+            fill = self.pad_id if name == "input_ids" else IGNORED if name.endswith(("label", "labels")) else 0
+            batch[name] = np.full((len(mine), *arrays[0].shape[:-1], length), fill, arrays[0].dtype)
+            for row in real:
+                batch[name][row, ..., : self.sizes[mine[row]]] = arrays[mine[row]]
+        if "attention_mask" not in batch:
+            places = np.arange(length) < np.where(mine >= 0, self.sizes[mine], 0)[:, None]
+            middle = batch["input_ids"].ndim - 2
+            batch["attention_mask"] = np.broadcast_to(
+                places.reshape(len(mine), *(1,) * middle, length), batch["input_ids"].shape
+            ).copy()
+        for name, values in self.data.rows.items():
+            empty = IGNORED if values.dtype.kind == "i" else np.nan
+            batch[name] = np.full((len(mine), *values.shape[1:]), empty, values.dtype)
+            batch[name][real] = values[mine[real]]
+        return batch
 
 
 class TrainBatches(_Batches):
@@ -95,7 +125,7 @@ class TrainBatches(_Batches):
         self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int, seed: int
     ):
         super().__init__(data, lengths, batch_size, rows, pad_id)
-        self.epoch, self._seed, self._given = len(data.ids), seed, 0
+        self.epoch, self._seed, self._given = len(data.item), seed, 0
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -127,9 +157,13 @@ class EvalBatches(_Batches):
         self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int, limit: int | None
     ):
         super().__init__(data, lengths, batch_size, rows, pad_id)
-        order = np.arange(len(data.ids))
-        if limit is not None and limit * batch_size < len(order):  # some of each length, always the same
-            order = np.sort(randomness.permute(order, len(order), randomness.key(0))[: limit * batch_size])
+        order = np.arange(len(data.item))
+        if limit is not None and limit * batch_size < len(order):  # whole items, some of each length, always the same
+            items = int(data.item[-1]) + 1
+            place = np.empty(items, int)
+            place[randomness.permute(np.arange(items), items, randomness.key(0))] = np.arange(items)
+            counts = np.cumsum(np.bincount(place[data.item], minlength=items))
+            order = order[place[data.item] < max(1, np.searchsorted(counts, limit * batch_size, side="right"))]
         self.order = order[np.argsort(self.sizes[order], kind="stable")]
 
     def __len__(self) -> int:

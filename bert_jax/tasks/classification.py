@@ -1,21 +1,24 @@
 """Classification of sentences and pairs (Devlin et al. 2019, section 4.1)."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from bert_jax import functional
 from bert_jax.errors import BertJaxError
-from bert_jax.models.api import Params
+from bert_jax.models import api
 from bert_jax.task import Batch, Losses, Ratio
-from bert_jax.tasks.sentences import Sentences, SentenceTask
+from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
+from bert_jax.tasks.batches import Encoded, encode
 from bert_jax.tasks.tables import Rows, Table
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Sentences):
+class Classification(Finetuning):
     """Which of ``encoder.labels`` a sentence or pair has."""
 
     def __post_init__(self):
@@ -24,23 +27,47 @@ class Classification(Sentences):
             raise BertJaxError(f"task.encoder.labels {self.encoder.labels}: a classification needs two or more")
 
 
-class ClassificationTask(SentenceTask):
+class Classifies(Predictor):
+    """Texts: (sentence,) or (first, second). Answers: ``label``, its ``probability``, and ``probability of X`` for each X."""
+
+    def encode(self, texts: Texts) -> Encoded:
+        return encode(self.tokenizer, texts, self.length)
+
+    def outputs(self, found: api.Outputs, batch: Batch) -> dict[str, Array]:
+        return {"logits": found.logits["classifier"]}
+
+    def answers(self, texts: Texts, encoded: Encoded, outputs: Outputs) -> list[dict[str, Any]]:
+        probabilities = np.asarray(jax.nn.softmax(np.stack(outputs["logits"]), axis=-1))
+        return [
+            {"label": self.config.labels[int(row.argmax())], "probability": float(row.max())}
+            | {f"probability of {label}": float(p) for label, p in zip(self.config.labels, row, strict=True)}
+            for row in probabilities
+        ]
+
+
+class ClassificationTask(FinetuningTask):
     """Cross entropy and accuracy."""
 
-    def numbers(self, rows: Rows, table: Table) -> np.ndarray:
+    predictor_type = Classifies
+
+    def labelled(self, encoded: Encoded, rows: Rows, table: Table) -> Encoded:
         known = {label: number for number, label in enumerate(self.config.encoder.labels)}
         if unknown := sorted(set(rows.labels) - known.keys()):
             raise BertJaxError(f"{table.path} has the label {unknown[0]!r}, task.encoder.labels are {', '.join(known)}")
-        return np.array([known[label] for label in rows.labels], np.int32)
+        return encoded._replace(rows={"label": np.array([known[label] for label in rows.labels], np.int32)})
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
+    def losses(self, found: api.Outputs, batch: Batch) -> Losses:
         labels = batch["label"]
         weights = (labels >= 0).astype(jnp.float32)
-        entropy, hits = functional.score_labels(self.logits(params, batch, key), labels)
+        entropy, hits = functional.score_labels(found.logits["classifier"], labels)
         return Losses(
             {"classifier_loss": Ratio((entropy * weights).sum(), weights.sum())},
-            {"classifier_accuracy": Ratio((hits * weights).sum(), weights.sum()), "tokens": self.tokens(batch)},
+            {"classifier_accuracy": Ratio((hits * weights).sum(), weights.sum())},
         )
+
+    def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
+        labels = np.array([self.config.encoder.labels.index(label) for label in rows.labels])
+        return scores(np.stack(outputs["logits"]), labels)
 
 
 def scores(logits: Float[np.ndarray, "n C"], labels: Int[np.ndarray, " n"]) -> dict[str, float]:

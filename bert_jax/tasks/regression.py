@@ -1,22 +1,25 @@
 """Regression on sentences and pairs: one value, squared error (STS-B; reaction yields)."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 from scipy import stats
 
 from bert_jax.errors import BertJaxError
-from bert_jax.models.api import Params
+from bert_jax.models import api
 from bert_jax.task import Batch, Losses, Ratio
-from bert_jax.tasks.sentences import Sentences, SentenceTask
+from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
+from bert_jax.tasks.batches import Encoded, encode
 from bert_jax.tasks.tables import Rows, Table
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression(Sentences):
-    """Which value a sentence or pair has. The model's output is ``offset + scale * logit``.
+class Regression(Finetuning):
+    """Which value a sentence or pair has. While it is trained, the model's output is ``offset + scale * logit``; what is
+    exported gives the value itself.
 
     Attributes:
       offset, scale: mean and deviation of the values, roughly: the head starts at the former, and the loss is the squared
@@ -34,10 +37,25 @@ class Regression(Sentences):
             raise BertJaxError(f"task.scale is {self.scale}: it must be above 0")
 
 
-class RegressionTask(SentenceTask):
+class Values(Predictor):
+    """Texts: (sentence,) or (first, second). Answers: the value, under the name that it has in ``encoder.labels``."""
+
+    def encode(self, texts: Texts) -> Encoded:
+        return encode(self.tokenizer, texts, self.length)
+
+    def outputs(self, found: api.Outputs, batch: Batch) -> dict[str, Array]:
+        return {"logits": found.logits["classifier"]}
+
+    def answers(self, texts: Texts, encoded: Encoded, outputs: Outputs) -> list[dict[str, Any]]:
+        return [{self.config.labels[0]: float(row[0])} for row in outputs["logits"]]
+
+
+class RegressionTask(FinetuningTask):
     """Mean squared error."""
 
-    def numbers(self, rows: Rows, table: Table) -> np.ndarray:
+    predictor_type = Values
+
+    def labelled(self, encoded: Encoded, rows: Rows, table: Table) -> Encoded:
         values = np.zeros(len(rows.labels), np.float32)
         for number, label in enumerate(rows.labels):
             try:
@@ -46,18 +64,24 @@ class RegressionTask(SentenceTask):
                 raise BertJaxError(f"{table.path}: row {number + 1} has the value {label!r}: a number is needed") from None
         if not np.isfinite(values).all():
             raise BertJaxError(f"{table.path}: row {int(np.argmin(np.isfinite(values))) + 1} has a value that is not finite")
-        return values
+        return encoded._replace(rows={"value": values})
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
-        real = jnp.isfinite(batch["label"])
-        wanted = (jnp.where(real, batch["label"], self.config.offset) - self.config.offset) / self.config.scale
-        error = jnp.square(self.logits(params, batch, key)[:, 0] - wanted)
-        weight = real.sum(dtype=jnp.float32)
-        return Losses({"regression_loss": Ratio((error * real).sum(), weight)}, {"tokens": self.tokens(batch)})
+    def losses(self, found: api.Outputs, batch: Batch) -> Losses:
+        real = jnp.isfinite(batch["value"])
+        wanted = (jnp.where(real, batch["value"], self.config.offset) - self.config.offset) / self.config.scale
+        error = jnp.square(found.logits["classifier"][:, 0] - wanted)
+        return Losses({"regression_loss": Ratio((error * real).sum(), real.sum(dtype=jnp.float32))}, {})
 
-    def values(self, logits: Float[np.ndarray, "n 1"]) -> Float[np.ndarray, " n"]:
-        """Predictions in the units of the labels."""
-        return self.config.offset + self.config.scale * logits[:, 0]
+    def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
+        logits = np.stack(outputs["logits"])[:, 0]
+        return scores(self.config.offset + self.config.scale * logits, np.array([float(label) for label in rows.labels]))
+
+    def finished(self, params: api.Params) -> api.Params:
+        """The head gives the value itself."""
+        dense = params["classifier"]["dense"]
+        scaled = {"kernel": dense["kernel"] * self.config.scale,
+                  "bias": dense["bias"] * self.config.scale + self.config.offset}
+        return params | {"classifier": {"dense": scaled}}
 
 
 def scores(predicted: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> dict[str, float]:

@@ -22,6 +22,9 @@ class TrainConfig:
       reduce_dtype: in which the gradients of matrices and tables are summed over devices; biases and layer norms always in
         float32. bfloat16 halves what devices exchange for gradients, and rounds the embedding tables, which enter the model
         as float32 otherwise; matrices are rounded in the products anyway. Moments and parameters stay float32.
+      best: a value of the held-out evaluation, such as classifier_accuracy (with ``-`` in front: the smaller, the better): the
+        parameters of the best evaluation are kept and returned; None: the last ones. patience: evaluations without a better
+        one after which the run ends. Whoever chooses by held-out data needs other data to report on.
       keep: checkpoints retained. seed: of parameters, example order, masks and dropout.
     """
 
@@ -34,6 +37,8 @@ class TrainConfig:
     log_every: int = 10
     eval_batches: int | None = 50
     eval_batch_size: int | None = None
+    best: str | None = None
+    patience: int | None = None
     keep: int = 3
     seed: int = 0
 
@@ -41,6 +46,8 @@ class TrainConfig:
         for field in ("steps", "batch_size", "accumulate", "eval_every", "save_every", "log_every", "keep"):
             if getattr(self, field) < 1:
                 raise BertJaxError(f"train.{field} is {getattr(self, field)}: it must be at least 1")
+        if self.patience is not None and (self.patience < 1 or not self.best):
+            raise BertJaxError(f"train.patience is {self.patience}: at least 1, and train.best must name what is watched")
         if self.batch_size % self.accumulate:
             raise BertJaxError(f"train.batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
 

@@ -79,7 +79,7 @@ def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limi
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     step = make_eval_step(task, mesh)
     with jax.set_mesh(mesh):
-        values = evaluate(step, model.params, mesh, _progress(task.eval_batches(batch_size, limit), "evaluating"))
+        values = evaluate(task, step, model.params, mesh, _progress(task.eval_batches(batch_size, limit), "evaluating"))
     if "mlm_accuracy" in values:
         values["mlm_majority_baseline"] = heldout_majority(task, batch_size, limit)
     return values

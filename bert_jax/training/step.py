@@ -75,7 +75,13 @@ def make_train_step(
     def gradients_of(params: Params, batch: Batch, key: Array, weights: dict[str, Array]) -> tuple[Params, Losses]:
         """Float32 gradients of one micro-batch, each lying where its parameter lies."""
         entering = jax.tree.map(lambda p, is_large: p.astype(reduce_dtype) if is_large else p, params, large)
-        gradients, losses = jax.grad(_objective, argnums=1, has_aux=True)(task, entering, batch, key, weights)
+
+        def objective(params: Params, batch: Batch, key: Array) -> tuple[Array, Losses]:
+            """The sum over terms of sum / weight, ``weights`` being those of the whole batch."""
+            losses = task.loss(params, batch, key)
+            return sum(term.sum / jnp.maximum(weights[name], 1e-9) for name, term in losses.terms.items()), losses
+
+        gradients, losses = task.gradient(objective, entering, batch, key)
         gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params)
         return jax.lax.with_sharding_constraint(gradients, shardings.params), losses
 
@@ -86,7 +92,7 @@ def make_train_step(
             batch = task.corrupt(batch, corrupt_key, state.step)
             gradients, losses = _accumulate(task, state.params, gradients_of, batch, dropout_key, accumulate, mesh)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = task.follow(optax.apply_updates(state.params, updates), state.step)
         one = jnp.ones(())
         metrics = losses.terms | losses.metrics
         metrics["loss"] = Ratio(sum(term.value for term in losses.terms.values()), one)
@@ -114,14 +120,6 @@ def make_eval_step(task: Task, mesh: Mesh) -> Callable[[Params, Batch, int], Los
 
 
 EVAL_SEED = 12345  # masks of every evaluation, the seed of the original's evaluation data
-
-
-def _objective(
-    task: Task, params: Params, batch: Batch, key: Key[Array, ""], weights: dict[str, Array]
-) -> tuple[Array, Losses]:
-    """The sum over terms of sum / weight, ``weights`` being those of the whole batch."""
-    losses = task.loss(params, batch, key)
-    return sum(term.sum / jnp.maximum(weights[name], 1e-9) for name, term in losses.terms.items()), losses
 
 
 def _accumulate(

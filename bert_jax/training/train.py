@@ -26,6 +26,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.parallel.cluster import Cluster, local_rows
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
 from bert_jax.task import Batch, Params, Ratio, Task
+from bert_jax.training.best import Best
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import make_optimizer, schedule
 from bert_jax.training.record import NoRecord, Record
@@ -38,8 +39,8 @@ VISIBLE_SECONDS = 30.0  # until a file that one host wrote is seen by another; n
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended: the step, the parameters, the last evaluation, and whether all steps were done (False after a
-    request to stop)."""
+    """How a run ended: the step, the parameters, their evaluation, and whether all steps were done (False after a request
+    to stop). With ``train.best`` parameters and evaluation are the best ones, else the last."""
 
     step: int
     params: Params
@@ -93,7 +94,10 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
         reduce_dtype=settings.reduce_dtype,
     )
     eval_step = make_eval_step(task, mesh)
+    best = Best(workdir, settings.best, settings.patience, abstract.params)
     record = Record(workdir, settings.steps, start) if cluster.first else NoRecord()
+    if not len(heldout) and settings.best:
+        raise BertJaxError(f"train.best is {settings.best!r}, and there is no held-out data to find it with")
     if not len(heldout):
         log.warning("the data has no held-out documents: this run is not evaluated")
     if start:
@@ -131,8 +135,8 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
             )
 
     with (
-        contextlib.closing(record), contextlib.closing(checkpoints), jax.set_mesh(mesh), cluster.heeding_signals(),
-        cluster.ending_together(),
+        contextlib.closing(record), contextlib.closing(checkpoints), contextlib.closing(best), jax.set_mesh(mesh),
+        cluster.heeding_signals(), cluster.ending_together(),
     ):
         step = start
         while True:
@@ -141,10 +145,14 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
             if len(heldout) and step != start and (step % settings.eval_every == 0 or last):
                 settle()
                 record.show(step, "evaluating")
-                evaluation = evaluate(eval_step, state.params, mesh, heldout)
+                evaluation = evaluate(task, eval_step, state.params, mesh, heldout)
                 record.write(step, "eval", evaluation)
                 record.say(f"step {step} held out: " + _summary(evaluation))
+                best.offer(step, evaluation, state.params, task.identity())
                 window.restart()
+            if not last and best.exhausted(step, settings.eval_every):
+                record.say(f"step {step}: the best {settings.best} was at step {best.step}, train.patience is over")
+                last = True
             if (step % settings.save_every == 0 and step != start) or last or stop:
                 record.show(step, "saving")
                 save(step)
@@ -159,25 +167,32 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
         if not last:
             record.say(f"asked to stop: saved step {step} of {settings.steps}; the same command continues")
         if last and not evaluation and len(heldout):  # a finished run was started again
-            evaluation = evaluate(eval_step, state.params, mesh, heldout)
-    return Result(step, state.params, evaluation, last)
+            evaluation = evaluate(task, eval_step, state.params, mesh, heldout)
+        params = state.params
+        if last and settings.best:
+            params, evaluation = best.params(), best.evaluation
+    return Result(step, params, evaluation, last)
 
 
 def evaluate(
-    eval_step: Any, params: Params, mesh: Mesh, batches: Iterable[dict[str, np.ndarray]]
+    task: Task, eval_step: Any, params: Params, mesh: Mesh, batches: Iterable[dict[str, np.ndarray]]
 ) -> dict[str, float]:
-    """Means over held-out batches: sums and weights are added up before they are divided."""
+    """Means over held-out batches (sums and weights are added up before they are divided), and the scores of the task."""
     terms: dict[str, np.ndarray] = {}
     metrics: dict[str, np.ndarray] = {}
+    outputs: dict[str, list[np.ndarray]] = {}
     for index, batch in enumerate(batches):
         losses = jax.device_get(eval_step(params, to_devices(batch, mesh), index))
         for totals, ratios in ((terms, losses.terms), (metrics, losses.terms | losses.metrics)):
             for name, ratio in ratios.items():
                 totals[name] = totals.get(name, 0.0) + np.array(ratio, np.float64)
+        for name, rows in losses.outputs.items():
+            outputs.setdefault(name, []).extend(rows)
     if not metrics:
         raise BertJaxError("nothing to evaluate: the data has no held-out documents (prepare it with --heldout above 0)")
     metrics.pop("tokens", None)
-    return {"loss": sum(_mean(total) for total in terms.values())} | {name: _mean(total) for name, total in metrics.items()}
+    means = {"loss": sum(_mean(total) for total in terms.values())} | {name: _mean(total) for name, total in metrics.items()}
+    return means | (task.scores(outputs) if outputs else {})
 
 
 def _mean(total: np.ndarray) -> float:

@@ -236,7 +236,7 @@ def test_evaluation_covers_every_turn(task, machinery):
     assert collections.Counter(map(whose, batches)) == dict(zip(("", "order", "words"), map(len, alone), strict=True))
     params = task.init(jax.random.key(0))
     with jax.set_mesh(mesh):
-        values = evaluate(make_eval_step(task, mesh), params, mesh, batches)
+        values = evaluate(task, make_eval_step(task, mesh), params, mesh, batches)
     objectives = ("mlm", "nsp", "order_sop", "order_mlm", "words_mlm", "words_word_order")
     assert values.keys() == {"loss"} | {f"{name}_{metric}" for name in objectives for metric in ("loss", "accuracy")}
     parts = [values[f"{name}_loss"] * {"nsp": 0.5, "order_sop": 3.0}.get(name, 1.0) for name in objectives]

@@ -13,10 +13,10 @@ from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.tasks import classification, regression
+from bert_jax.tasks.base import finetuned_encoder
 from bert_jax.tasks.batches import Encoded, EvalBatches, TrainBatches, encode
 from bert_jax.tasks.classification import Classification, ClassificationTask
 from bert_jax.tasks.regression import Regression, RegressionTask
-from bert_jax.tasks.sentences import finetuned_encoder
 from bert_jax.tasks.tables import Table
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.finetune import finetune
@@ -53,7 +53,8 @@ def test_tables_that_are_wrong(tmp_path, text, message):
 def examples(count: int = 103) -> Encoded:
     rng = np.random.default_rng(0)
     ids = [np.full(size, number, np.int32) for number, size in enumerate(rng.integers(1, 33, count))]
-    return Encoded(ids, [np.zeros_like(one) for one in ids], np.arange(count, dtype=np.int32))
+    numbers = np.arange(count, dtype=np.int32)
+    return Encoded({"input_ids": ids, "segment_ids": [np.zeros_like(one) for one in ids]}, {"label": numbers}, numbers)
 
 
 def test_every_epoch_has_every_example_once_and_little_padding():
@@ -87,15 +88,36 @@ def test_evaluation_keeps_the_tail():
     assert len(EvalBatches(examples(), (8, 16, 32), 10, None, 0, 3)) == 3
 
 
+def test_a_part_of_the_evaluation_is_whole_items():
+    whole = examples()
+    item = np.repeat(np.arange(40), 3)[:103].astype(np.int32)  # the last one has a single row
+    batches = EvalBatches(whole._replace(item=item), (8, 16, 32), 10, None, 0, 3)
+    chosen = np.concatenate([batch["example"] for batch in batches])
+    counts = np.bincount(item[chosen[chosen >= 0]], minlength=35)
+    assert 27 < counts.sum() <= 30 and (counts[:34][counts[:34] > 0] == 3).all()
+
+
+def test_rows_side_by_side_and_labels_of_tokens():
+    ids = [np.arange(6, dtype=np.int32).reshape(2, 3) + 1, np.arange(4, dtype=np.int32).reshape(2, 2) + 1]
+    labels, numbers = [np.ones((2, 3), np.int32), np.ones((2, 2), np.int32)], np.arange(2, dtype=np.int32)
+    data = Encoded({"input_ids": ids, "labels": labels}, {"scores": np.ones((2, 5), np.float32)}, numbers)
+    batch = next(iter(EvalBatches(data, (4,), 3, None, 9, None)))
+    assert batch["input_ids"].tolist() == [[[1, 2, 9, 9], [3, 4, 9, 9]], [[1, 2, 3, 9], [4, 5, 6, 9]], [[9] * 4] * 2]
+    assert (batch["attention_mask"] == (batch["input_ids"] != 9)).all() and batch["attention_mask"].dtype == bool
+    assert (batch["labels"] == np.where(batch["attention_mask"], 1, -1)).all() and batch["example"].tolist() == [1, 0, -1]
+    assert np.isnan(batch["scores"][2]).all() and (batch["scores"][:2] == 1).all()
+
+
 def test_too_long_pairs_lose_of_the_longer_text(tiny_store, caplog):
     from bert_jax.data.store import TokenStore
 
     tokenizer = TokenStore(tiny_store).tokenizer
     with caplog.at_level(logging.WARNING):
-        made = encode(tokenizer, [("the cat", "a dog sat on the mat in the tree"), ("a", "b")], np.zeros(2, np.int32), 10)
+        made = encode(tokenizer, [("the cat", "a dog sat on the mat in the tree"), ("a", "b")], 10)
     assert "1 of 2 examples have more than 10 tokens" in caplog.text
-    assert len(made.ids[0]) == 10 and tokenizer.decode(made.ids[0]) == "[CLS] the cat [SEP] a dog sat on the [SEP]"
-    assert made.segments[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    ids, segments = (made.tokens[name][0] for name in ("input_ids", "segment_ids"))
+    assert len(ids) == 10 and tokenizer.decode(ids) == "[CLS] the cat [SEP] a dog sat on the [SEP]"
+    assert segments.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
 
 
 def test_truncation_takes_single_tokens_from_the_longer():

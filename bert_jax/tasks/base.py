@@ -1,0 +1,208 @@
+"""What all kinds of fine-tuning have in common: an encoder that was pre-trained, a head on it, and labelled examples."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from bert_jax.errors import BertJaxError
+from bert_jax.model import Model, load
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig, Head
+from bert_jax.task import Batch, Losses, Objective, Ratio, plain_gradient
+from bert_jax.tasks.batches import Encoded, EvalBatches, TrainBatches
+from bert_jax.tasks.tables import Rows, Table
+from bert_jax.tokenizers import Tokenizer
+from bert_jax.warm_start import save_beside, warm_start
+
+Texts = Sequence[tuple[str, ...]]
+Outputs = dict[str, list[np.ndarray]]  # by name, a row each
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuning:
+    """Fields of every kind of fine-tuning.
+
+    Attributes:
+      encoder: the model; its heads are those of the kind. init: the checkpoint that is fine-tuned, any that
+        :func:`bert_jax.load` takes, with its tokenizer.
+      data, heldout: what to train and to evaluate on.
+      lengths: to which batches are padded; longer examples are cut.
+    """
+
+    encoder: EncoderConfig
+    init: str
+    data: Table
+    heldout: Table
+    lengths: tuple[int, ...] = (32, 64, 128)
+
+    needs: ClassVar[tuple[Head, ...]] = ("pooler", "classifier")  # heads of this kind
+
+    def __post_init__(self):
+        if not self.lengths or max(self.lengths) > self.encoder.max_length or min(self.lengths) < 1:
+            raise BertJaxError(f"task.lengths {self.lengths}: from 1 to the position table, {self.encoder.max_length}")
+        if set(self.needs) != set(self.encoder.with_heads):
+            raise BertJaxError(f"task.encoder.with_heads must be {' and '.join(self.needs)}")
+
+
+def finetuned_encoder(
+    encoder: EncoderConfig, labels: tuple[str, ...], heads: tuple[Head, ...] = ("pooler", "classifier"), **changes: Any
+) -> EncoderConfig:
+    """A pre-trained encoder with new heads over ``labels`` in place of its other ones; further fields as given."""
+    return dataclasses.replace(encoder, with_heads=heads, labels=labels, **changes)
+
+
+class Predictor:
+    """How a fine-tuned model answers about new text; every kind of task has one. Subclasses give the three methods.
+
+    Attributes:
+      config: the encoder. tokenizer: its. length: the longest sequence.
+    """
+
+    def __init__(self, config: EncoderConfig, tokenizer: Tokenizer, length: int):
+        self.config, self.tokenizer, self.length = config, tokenizer, length
+
+    def encode(self, texts: Texts) -> Encoded:
+        """Rows for the encoder; what a tuple of texts holds is the kind's matter. Where texts may need several rows, ``item``
+        int32 says whose each row is."""
+        raise NotImplementedError
+
+    def outputs(self, found: api.Outputs, batch: Batch) -> dict[str, Array]:
+        """Arrays [B, ...], computed on the device, that :meth:`answers` reads."""
+        raise NotImplementedError
+
+    def answers(self, texts: Texts, encoded: Encoded, outputs: Outputs) -> list[dict[str, Any]]:
+        """For each tuple of texts the columns of its prediction, from the outputs of all rows of ``encoded`` in their order."""
+        raise NotImplementedError
+
+
+class FinetuningTask:
+    """A :class:`bert_jax.task.Task`. Subclasses give ``predictor_type``, :meth:`labelled`, :meth:`losses` and :meth:`score`."""
+
+    predictor_type: ClassVar[type[Predictor]]
+
+    def __init__(self, config: Finetuning, model: Model | None = None):
+        """``model``: what ``config.init`` names, where it is loaded already."""
+        self.config = config
+        self._model = model if model is not None else load(config.init)
+        if self._model.tokenizer is None:
+            raise BertJaxError(f"{config.init} has no tokenizer beside its weights, and text needs one")
+        self.predictor = self.predictor_type(config.encoder, self._model.tokenizer, max(config.lengths))
+
+    def labelled(self, encoded: Encoded, rows: Rows, table: Table) -> Encoded:
+        """``encoded`` with labels: as ``rows`` [n] int32 (-1: none) or float32 (NaN: none), or for each token.
+
+        Raises:
+          BertJaxError: labels of ``table`` that are wrong.
+        """
+        raise NotImplementedError
+
+    def losses(self, found: api.Outputs, batch: Batch) -> Losses:
+        """Terms and metrics of a batch from what the model made of it; rows and tokens without a label weigh nothing."""
+        raise NotImplementedError
+
+    def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
+        """Scores of the held-out ``rows``, or of some of them: their answers, and the outputs behind these."""
+        raise NotImplementedError
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._model.tokenizer
+
+    @functools.cached_property
+    def training(self) -> Encoded:
+        """The examples to train on."""
+        rows = self.config.data.read()
+        return self.labelled(self.predictor.encode(rows.texts), rows, self.config.data)
+
+    @functools.cached_property
+    def heldout(self) -> Rows:
+        """What to evaluate on, as it is written."""
+        return self.config.heldout.read()
+
+    @functools.cached_property
+    def evaluation(self) -> Encoded:
+        """The same, ready for batches."""
+        return self.labelled(self.predictor.encode(self.heldout.texts), self.heldout, self.config.heldout)
+
+    def init(self, key: Key[Array, ""]) -> api.Params:
+        return api.init(self.config.encoder, key)
+
+    def start(self, key: Key[Array, ""]) -> api.Params:
+        return warm_start(self._model, self.config.init, self.config.encoder, self.init, key, None)
+
+    def logical_axes(self) -> api.Params:
+        return api.logical_axes(self.config.encoder)
+
+    def identity(self) -> dict[str, str]:
+        digest = hashlib.blake2b(digest_size=16)
+        for table in (self.config.data, self.config.heldout):
+            digest.update(Path(table.path).read_bytes())
+        return {"tokenizer": self.tokenizer.hash, "data": digest.hexdigest()}
+
+    def save_assets(self, workdir: Path) -> None:
+        save_beside(workdir, self.tokenizer)
+
+    def corrupt(self, batch: Batch, key: Key[Array, ""], step: Array | None) -> Batch:
+        return batch
+
+    def loss(self, params: api.Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
+        found = api.apply(params, self.config.encoder, batch, key=key)
+        losses = self.losses(found, batch)
+        # What is a row of the encoder has its mask; a question with several of them counts as one example.
+        tokens = Ratio(batch["attention_mask"].sum(dtype="float32"), np.float32(len(batch["example"])))
+        losses = losses._replace(metrics={**losses.metrics, "tokens": tokens})
+        if key is not None:
+            return losses
+        return losses._replace(outputs=self.predictor.outputs(found, batch) | {"example": batch["example"]})
+
+    def gradient(self, objective: Objective, params: api.Params, batch: Batch, key: Key[Array, ""]) -> tuple:
+        return plain_gradient(objective, params, batch, key)
+
+    def follow(self, params: api.Params, step: Array) -> api.Params:
+        return params
+
+    def finished(self, params: api.Params) -> api.Params:
+        """What is exported of trained parameters: all that the encoder and its heads need, and no more."""
+        return params
+
+    def scores(self, outputs: Outputs) -> dict[str, float]:
+        example = np.array(outputs["example"])
+        order = np.argsort(example, kind="stable")[(example < 0).sum() :]  # without the empty rows
+        encoded = self.evaluation.subset(example[order])
+        sorted_outputs = {name: [rows[k] for k in order] for name, rows in outputs.items() if name != "example"}
+        items = np.unique(self.evaluation.item[example[order]])
+        rows = Rows([self.heldout.texts[k] for k in items], [self.heldout.labels[k] for k in items])
+        return self.score(rows, self.predictor.answers(rows.texts, encoded, sorted_outputs), sorted_outputs)
+
+    def train_batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> TrainBatches:
+        return TrainBatches(self.training, self.config.lengths, batch_size, rows, self.tokenizer.pad_id, seed)
+
+    def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:
+        return EvalBatches(self.evaluation, self.config.lengths, batch_size, rows, self.tokenizer.pad_id, limit)
+
+
+def predict(
+    predictor: Predictor, params: api.Params, texts: Texts, lengths: tuple[int, ...], batch_size: int = 64
+) -> tuple[list[dict[str, Any]], Outputs]:
+    """The answers about ``texts``, in their order, and the outputs behind them."""
+    encoded = predictor.encode(texts)
+    batches = EvalBatches(encoded, lengths, batch_size, None, predictor.tokenizer.pad_id, None)
+
+    @jax.jit
+    def run(params, batch):
+        return predictor.outputs(api.apply(params, predictor.config, batch), batch)
+
+    made: Outputs = {}
+    for batch in batches:
+        for name, rows in jax.device_get(run(params, batch)).items():
+            made.setdefault(name, []).extend(rows)
+    places = np.argsort(batches.order)
+    outputs = {name: [rows[k] for k in places] for name, rows in made.items()}
+    return predictor.answers(texts, encoded, outputs), outputs
