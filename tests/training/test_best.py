@@ -1,0 +1,74 @@
+"""The best evaluation of a run: its parameters come back, runs end when none is better, restarts change nothing."""
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.errors import BertJaxError
+from bert_jax.training import train as train_module
+from bert_jax.training.record import read
+
+SCORES = {2: 0.5, 4: 0.9, 6: 0.7, 8: 0.9, 10: 0.95, 12: 0.1}
+EVERY_TWO = ("train.eval_every=2", "train.save_every=2", "train.keep=10")
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Evaluations that say what the test wants, by the order in which they come; returns the values still to come."""
+    waiting = list(SCORES.values())
+    monkeypatch.setattr(train_module, "evaluate", lambda *_: {"loss": 1.0, "score": waiting.pop(0)})
+    return waiting
+
+
+def parameters_at(workdir, step, params):
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    found = checkpoints.restore({"params": abstract}, step).items["params"]
+    checkpoints.close()
+    return found
+
+
+def assert_same(one, other):
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+@pytest.mark.parametrize(("metric", "step", "value"), [("score", 10, 0.95), ("-score", 12, 0.1)])
+def test_the_best_parameters_come_back(run_tiny, tmp_path, scripted, metric, step, value):
+    result = run_tiny(tmp_path / "run", *EVERY_TWO, f"train.best={metric}")
+    assert result.finished and result.step == 12 and result.evaluation == {"loss": 1.0, "score": value}
+    assert_same(result.params, parameters_at(tmp_path / "run", step, result.params))
+
+
+def test_without_a_better_one_the_run_ends(run_tiny, tmp_path, scripted):
+    result = run_tiny(tmp_path / "run", *EVERY_TWO, "train.best=score", "train.patience=2")
+    assert result.finished and result.step == 8 and result.evaluation["score"] == 0.9  # 8 is as good as 4, and not better
+    assert_same(result.params, parameters_at(tmp_path / "run", 4, result.params))
+    assert [row["step"] for row in read(tmp_path / "run/metrics.jsonl") if row["kind"] == "eval"] == [2, 4, 6, 8]
+
+
+def test_a_restart_knows_the_best(run_tiny, tmp_path, monkeypatch):
+    """Killed after the evaluation of step 6, when 4 was the best; goes on from the checkpoint of step 4."""
+    def evaluate(*_):
+        score = SCORES[evaluate.step]
+        evaluate.step += 2
+        if evaluate.step == 8 and evaluate.breaks:
+            raise KeyboardInterrupt
+        return {"loss": 1.0, "score": score}
+
+    evaluate.step, evaluate.breaks = 2, True
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    settings = (*EVERY_TWO, "train.best=score", "train.patience=2")
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path / "run", *settings)
+    evaluate.step, evaluate.breaks = 6, False
+    result = run_tiny(tmp_path / "run", *settings)
+    assert result.step == 8 and result.evaluation["score"] == 0.9
+    assert_same(result.params, parameters_at(tmp_path / "run", 4, result.params))
+
+
+def test_what_is_refused(run_tiny, tmp_path):
+    with pytest.raises(BertJaxError, match="train.best is 'f1'; an evaluation of this task has .*mlm_accuracy"):
+        run_tiny(tmp_path / "run", *EVERY_TWO, "train.best=f1")
+    with pytest.raises(BertJaxError, match="train.patience is 2: .* train.best must name"):
+        run_tiny(tmp_path / "other", "train.patience=2")
