@@ -17,6 +17,7 @@ import time
 import jax
 
 from bert_jax.data.pairs import PairSpec
+from bert_jax.errors import BertJaxError
 from bert_jax.models.config import preset
 from bert_jax.objectives import MaskedLM, NextSentence, SentenceOrder
 from bert_jax.objectives.pretraining import Pretraining
@@ -78,17 +79,23 @@ def measure(only: str | None) -> None:
     for number, (topology, fsdp, length, name, policy) in enumerate(todo, start=1):
         began, chips = time.monotonic(), target(topology)
         refused = []
-        found = fit(experiment(name, length, fsdp), chips, (policy,), refused.append)[0]
+        try:
+            found = fit(experiment(name, length, fsdp), chips, (policy,), refused.append)[0]
+            result = {"per_device": found.per_device} | {
+                key: value for key, value in dataclasses.asdict(found.plan).items()
+                if key in ("peak", "arguments", "temporaries", "limit", "refusal", "compile_seconds")
+            }
+        except BertJaxError as error:  # the compiler fails on something else than memory: that is what a user will meet
+            result = {"per_device": None, "peak": None, "limit": chips.limit, "error": str(error)}
         done.append({
             "topology": topology, "fsdp": fsdp, "length": length, "preset": name, "remat": policy, "jax": jax.__version__,
-            "per_device": found.per_device, "seconds": round(time.monotonic() - began, 1), "attempts": refused,
-            **{key: value for key, value in dataclasses.asdict(found.plan).items()
-               if key in ("peak", "arguments", "temporaries", "limit", "refusal", "compile_seconds")},
+            "seconds": round(time.monotonic() - began, 1), "attempts": refused, **result,
         })
         RESULTS.write_text(json.dumps(done, indent=1) + "\n")
         table(done)
         took = done[-1]["seconds"]
-        print(f"{number}/{len(todo)} {topology} {name} {length} {policy}: {found.per_device} in {took} s", flush=True)
+        said = done[-1].get("error") or done[-1]["per_device"]
+        print(f"{number}/{len(todo)} {topology} {name} {length} {policy}: {said} in {took} s", flush=True)
 
 
 def table(done: list[dict]) -> None:
@@ -97,13 +104,23 @@ def table(done: list[dict]) -> None:
     for row in done:
         rows.setdefault((row["topology"], row["fsdp"], row["preset"], row["length"]), {})[row["remat"]] = row
     for (topology, fsdp, name, length), by_policy in sorted(rows.items()):
-        numbers = [f"{by_policy[p]['per_device']} ({by_policy[p]['peak'] / 2**30:.1f} GiB)" if by_policy.get(p, {}).get("peak")
-                   else "none" if p in by_policy else "not measured" for p in POLICIES]
+        numbers = [_cell(by_policy.get(policy)) for policy in POLICIES]
         chips = topology + (f", fsdp {fsdp}" if fsdp > 1 else "")
         lines.append(f"| {chips} | {name} | {length} | " + " | ".join(numbers) + " |")
     limits = ", ".join(f"{name} {size:.2f} GiB" for name, size in {r["topology"]: r["limit"] / 2**30 for r in done}.items())
     lines += ["", f"Memory of a chip, as XLA says: {limits}.", ""]
+    if errors := dict.fromkeys(row["error"] for row in done if "error" in row):
+        lines += ["Where the compiler failed, it said (an error of its own, whatever the batch is cut to):", ""]
+        lines += [f"    {error}" for error in errors] + [""]
     PAGE.write_text("\n".join(lines))
+
+
+def _cell(row: dict | None) -> str:
+    if row is None:
+        return "not measured"
+    if "error" in row:
+        return "compiler fails"
+    return f"{row['per_device']} ({row['peak'] / 2**30:.1f} GiB)" if row["peak"] else "none"
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ log = logging.getLogger("bert_jax")
 
 # Fields of an encoder in which a checkpoint may differ from the run that starts from it: how it is trained and computed.
 _MAY_DIFFER = {"dropout", "attention_dropout", "head_dropout", "init_std", "compute_dtype", "remat", "unroll", "with_heads",
-               "labels", "vocab_multiple"}
+               "labels", "vocab_multiple", "lora_rank", "lora_alpha", "read_layers", "combine"}
+
+_LABELLED = ("classifier", "tagger")  # heads as wide as there are labels
 
 
 def warm_start(
@@ -29,6 +31,9 @@ def warm_start(
     tokenizer_hash: str | None,
 ) -> api.Params:
     """Host arrays for the tree of ``init``: the model's where it has them, fresh ones for other heads (one warning line).
+
+    A head of the model that tells other classes apart, or reads states of another width, is not used. LoRA of another rank or
+    factor is added to the maps that it changes, and layers after the last that is read are left out.
 
     Args:
       name: what messages call the model: the checkpoint that it was loaded from.
@@ -43,10 +48,34 @@ def warm_start(
     if differ:
         wanted = " ".join(f"--set task.encoder.{field}={theirs[field]}" for field in differ)
         raise BertJaxError(f"{name} is another encoder than task.encoder; to start from it: {wanted}")
-    parts = jax.eval_shape(init, key).keys()
+    if encoder.depth > model.config.depth:
+        raise BertJaxError(
+            f"{name} has {model.config.depth} layers, task.encoder.read_layers needs {encoder.depth}: "
+            f"--set task.encoder.read_layers={','.join(map(str, model.config.read_layers))}"
+        )
+    theirs, ours = (
+        (config.lora_rank, config.lora_alpha) if config.lora_rank else None for config in (model.config, encoder)
+    )
+    found, config = (model.params, model.config) if theirs == ours else api.merged(model.params, model.config)
+    for part in ("attention", "feed_forward", "lora"):
+        if part in found and encoder.depth < config.depth:
+            count = encoder.copies("attention" if part == "lora" else part)
+            found = found | {part: jax.tree.map(lambda a: a[:count], found[part])}  # noqa: B023 (used at once)
+    shapes = jax.eval_shape(init, key)
+    other = [
+        head for head in encoder.with_heads if head in found and _differs(head, found[head], shapes[head], config, encoder)
+    ]
+    for head in other:
+        if head in _LABELLED and config.labels != encoder.labels:
+            why = f"tells {_named(config.labels)} apart, not {_named(encoder.labels)}"
+        else:
+            why = "reads states of another width"
+        log.warning("the head %s of %s %s: a fresh one takes its place", head, name, why)
+    model = model._replace(params={part: tree for part, tree in found.items() if part not in other})
+    parts = shapes.keys()
     fresh, unused = parts - model.params.keys(), model.params.keys() - parts
-    if fresh:
-        log.warning("%s has no head %s: it starts untrained", name, ", ".join(sorted(fresh)))
+    if said := fresh - {*other, "lora", "mix"}:
+        log.warning("%s has no head %s: it starts untrained", name, ", ".join(sorted(said)))
     if unused:
         log.warning("%s has a head %s that is not trained here and left out", name, ", ".join(sorted(unused)))
     begun = init(key) if fresh else {}
@@ -57,6 +86,32 @@ def warm_start(
             extra = encoder.padded_vocab_size - encoder.vocab_size
             params[part] = params[part] | {leaf: np.pad(table, [(0, extra)] + [(0, 0)] * (table.ndim - 1))}
     return params
+
+
+def reinitialised(
+    params: api.Params, layers: int, encoder: EncoderConfig, init: Callable[[Key[Array, ""]], api.Params], key: Key[Array, ""]
+) -> api.Params:
+    """``params`` with the top ``layers`` and the pooler as ``init`` makes them (Zhang et al. 2021, section 4; as in their code
+    the pooler comes first and goes with any number of layers). Nothing of the kind with 0."""
+    if not layers:
+        return params
+    begun, kept = init(key), encoder.depth - layers
+    for part in ("attention", "feed_forward"):
+        params = params | {part: jax.tree.map(
+            lambda old, new: np.concatenate([np.asarray(old)[:kept], np.asarray(new)[kept:]]), params[part], begun[part]
+        )}
+    return params | ({"pooler": begun["pooler"]} if "pooler" in params else {})
+
+
+def _differs(head: str, found: api.Params, shapes: api.Params, theirs: EncoderConfig, ours: EncoderConfig) -> bool:
+    """Whether a head of a model cannot serve as ours. (The rows of ``mlm/bias`` that pad the vocabulary do not count.)"""
+    own, wanted = ([a.shape for path, a in jax.tree.leaves_with_path(tree) if (head, path[0].key) != ("mlm", "bias")]
+                   for tree in (found, shapes))
+    return own != wanted or (head in _LABELLED and theirs.labels != ours.labels)
+
+
+def _named(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
 
 
 def save_beside(workdir: Path, tokenizer: Tokenizer) -> None:

@@ -16,6 +16,8 @@ from bert_jax.models import api
 from bert_jax.models.config import PRESETS
 from bert_jax.objectives.pretraining import PretrainingTask
 from bert_jax.parallel.mesh import MeshConfig, check_rows, make_mesh
+from bert_jax.tasks import TASKS
+from bert_jax.tasks.base import Finetuning
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW, Lamb, make_optimizer, schedule
 from bert_jax.training.pretrain import load_config
@@ -31,12 +33,23 @@ def test_config_file(path, tmp_path):
     experiment = load_config(path)
     assert isinstance(experiment, Experiment) and hash(experiment)
     schedule(experiment.optimizer, experiment.train.steps)  # the warm-up is shorter than the run
-    assert experiment.task.examples.length <= experiment.task.encoder.max_length
+    if isinstance(experiment.task, Finetuning):
+        check_finetuning(experiment)
+    else:
+        assert experiment.task.examples.length <= experiment.task.encoder.max_length
     config.save(experiment, tmp_path / "experiment.json")
     assert config.load(Experiment, tmp_path / "experiment.json") == experiment
     text = ast.get_docstring(ast.parse(path.read_text()))
     assert "bert-jax " in text, "the docstring names the command that runs it"
     assert f"configs/{path.relative_to(ROOT / 'configs')}" in text or "benchmarks/" in text
+
+
+def check_finetuning(experiment: Experiment) -> None:
+    """Every kind of task can be made of its configuration; the whole held-out set is scored, and Adam corrects its bias."""
+    assert type(experiment.task) in TASKS and experiment.train.eval_batches is None
+    assert experiment.task.data != experiment.task.heldout
+    assert experiment.optimizer.bias_correction
+    api.count_parameters(experiment.task.encoder)
 
 
 def phases(preset_name: str) -> list[str]:

@@ -36,6 +36,7 @@ from bert_jax.convert.settings import CONFIG, FAMILIES, family_of, plain_form, r
 from bert_jax.convert.table import Family
 from bert_jax.convert.tensors import DTYPES, INDEX, PICKLE, SAFETENSORS, Entry, open_tensors, read_json, write_safetensors
 from bert_jax.errors import BertJaxError
+from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.heads import HEADS
 from bert_jax.tokenizers import Tokenizer
@@ -72,7 +73,8 @@ def export(
 
     Raises:
       BertJaxError: the directory is not empty or cannot be written, ``params`` do not fit ``config``, the tokenizer
-        has more pieces than the token table, no family has a class for these heads, or a value is beyond ``dtype``.
+        has more pieces than the token table, no family has a class for these heads, heads read several layers, or a value
+        is beyond ``dtype``.
     """
     with new_directory(directory) as partial:
         write(params, config, tokenizer, partial, origin=origin, dtype=dtype)
@@ -109,6 +111,7 @@ def write(
     origin: Origin | None, dtype: str | None,
 ) -> None:
     """The files of :func:`export`, into a folder that exists."""
+    params, config = api.plain(params, config)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise BertJaxError(
             f"the tokenizer has {tokenizer.vocab_size} pieces but the token table {config.vocab_size}: "
@@ -137,6 +140,7 @@ def to_tensors(params: Mapping[str, Any], config: EncoderConfig, origin: Origin 
     Raises:
       BertJaxError: ``params`` do not fit ``config``.
     """
+    params, config = api.plain(params, config)
     return {name: np.ascontiguousarray(make(), np.float32) for name, _, make in _entries(params, config, origin)}
 
 

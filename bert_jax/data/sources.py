@@ -181,7 +181,7 @@ class Corpus:
             yield from _cut(self._text_of(record, where), where)
 
     def _tfds_documents(self, source: Source) -> Iterator[str]:
-        data, _ = _open_tfds(source.path)
+        data, _ = open_tfds(source.path)
         step = max(1, len(data) // 1000)
         for index, record in enumerate(data):
             if index % step == 0:
@@ -215,7 +215,7 @@ def _expand(spec: "str | os.PathLike | Source") -> list[Source]:
     language, spec = named(os.fspath(spec))
     if spec.startswith("tfds:"):
         name = spec.removeprefix("tfds:")
-        _, size = _open_tfds(name)
+        _, size = open_tfds(name)
         return [Source(name=spec, path=name, size=size, kind="tfds", language=language)]
     if glob.has_magic(spec) and not os.path.exists(spec):
         paths = sorted(path for path in glob.glob(spec, recursive=True) if os.path.isfile(path))
@@ -345,7 +345,7 @@ def _cut(text: str, where: str) -> Iterator[str]:
         yield text[start : start + MAX_DOCUMENT]
 
 
-def _open_tfds(spec: str):
+def open_tfds(spec: str):
     """The random-access records of ``NAME[:SPLIT]`` and their size in bytes.
 
     The folder is ``TFDS_DATA_DIR``, or TFDS's default.

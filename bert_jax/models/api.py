@@ -5,6 +5,7 @@ over ``apply``: one compiled body whatever the depth, for private, partly shared
 (docs/architecture.md says why not ``nn.scan``).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -19,7 +20,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.embeddings import Embeddings
 from bert_jax.models.heads import HEADS, Inputs
-from bert_jax.models.layers import FeedForward, SelfAttention
+from bert_jax.models.layers import LOW_RANK, FeedForward, LayerMix, LowRank, SelfAttention
 from bert_jax.models.relative import RelativeSelfAttention, relate
 
 Params = dict[str, Any]
@@ -44,7 +45,8 @@ class Outputs(NamedTuple):
     """What :func:`apply` returns.
 
     Attributes:
-      hidden: final states [B, L, D], compute dtype.
+      hidden: the states that heads read [B, L, D], compute dtype: of the last layer, unless ``read_layers`` says otherwise;
+        [B, L, K * D] where K layers are concatenated.
       pooled: [B, D], or None without a pooler.
       logits: by head, float32; :mod:`bert_jax.models.heads` has the shapes. Those of ``mlm`` are [B, M, V padded] at
         ``masked_positions``, or at all L positions when the batch has none.
@@ -91,6 +93,10 @@ def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
         "attention": stack(_attention(config), "attention", attention, x, bias, None, *relation),
         "feed_forward": stack(FeedForward(config), "feed_forward", feed_forward, x, None),
     }
+    if config.lora_rank:
+        params["lora"] = stack(LowRank(config), "attention", jax.random.fold_in(key, 1))
+    if _mixes(config):
+        params["mix"] = nn.unbox(LayerMix().init(key, jnp.zeros((len(config.read_layers), *x.shape))))["params"]
     for name, head_key in zip(config.with_heads, heads, strict=True):
         params[name] = nn.unbox(HEADS[name](config).init(head_key, _head_inputs(config), None))["params"]
     return params
@@ -101,11 +107,14 @@ def logical_axes(config: EncoderConfig) -> Params:
     x = jax.ShapeDtypeStruct((1, 1, config.hidden_width), jnp.float32)
     bias, ids = jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.int32)
     relation = jax.eval_shape(lambda ids: _relation(config, None, ids, 1), ids)
+    further = {"lora": _axes(LowRank(config), stacked=True)} if config.lora_rank else {}
+    if _mixes(config):
+        further["mix"] = _axes(LayerMix(), jax.ShapeDtypeStruct((len(config.read_layers), *x.shape), jnp.float32))
     return {
         "embeddings": _axes(Embeddings(config), ids, ids, None, None),
         "attention": _axes(_attention(config), x, bias, None, *relation, stacked=True),
         "feed_forward": _axes(FeedForward(config), x, None, stacked=True),
-    } | head_axes(config, {name: HEADS[name](config) for name in config.with_heads})
+    } | further | head_axes(config, {name: HEADS[name](config) for name in config.with_heads})
 
 
 def apply(
@@ -150,7 +159,12 @@ def apply(
         batch.get("query_slots"),
     )
     relation = _relation(config, batch.get("position_ids"), segment_ids, mask.shape[-1])
-    hidden, collected = _encode(params, config, x, mask, relation, layers_seed, collect)
+    wanted = collect if len(config.read_layers) < 2 else {*collect, "hidden_states"}
+    hidden, collected = _encode(params, config, x, mask, relation, layers_seed, wanted)
+    if len(config.read_layers) > 1:
+        read = collected["hidden_states"][jnp.asarray(config.read_layers)]
+        hidden = LayerMix().apply({"params": params["mix"]}, read) if _mixes(config) else jnp.concatenate(read, axis=-1)
+        collected = {name: collected[name] for name in collect}
 
     positions = batch.get("masked_positions")
     chosen = hidden if positions is None else functional.gather_positions(hidden, positions)
@@ -167,6 +181,48 @@ def apply(
     return Outputs(hidden, inputs.pooled, logits, collected)
 
 
+def merged(params: Params, config: EncoderConfig) -> tuple[Params, EncoderConfig]:
+    """The same function without LoRA: its products added to the maps of queries and values (Hu et al. 2021, section 4.1)."""
+    if not config.lora_rank:
+        return params, config
+    attention = dict(params["attention"])
+    for name in LOW_RANK:
+        factors = params["lora"][name]
+        change = jnp.einsum("ldr,lrnh->ldnh", factors["down"], factors["up"], precision="highest")
+        kernel = attention[name]["kernel"] + config.lora_alpha / config.lora_rank * change
+        attention[name] = attention[name] | {"kernel": kernel}
+    params = {name: part for name, part in params.items() if name != "lora"} | {"attention": attention}
+    return params, dataclasses.replace(config, lora_rank=0, lora_alpha=EncoderConfig.lora_alpha)
+
+
+def plain(params: Params, config: EncoderConfig) -> tuple[Params, EncoderConfig]:
+    """The same function as an encoder whose heads read its last layer, without LoRA: what other libraries can say.
+
+    Raises:
+      BertJaxError: its heads read several layers.
+    """
+    params, config = merged(params, config)
+    if len(config.read_layers) > 1:
+        raise BertJaxError(
+            f"heads that read several layers (encoder.read_layers {config.read_layers}) have no form outside bert_jax: "
+            "--format bert_jax keeps them"
+        )
+    if not config.read_layers:
+        return params, dataclasses.replace(config, combine=EncoderConfig.combine)
+    changes = {"layers": config.depth}
+    if config.share != "none":
+        steps, odd = divmod(config.depth, config.inner_layers)
+        if config.groups == 1 and not odd:
+            changes = {"layers": steps}
+        else:  # not all of the shared sets are used alike any more: one for each layer
+            changes |= {"share": "none", "groups": 1, "inner_layers": 1}
+            index = jnp.asarray(config.shared_index)
+            for part in ("attention", "feed_forward"):
+                if config.share in (part, "all"):
+                    params = params | {part: jax.tree.map(lambda a: jnp.asarray(a)[index], params[part])}
+    return params, dataclasses.replace(config, read_layers=(), combine=EncoderConfig.combine, **changes)
+
+
 def count_parameters(config: EncoderConfig) -> int:
     """Number of trainable values, rows that only pad the token table left out."""
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
@@ -175,12 +231,17 @@ def count_parameters(config: EncoderConfig) -> int:
     return total - padding * (config.embedding_width + ("mlm" in config.with_heads))
 
 
+def _mixes(config: EncoderConfig) -> bool:
+    return len(config.read_layers) > 1 and config.combine == "mix"
+
+
 def _head_inputs(config: EncoderConfig) -> Inputs:
-    hidden = jnp.zeros((1, 1, config.hidden_width))
+    hidden = jnp.zeros((1, 1, config.hidden_width * config.concatenated))
     ids = jnp.zeros((1, 1), jnp.int32)
     batch = {"input_ids": ids, "attention_mask": jnp.ones((1, 1), bool), "masked_positions": ids,
              "decoder_input_ids": ids}
-    return Inputs(hidden, hidden, hidden[:, 0], jnp.zeros((config.padded_vocab_size, config.embedding_width)), batch)
+    pooled = jnp.zeros((1, config.hidden_width))
+    return Inputs(hidden, hidden, pooled, jnp.zeros((config.padded_vocab_size, config.embedding_width)), batch)
 
 
 def _axes(module: nn.Module, *inputs: Any, stacked: bool = False) -> Params:
@@ -213,8 +274,11 @@ def _encode(
     def layer(x, inputs):
         sliced, index, layer_seed = inputs
         picked = sliced | constant | {part: jax.tree.map(lambda a: a[index], sets) for part, sets in several.items()}
+        maps = picked["attention"]
+        for name, factors in picked.get("lora", {}).items():
+            maps = maps | {name: maps[name] | factors}
         attention_seed, ffn_seed = (None, None) if layer_seed is None else functional.fold(layer_seed, jnp.arange(2))
-        x, inside = attention.apply({"params": picked["attention"]}, x, bias, attention_seed, *relation)
+        x, inside = attention.apply({"params": maps}, x, bias, attention_seed, *relation)
         x = feed_forward.apply({"params": picked["feed_forward"]}, x, ffn_seed)
         x = nn.with_logical_constraint(x, ("batch", "length", "act_model"))
         collected = {name: inside[name] for name in wanted}
@@ -225,10 +289,10 @@ def _encode(
     policy = jax.checkpoint_policies.save_only_these_names(*STORED[config.remat])
     layer = jax.checkpoint(layer, policy=policy, prevent_cse=config.unroll)
 
-    parts = ("attention", "feed_forward")
-    sliced = {part: params[part] for part in parts if config.copies(part) == config.depth}
-    shared = {part: jax.tree.map(jnp.asarray, params[part]) for part in parts if part not in sliced}
-    constant = {part: jax.tree.map(lambda a: a[0], sets) for part, sets in shared.items() if config.copies(part) == 1}
+    blocks = {"attention": "attention", "feed_forward": "feed_forward"} | ({"lora": "attention"} if "lora" in params else {})
+    sliced = {part: params[part] for part, block in blocks.items() if config.in_order(block)}
+    shared = {part: jax.tree.map(jnp.asarray, params[part]) for part in blocks if part not in sliced}
+    constant = {part: jax.tree.map(lambda a: a[0], sets) for part, sets in shared.items() if config.copies(blocks[part]) == 1}
     several = {part: sets for part, sets in shared.items() if part not in constant}
     seeds = None if seed is None else functional.fold(seed, jnp.arange(config.depth))
     first = x

@@ -40,6 +40,13 @@ class EncoderConfig:
       with_heads: which heads own parameters; :mod:`bert_jax.models.heads` says what each computes.
       labels: names of the classes of ``classifier`` and ``tagger``; their number C is the width of both.
       head_dropout: rate in training before ``classifier``, ``tagger`` and ``choice``; None: as ``dropout``.
+      read_layers: numbers of the layers that the heads read, ascending; 0: the embeddings; empty: the last one. Layers after
+        the highest are neither run nor part of the tree. (The last one read alone did best in Sun et al. 2019, table 4.)
+      combine: of several layers: ``mix``, scale * sum of softmax(weights) * states, both learned (Peters et al. 2018, equation
+        1); ``concatenate``, side by side (Devlin et al. 2019, section 5.3: the last four), which makes heads wider.
+      lora_rank: r; where above 0, queries and values have a map of low rank beside theirs (Hu et al. 2021), and of the encoder
+        only these are trained; :func:`bert_jax.models.api.merged` adds them up. lora_alpha: the maps' factor times r; 8 with r
+        8 for RoBERTa-base on GLUE (their appendix D.1).
       compute_dtype: of activations and matrix products; parameters, layer-norm statistics, softmax and losses are float32.
       remat: what the backward pass computes again instead of storing, from cheap to thrifty, each with all before it:
         ``elementwise`` everything that is no product of matrices (activations, layer norms, dropout masks; free on
@@ -73,6 +80,10 @@ class EncoderConfig:
     with_heads: tuple[Head, ...] = ("pooler", "mlm", "pair")
     labels: tuple[str, ...] = ()
     head_dropout: float | None = None
+    read_layers: tuple[int, ...] = ()
+    combine: Literal["mix", "concatenate"] = "mix"
+    lora_rank: int = 0
+    lora_alpha: float = 8.0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "elementwise"
     unroll: bool = False
@@ -83,7 +94,7 @@ class EncoderConfig:
             most = 10_000 if name in ("layers", "groups", "inner_layers") else 2**31 - 1  # more can only be a mistake
             if not 1 <= getattr(self, name) <= most:
                 raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must be at least 1 and at most {most:,}")
-        for name in ("segments", "position_offset"):
+        for name in ("segments", "position_offset", "lora_rank"):
             if not 0 <= getattr(self, name) < 2**31:
                 raise BertJaxError(f"encoder.{name} is {getattr(self, name)}: it must not be negative, nor beyond 2**31")
         for name in ("dropout", "attention_dropout", "head_dropout"):
@@ -101,6 +112,20 @@ class EncoderConfig:
             raise BertJaxError(f"encoder.layers {self.layers} is not a multiple of groups {self.groups}")
         if self.share == "none" and (self.groups, self.inner_layers) != (1, 1):
             raise BertJaxError("encoder.groups and encoder.inner_layers need shared parameters: set encoder.share")
+        if list(self.read_layers) != sorted(set(self.read_layers)) or not (
+            set(self.read_layers) <= set(range(self.layers * self.inner_layers + 1)) and self.depth
+        ):
+            raise BertJaxError(
+                f"encoder.read_layers is {self.read_layers}: ascending numbers from 0 (the embeddings) to "
+                f"{self.layers * self.inner_layers}, none twice, and not 0 alone"
+            )
+        if self.concatenated > 1 and "mlm" in self.with_heads and not self.mlm_transform:
+            raise BertJaxError("encoder.combine=concatenate with an mlm head needs its transform (encoder.mlm_transform)")
+        if self.lora_rank > self.hidden_width or not self.lora_alpha > 0:
+            raise BertJaxError(
+                f"encoder.lora_rank {self.lora_rank} must not be above hidden_width {self.hidden_width}, and lora_alpha "
+                f"{self.lora_alpha} must be above 0"
+            )
         for head in ("pair", "classifier", "choice"):
             if head in self.with_heads and "pooler" not in self.with_heads:
                 raise BertJaxError(f"encoder.with_heads has {head!r} without 'pooler', which feeds it")
@@ -119,13 +144,23 @@ class EncoderConfig:
 
     @property
     def depth(self) -> int:
-        """Layers applied to the input, inner layers counted."""
-        return self.layers * self.inner_layers
+        """Layers applied to the input, inner layers counted: none after the last that is read."""
+        return max(self.read_layers, default=self.layers * self.inner_layers)
+
+    @property
+    def concatenated(self) -> int:
+        """How many layers' states lie side by side before the heads."""
+        return max(1, len(self.read_layers)) if self.combine == "concatenate" else 1
 
     def copies(self, part: Literal["attention", "feed_forward"]) -> int:
         """How many sets of parameters the attention or feed-forward blocks have: ``depth`` unless shared."""
         shared = self.share in (part, "all")
         return self.groups * self.inner_layers if shared else self.depth
+
+    def in_order(self, part: Literal["attention", "feed_forward"]) -> bool:
+        """Whether the sets of parameters are used one after another, each once."""
+        steps = tuple(range(self.depth))
+        return self.share not in (part, "all") or (self.copies(part) == self.depth and self.shared_index == steps)
 
     @property
     def shared_index(self) -> tuple[int, ...]:

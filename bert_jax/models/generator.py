@@ -31,7 +31,8 @@ def config_of(discriminator: EncoderConfig, width: float) -> EncoderConfig:
             f"multiple of its {heads} heads (one for every 64): choose another"
         )
     return dataclasses.replace(
-        discriminator, hidden_width=hidden, heads=heads, ffn_width=4 * hidden, with_heads=("mlm",), labels=()
+        discriminator, hidden_width=hidden, heads=heads, ffn_width=4 * hidden, with_heads=("mlm",), labels=(),
+        read_layers=(), lora_rank=0,
     )
 
 

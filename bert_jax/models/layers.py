@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, UInt32
 from bert_jax import functional
 from bert_jax.models.config import EncoderConfig
 
+LOW_RANK = ("query", "value")  # the maps of attention that ``lora_rank`` changes (Hu et al. 2021, section 5.1)
+
 
 def truncated_normal(std: float, axes: tuple[str | None, ...]):
     """Initialiser of the original: normal cut at two deviations and not rescaled (tf.truncated_normal_initializer)."""
@@ -47,11 +49,52 @@ class Dense(nn.Module):
         kernel = kernel.reshape(-1, math.prod(self.features))
         # Named once more, because XLA:TPU scatters the sum of gradients of a matrix, but not of an array of three axes.
         kernel = nn.with_logical_constraint(kernel, (self.axes[0], self.axes[self.inputs]))
-        flat = functional.product(x.astype(dtype).reshape(math.prod(rows), -1), kernel, dtype)
+        x = x.astype(dtype).reshape(math.prod(rows), -1)
+        flat = functional.product(x, kernel, dtype)
+        if self.has_variable("params", "down"):  # of a :class:`LowRank` with this map's name, put beside the kernel
+            down, up = self.get_variable("params", "down"), self.get_variable("params", "up")
+            change = functional.product(functional.product(x, down, dtype), up.reshape(up.shape[0], -1), dtype)
+            flat += change * (self.config.lora_alpha / self.config.lora_rank)
         result = flat.reshape(*rows, *self.features)
         if self.bias:
             result += self.param("bias", constant(0.0, self.axes[self.inputs :]), self.features, jnp.float32).astype(dtype)
         return checkpoint_name(result, self.name)
+
+
+class LowRank(nn.Module):
+    """Parameters that change the maps of queries and values (Hu et al. 2021, section 4.1): by name of the map, ``down`` [D, r]
+    as in their code (uniform within 1 / sqrt(D)), and ``up`` [r, N, H], which begins with 0. :class:`Dense` applies them."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self) -> None:
+        for name in LOW_RANK:
+            _Factors(self.config, name=name)()
+
+
+class _Factors(nn.Module):
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self) -> None:
+        config, rank = self.config, self.config.lora_rank
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        down = nn.with_logical_partitioning(uniform, ("model", None))
+        self.param("down", down, (config.hidden_width, rank), jnp.float32)
+        up = constant(0.0, (None, "heads", "head_width"))
+        self.param("up", up, (rank, config.heads, config.head_width), jnp.float32)
+
+
+class LayerMix(nn.Module):
+    """scale * sum_k softmax(weights)_k * states_k (Peters et al. 2018, equation 1). [K, B, L, D] -> [B, L, D], in the dtype of
+    the states. ``weights`` [K] begin with 0, ``scale`` [] with 1, as in the reference (AllenNLP's ScalarMix)."""
+
+    @nn.compact
+    def __call__(self, states: Float[Array, "K B L D"]) -> Float[Array, "B L D"]:
+        weights = self.param("weights", constant(0.0, (None,)), (states.shape[0],), jnp.float32)
+        scale = self.param("scale", constant(1.0, ()), (), jnp.float32)
+        return (scale * jnp.einsum("k,kbld->bld", nn.softmax(weights), states.astype(jnp.float32))).astype(states.dtype)
 
 
 class LayerNorm(nn.Module):

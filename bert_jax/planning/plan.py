@@ -20,7 +20,7 @@ from bert_jax.planning import flops
 from bert_jax.planning.chips import Target
 from bert_jax.planning.collectives import Collective, collectives, summary
 from bert_jax.training.experiment import Experiment
-from bert_jax.training.optimizer import make_optimizer
+from bert_jax.training.optimizer import frozen, make_optimizer
 from bert_jax.training.step import abstract_state, make_train_step
 
 log = logging.getLogger("bert_jax")
@@ -277,7 +277,8 @@ def _step(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[A
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
              for name, x in task.batch_shapes(settings.batch_size).items()}
     step = make_train_step(
-        task, optimizer, mesh, abstract, accumulate=settings.accumulate, seed=settings.seed, reduce_dtype=settings.reduce_dtype
+        task, optimizer, mesh, abstract, accumulate=settings.accumulate, seed=settings.seed,
+        reduce_dtype=settings.reduce_dtype, frozen=frozen(experiment.optimizer, task.logical_axes()),
     )
     return step, (abstract, batch)
 

@@ -17,9 +17,10 @@ from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig, Head
 from bert_jax.task import Batch, Losses, Objective, Ratio, plain_gradient
 from bert_jax.tasks.batches import Encoded, EvalBatches, TrainBatches
-from bert_jax.tasks.tables import Rows, Table
+from bert_jax.tasks.datasets import Named
+from bert_jax.tasks.tables import Rows, Source, Table
 from bert_jax.tokenizers import Tokenizer
-from bert_jax.warm_start import save_beside, warm_start
+from bert_jax.warm_start import reinitialised, save_beside, warm_start
 
 Texts = Sequence[tuple[str, ...]]
 Outputs = dict[str, list[np.ndarray]]  # by name, a row each
@@ -33,20 +34,34 @@ class Finetuning:
       encoder: the model; its heads are those of the kind. init: the checkpoint that is fine-tuned, any that
         :func:`bert_jax.load` takes, with its tokenizer.
       data, heldout: what to train and to evaluate on.
-      lengths: to which batches are padded; longer examples are cut.
+      lengths: to which batches are padded; the longest is that of a sequence. One alone: up to it at most ``shapes`` are chosen
+        from the data, no more than bring padding below a tenth of all positions, and a step is compiled for each.
+      reinitialise: how many of the top layers begin anew, and with them the pooler (Zhang et al. 2021, section 5: up to 6 of
+        the 24 of BERT-large, by data set); 0: none, nor the pooler.
     """
 
     encoder: EncoderConfig
     init: str
-    data: Table
-    heldout: Table
-    lengths: tuple[int, ...] = (32, 64, 128)
+    data: Table | Named
+    heldout: Table | Named
+    lengths: tuple[int, ...] = (128,)
+    shapes: int = 16
+    reinitialise: int = 0
 
     needs: ClassVar[tuple[Head, ...]] = ("pooler", "classifier")  # heads of this kind
 
     def __post_init__(self):
         if not self.lengths or max(self.lengths) > self.encoder.max_length or min(self.lengths) < 1:
             raise BertJaxError(f"task.lengths {self.lengths}: from 1 to the position table, {self.encoder.max_length}")
+        if self.shapes < 1:
+            raise BertJaxError(f"task.shapes is {self.shapes}: it must be at least 1")
+        for source in (self.data, self.heldout):
+            if isinstance(source, Named) and source.dataset.kind not in [kind.__name__ for kind in type(self).__mro__]:
+                raise BertJaxError(f"{source.name} is for {source.dataset.kind}, not for {type(self).__name__}")
+        if not 0 <= self.reinitialise <= self.encoder.depth:
+            raise BertJaxError(f"task.reinitialise is {self.reinitialise}: from 0 to the {self.encoder.depth} layers")
+        if self.reinitialise and self.encoder.share != "none":
+            raise BertJaxError(f"task.reinitialise: layers share parameters here (share {self.encoder.share!r}), leave it at 0")
         if set(self.needs) != set(self.encoder.with_heads):
             raise BertJaxError(f"task.encoder.with_heads must be {' and '.join(self.needs)}")
 
@@ -72,6 +87,10 @@ class Predictor:
         """Rows for the encoder; what a tuple of texts holds is the kind's matter. Where texts may need several rows, ``item``
         int32 says whose each row is."""
         raise NotImplementedError
+
+    def inputs(self, batch: Batch) -> Batch:
+        """What the encoder is given of a batch, rows [B, L]: all of it, unless examples are several rows side by side."""
+        return batch
 
     def outputs(self, found: api.Outputs, batch: Batch) -> dict[str, Array]:
         """Arrays [B, ...], computed on the device, that :meth:`answers` reads."""
@@ -118,13 +137,13 @@ class FinetuningTask:
     @functools.cached_property
     def training(self) -> Encoded:
         """The examples to train on."""
-        rows = self.config.data.read()
+        rows = _labelled_rows(self.config.data)
         return self.labelled(self.predictor.encode(rows.texts), rows, self.config.data)
 
     @functools.cached_property
     def heldout(self) -> Rows:
         """What to evaluate on, as it is written."""
-        return self.config.heldout.read()
+        return _labelled_rows(self.config.heldout)
 
     @functools.cached_property
     def evaluation(self) -> Encoded:
@@ -135,7 +154,8 @@ class FinetuningTask:
         return api.init(self.config.encoder, key)
 
     def start(self, key: Key[Array, ""]) -> api.Params:
-        return warm_start(self._model, self.config.init, self.config.encoder, self.init, key, None)
+        params = warm_start(self._model, self.config.init, self.config.encoder, self.init, key, None)
+        return reinitialised(params, self.config.reinitialise, self.config.encoder, self.init, key)
 
     def logical_axes(self) -> api.Params:
         return api.logical_axes(self.config.encoder)
@@ -143,7 +163,9 @@ class FinetuningTask:
     def identity(self) -> dict[str, str]:
         digest = hashlib.blake2b(digest_size=16)
         for table in (self.config.data, self.config.heldout):
-            digest.update(Path(table.path).read_bytes())
+            path = Path(table.path)
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                digest.update(file.read_bytes() if file.is_file() else b"")
         return {"tokenizer": self.tokenizer.hash, "data": digest.hexdigest()}
 
     def save_assets(self, workdir: Path) -> None:
@@ -153,13 +175,15 @@ class FinetuningTask:
         return batch
 
     def loss(self, params: api.Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
-        found = api.apply(params, self.config.encoder, batch, key=key)
+        found = api.apply(params, self.config.encoder, self.predictor.inputs(batch), key=key)
         losses = self.losses(found, batch)
         # What is a row of the encoder has its mask; a question with several of them counts as one example.
-        tokens = Ratio(batch["attention_mask"].sum(dtype="float32"), np.float32(len(batch["example"])))
+        mask = batch["attention_mask"]
+        tokens = Ratio(mask.sum(dtype="float32"), np.float32(len(batch["example"])))
         losses = losses._replace(metrics={**losses.metrics, "tokens": tokens})
         if key is not None:
-            return losses
+            padding = Ratio(np.float32(mask.size) - tokens.sum, np.float32(mask.size))
+            return losses._replace(metrics={**losses.metrics, "padding": padding})
         return losses._replace(outputs=self.predictor.outputs(found, batch) | {"example": batch["example"]})
 
     def gradient(self, objective: Objective, params: api.Params, batch: Batch, key: Key[Array, ""]) -> tuple:
@@ -182,10 +206,21 @@ class FinetuningTask:
         return self.score(rows, self.predictor.answers(rows.texts, encoded, sorted_outputs), sorted_outputs)
 
     def train_batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> TrainBatches:
-        return TrainBatches(self.training, self.config.lengths, batch_size, rows, self.tokenizer.pad_id, seed)
+        return TrainBatches(
+            self.training, self.config.lengths, batch_size, rows, self.tokenizer.pad_id, seed, self.config.shapes
+        )
 
     def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:
-        return EvalBatches(self.evaluation, self.config.lengths, batch_size, rows, self.tokenizer.pad_id, limit)
+        return EvalBatches(
+            self.evaluation, self.config.lengths, batch_size, rows, self.tokenizer.pad_id, limit, self.config.shapes
+        )
+
+
+def _labelled_rows(source: Source) -> Rows:
+    rows = source.read()
+    if not rows.labels:
+        raise BertJaxError(f"{source.path} has no labels: training and evaluation need them")
+    return rows
 
 
 def predict(
@@ -197,12 +232,12 @@ def predict(
 
     @jax.jit
     def run(params, batch):
-        return predictor.outputs(api.apply(params, predictor.config, batch), batch)
+        return predictor.outputs(api.apply(params, predictor.config, predictor.inputs(batch)), batch)
 
     made: Outputs = {}
     for batch in batches:
         for name, rows in jax.device_get(run(params, batch)).items():
-            made.setdefault(name, []).extend(rows)
+            made.setdefault(name, []).extend(rows[batch["example"] >= 0])
     places = np.argsort(batches.order)
     outputs = {name: [rows[k] for k in places] for name, rows in made.items()}
     return predictor.answers(texts, encoded, outputs), outputs

@@ -1,13 +1,14 @@
 """Batches of labelled examples: little padding, few shapes, random access.
 
-The examples of every epoch come in a new random order. A stretch of sixteen batches of it is sorted by length, cut into
-batches, and those come in random order: rows of a batch are about equally long, and a batch is padded to one of a few
-lengths, for each of which the step is compiled once.
+The examples of every epoch come in a new random order. A stretch of it, up to sixty-four batches, is sorted by length, cut
+into batches, and those come in random order: rows of a batch are about equally long, and a batch is padded to one of a few
+lengths, for each of which the step is compiled once. transformers does likewise with stretches of fifty
+(``get_length_grouped_indices``), never longer than a quarter of an epoch, so that the batches of every epoch are new.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,9 +18,14 @@ from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
 
-STRETCH = 16  # batches that are sorted by length together
+STRETCH = 64  # batches that are sorted by length together, at most; and an epoch has
+STRETCHES = 4  # at least
+PADDING = 0.09  # share of positions that lengths are chosen for: a little below a tenth, as no two epochs are alike
+PLANNED = 512  # batches, at least, whose longest examples decide on the lengths
 ORDER, BATCH = range(2)  # what keys are for
 IGNORED = -1
+
+Keep = Literal["start", "end", "both"]
 
 
 class Encoded(NamedTuple):
@@ -46,9 +52,13 @@ class Encoded(NamedTuple):
         )
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], length: int) -> Encoded:
-    """Sentences and pairs as token ids with special tokens, at most ``length``. What is too long loses the end of its longer
-    text, token by token; one warning line says how many were cut.
+def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], length: int, keep: Keep = "start") -> Encoded:
+    """Sentences and pairs as token ids with special tokens, at most ``length``. Of what is too long the longer text is cut,
+    token by token; one warning line says how many were cut.
+
+    Args:
+      keep: which tokens of a text that is cut remain: those at its start, at its end, or the first quarter of as many as there
+        is room for and the rest from the end, 128 and 382 of 510 (head+tail of Sun et al. 2019, section 5.3.1).
 
     Raises:
       BertJaxError: ``length`` leaves no room, or no texts.
@@ -65,11 +75,13 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], length: int) 
         if sum(sizes) > room:
             cut += 1
             sizes = [room] if len(row) == 1 else _longest_first(*sizes, room)
-        built = tokenizer.build(*(part[:size] for part, size in zip(row, sizes, strict=True)))
+        built = tokenizer.build(*(_kept(part, size, keep) for part, size in zip(row, sizes, strict=True)))
         ids.append(built[0])
         segments.append(built[1])
     if cut:
-        logger.warning("%d of %d examples have more than %d tokens: the ends of their texts were cut", cut, len(ids), length)
+        lost = {"start": "ends", "end": "beginnings", "both": "middles"}[keep]
+        counts = cut, len(ids), length
+        logger.warning("%d of %d examples have more than %d tokens: the %s of their texts were cut", *counts, lost)
     return Encoded({"input_ids": ids, "segment_ids": segments}, {}, np.arange(len(ids), dtype=np.int32))
 
 
@@ -81,12 +93,66 @@ def _longest_first(first: int, second: int, room: int) -> list[int]:
     return [room - shorter, shorter] if first > second else [shorter, room - shorter]
 
 
+def _kept(ids: np.ndarray, size: int, keep: Keep) -> np.ndarray:
+    head = {"start": size, "end": 0, "both": -(-size // 4)}[keep]
+    return ids if len(ids) <= size else np.concatenate([ids[:head], ids[len(ids) - (size - head) :]])
+
+
+def optimal_lengths(longest: np.ndarray, most: int) -> list[tuple[int, ...]]:
+    """For one length, two, ... up to ``most`` (or as many as differ) those that pad batches least.
+
+    By dynamic programming over the lengths that occur: the best n for the batches up to some length are the best n - 1 up to a
+    shorter one, and that length for those between.
+
+    Args:
+      longest: int64 [m], the longest example of each batch.
+    """
+    values, counts = np.unique(longest, return_counts=True)
+    before = np.append(0, counts.cumsum())
+    between = (before[1:] - before[:-1, None]) * values.astype(float)  # [i, j]: what batches of lengths i to j take at length j
+    between[np.tril_indices(len(values), -1)] = np.inf
+    cost, begins, found = np.append(0.0, np.full(len(values), np.inf)), [], []
+    for _ in range(min(most, len(values))):
+        whole = cost[:-1, None] + between
+        begins.append(whole.argmin(axis=0))
+        cost = np.append(np.inf, whole.min(axis=0))
+        lengths, last = [], len(values) - 1
+        for begin in reversed(begins):
+            lengths.append(int(values[last]))
+            last = begin[last] - 1
+        found.append(tuple(reversed(lengths)))
+    return found
+
+
+def choose_lengths(longest: np.ndarray, tokens: float, limit: int, shapes: int) -> tuple[int, ...]:
+    """The fewest lengths, ascending, with which padding is at most ``PADDING`` of all positions: of multiples of 8, on which
+    accelerators lay out arrays, or else of 4, of 2, or any. Where ``shapes`` of them do not reach that, the best that do not.
+
+    Args:
+      longest: int64 [m], the longest example of each batch. tokens: of one row of each batch, on average, in all.
+      limit: the longest that may be.
+    """
+    lengths: tuple[int, ...] = ()
+    for multiple in (8, 4, 2, 1):
+        rounded = np.minimum(-(-longest // multiple) * multiple, limit)
+        for lengths in optimal_lengths(rounded, shapes):
+            padding = 1 - tokens / np.array(lengths)[np.searchsorted(lengths, rounded)].sum()
+            if padding <= PADDING:
+                return lengths
+    return lengths
+
+
 class _Batches:
     def __init__(self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int):
         self.data, self.batch_size, self.pad_id = data, batch_size, pad_id
         self.sizes = np.array([ids.shape[-1] for ids in data.tokens["input_ids"]])
         self.lengths = np.array(sorted(lengths))
         self.rows = np.arange(batch_size) if rows is None else rows
+
+    def choose(self, batches: np.ndarray, shapes: int) -> None:
+        """Replaces the longest length by up to ``shapes`` that suit ``batches``, int64 [m, B] of examples (-1: none)."""
+        sizes = np.where(batches >= 0, self.sizes[batches], 0)
+        self.lengths = np.array(choose_lengths(sizes.max(axis=1), sizes.sum() / self.batch_size, self.lengths[-1], shapes))
 
     def make(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """The wanted rows of the batch of the examples ``chosen`` (int64 [B]; -1: an empty row)."""
@@ -118,27 +184,36 @@ class TrainBatches(_Batches):
     stretches differ, so that some examples of the current one may come again.
 
     Attributes:
-      epoch: examples in one epoch.
+      epoch: examples in one epoch. lengths: to which batches are padded, ascending.
     """
 
     def __init__(
-        self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int, seed: int
+        self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int, seed: int,
+        shapes: int = 1,
     ):
+        """``shapes`` above 1: where ``lengths`` is one alone, at most so many up to it are chosen from the data."""
         super().__init__(data, lengths, batch_size, rows, pad_id)
         self.epoch, self._seed, self._given = len(data.item), seed, 0
+        self._stretch = min(STRETCH, max(1, self.epoch // (STRETCHES * batch_size)))
+        if shapes > 1 and len(lengths) == 1:
+            planned = max(-(-self.epoch // batch_size), PLANNED)
+            self.choose(np.concatenate([self._by_length(k) for k in range(-(-planned // self._stretch))]), shapes)
+
+    def _by_length(self, stretch: int) -> np.ndarray:
+        """int64 [batches, B]: the examples of a stretch, the shortest first."""
+        first = stretch * self._stretch * self.batch_size
+        positions = np.arange(first, first + self._stretch * self.batch_size)
+        epoch = positions // self.epoch
+        examples = randomness.permute(positions % self.epoch, self.epoch, randomness.key(self._seed, ORDER, epoch))
+        return examples[np.argsort(self.sizes[examples], kind="stable")].reshape(self._stretch, -1)
 
     def __iter__(self) -> "TrainBatches":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        stretch, place = divmod(self._given // self.batch_size, STRETCH)
-        first = stretch * STRETCH * self.batch_size
-        positions = np.arange(first, first + STRETCH * self.batch_size)
-        epoch = positions // self.epoch
-        examples = randomness.permute(positions % self.epoch, self.epoch, randomness.key(self._seed, ORDER, epoch))
-        by_length = examples[np.argsort(self.sizes[examples], kind="stable")].reshape(STRETCH, -1)
-        order = randomness.permute(np.arange(STRETCH), STRETCH, randomness.key(self._seed, BATCH, stretch))
-        batch = self.make(by_length[order[place]])
+        stretch, place = divmod(self._given // self.batch_size, self._stretch)
+        order = randomness.permute(np.arange(self._stretch), self._stretch, randomness.key(self._seed, BATCH, stretch))
+        batch = self.make(self._by_length(stretch)[order[place]])
         self._given += self.batch_size
         return batch
 
@@ -150,12 +225,14 @@ class TrainBatches(_Batches):
 
 
 class EvalBatches(_Batches):
-    """Every example once, by length; the last batch is filled with empty rows. ``order`` int64 [n] says which examples come,
-    one after another."""
+    """Every example once, by length; the first batch, the shortest, is filled with empty rows. ``order`` int64 [n] says which
+    examples come, one after another."""
 
     def __init__(
-        self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int, limit: int | None
+        self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int,
+        limit: int | None, shapes: int = 1,
     ):
+        """``shapes``: as for training, but only one for every four batches: to compile a step costs as much as several."""
         super().__init__(data, lengths, batch_size, rows, pad_id)
         order = np.arange(len(data.item))
         if limit is not None and limit * batch_size < len(order):  # whole items, some of each length, always the same
@@ -165,11 +242,14 @@ class EvalBatches(_Batches):
             counts = np.cumsum(np.bincount(place[data.item], minlength=items))
             order = order[place[data.item] < max(1, np.searchsorted(counts, limit * batch_size, side="right"))]
         self.order = order[np.argsort(self.sizes[order], kind="stable")]
+        empty = -len(order) % batch_size
+        filled = np.insert(self.order, np.full(empty, batch_size - empty if empty else 0), -1)
+        self._batches = filled.reshape(-1, batch_size)
+        if shapes > 1 and len(lengths) == 1:
+            self.choose(self._batches, min(shapes, -(-len(self._batches) // 4)))
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        for k in range(len(self)):
-            chosen = self.order[k * self.batch_size : (k + 1) * self.batch_size]
-            yield self.make(np.pad(chosen, (0, self.batch_size - len(chosen)), constant_values=-1))
+        return map(self.make, self._batches)

@@ -10,16 +10,23 @@ from jaxtyping import Array, Float, Int
 
 from bert_jax import functional
 from bert_jax.errors import BertJaxError
+from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
-from bert_jax.tasks.batches import Encoded, encode
-from bert_jax.tasks.tables import Rows, Table
+from bert_jax.tasks.batches import Encoded, Keep, encode
+from bert_jax.tasks.tables import Rows, Table, listed
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Finetuning):
-    """Which of ``encoder.labels`` a sentence or pair has."""
+    """Which of ``encoder.labels`` a sentence or pair has.
+
+    Attributes:
+      truncate: what remains of texts that are too long; see ``keep`` of :func:`bert_jax.tasks.batches.encode`.
+    """
+
+    truncate: Keep = "start"
 
     def __post_init__(self):
         super().__post_init__()
@@ -30,8 +37,10 @@ class Classification(Finetuning):
 class Classifies(Predictor):
     """Texts: (sentence,) or (first, second). Answers: ``label``, its ``probability``, and ``probability of X`` for each X."""
 
+    truncate: Keep = "start"
+
     def encode(self, texts: Texts) -> Encoded:
-        return encode(self.tokenizer, texts, self.length)
+        return encode(self.tokenizer, texts, self.length, self.truncate)
 
     def outputs(self, found: api.Outputs, batch: Batch) -> dict[str, Array]:
         return {"logits": found.logits["classifier"]}
@@ -50,10 +59,17 @@ class ClassificationTask(FinetuningTask):
 
     predictor_type = Classifies
 
+    def __init__(self, config: Classification, model: Model | None = None):
+        super().__init__(config, model)
+        self.predictor.truncate = config.truncate
+
     def labelled(self, encoded: Encoded, rows: Rows, table: Table) -> Encoded:
         known = {label: number for number, label in enumerate(self.config.encoder.labels)}
-        if unknown := sorted(set(rows.labels) - known.keys()):
-            raise BertJaxError(f"{table.path} has the label {unknown[0]!r}, task.encoder.labels are {', '.join(known)}")
+        if unknown := [row for row, label in enumerate(rows.labels, start=1) if label not in known]:
+            raise BertJaxError(
+                f"{table.path} has the label {rows.labels[unknown[0] - 1]!r}, task.encoder.labels are {', '.join(known)}; "
+                f"they lack those of {listed(unknown)}"
+            )
         return encoded._replace(rows={"label": np.array([known[label] for label in rows.labels], np.int32)})
 
     def losses(self, found: api.Outputs, batch: Batch) -> Losses:

@@ -9,11 +9,12 @@ from jaxtyping import Array, Float
 from scipy import stats
 
 from bert_jax.errors import BertJaxError
+from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
-from bert_jax.tasks.batches import Encoded, encode
-from bert_jax.tasks.tables import Rows, Table
+from bert_jax.tasks.batches import Encoded, Keep, encode
+from bert_jax.tasks.tables import Rows, Table, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +23,12 @@ class Regression(Finetuning):
     exported gives the value itself.
 
     Attributes:
+      truncate: what remains of texts that are too long; see ``keep`` of :func:`bert_jax.tasks.batches.encode`.
       offset, scale: mean and deviation of the values, roughly: the head starts at the former, and the loss is the squared
         error in units of the latter.
     """
 
+    truncate: Keep = "start"
     offset: float = 0.0
     scale: float = 1.0
 
@@ -40,8 +43,10 @@ class Regression(Finetuning):
 class Values(Predictor):
     """Texts: (sentence,) or (first, second). Answers: the value, under the name that it has in ``encoder.labels``."""
 
+    truncate: Keep = "start"
+
     def encode(self, texts: Texts) -> Encoded:
-        return encode(self.tokenizer, texts, self.length)
+        return encode(self.tokenizer, texts, self.length, self.truncate)
 
     def outputs(self, found: api.Outputs, batch: Batch) -> dict[str, Array]:
         return {"logits": found.logits["classifier"]}
@@ -55,6 +60,10 @@ class RegressionTask(FinetuningTask):
 
     predictor_type = Values
 
+    def __init__(self, config: Regression, model: Model | None = None):
+        super().__init__(config, model)
+        self.predictor.truncate = config.truncate
+
     def labelled(self, encoded: Encoded, rows: Rows, table: Table) -> Encoded:
         values = np.zeros(len(rows.labels), np.float32)
         for number, label in enumerate(rows.labels):
@@ -62,8 +71,8 @@ class RegressionTask(FinetuningTask):
                 values[number] = float(label)
             except ValueError:
                 raise BertJaxError(f"{table.path}: row {number + 1} has the value {label!r}: a number is needed") from None
-        if not np.isfinite(values).all():
-            raise BertJaxError(f"{table.path}: row {int(np.argmin(np.isfinite(values))) + 1} has a value that is not finite")
+        if len(wrong := np.flatnonzero(~np.isfinite(values)) + 1):
+            raise BertJaxError(f"{table.path}: values that are not finite in {listed(wrong.tolist())}")
         return encoded._replace(rows={"value": values})
 
     def losses(self, found: api.Outputs, batch: Batch) -> Losses:

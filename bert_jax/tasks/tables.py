@@ -1,79 +1,270 @@
-"""Labelled sentences and pairs from TSV and CSV files."""
+"""Sentences and pairs, with or without labels, from TSV, CSV and JSONL files."""
 
 import csv
 import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import logging
+import math
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from bert_jax.errors import BertJaxError
 
+logger = logging.getLogger("bert_jax")
+
+FORMATS = (".tsv", ".csv", ".jsonl")
+MANY_LABELS = 20  # so many are classes, even where hardly two rows have the same one
+
 
 class Rows(NamedTuple):
-    """What a table holds: texts [n], of one or two sentences each, and the labels as they are written [n]."""
+    """What a table holds: texts [n], of one or two sentences each, and the labels as they are written [n], or none at all."""
 
     texts: list[tuple[str, ...]]
-    labels: list[str]
+    labels: list[Any]
+
+
+class Source(Protocol):
+    """Where rows come from.
+
+    Attributes:
+      path: the file or folder that holds them; what messages name, and what must not change between the parts of a run.
+    """
+
+    @property
+    def path(self) -> str: ...
+
+    def read(self) -> Rows: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A file of labelled sentences.
+    """A file of sentences.
 
     Attributes:
-      path: ``*.tsv``, fields apart by tabs and without quoting, as GLUE is written, or ``*.csv``, fields apart by commas.
-      texts: the columns of the sentence, or of the two sentences of a pair. label: the column of the label.
-        Columns go by their names in the first line, or in a file without such a line by their number from 0.
+      path: ``*.tsv``, fields apart by tabs and without quoting, as GLUE is written; ``*.csv``, fields apart by commas, quoted
+        where needed; or ``*.jsonl``, an object a line. Each also with ``.gz`` behind.
+      texts: the columns of the sentence, or of the two sentences of a pair. label: the column of the label; None: there is
+        none, as where labels are to be predicted. Columns go by their names in the first line, or in a file without such a line
+        by their number from 0.
+      rows: of the file's examples only those from the first of these numbers up to, without it, the second: (0, 4032) are the
+        first 4,032. Empty: all.
+      share: of these only a part, by chance but always the same one: (0, 0.9) about nine tenths, (0.9, 1) the rest. Examples
+        with the same texts come into the same part, so that nothing held out was trained on. Empty: all.
     """
 
     path: str
     texts: tuple[str, ...]
-    label: str
+    label: str | None = None
+    rows: tuple[int, ...] = ()
+    share: tuple[float, ...] = ()
 
     def __post_init__(self):
         if not 1 <= len(self.texts) <= 2:
             raise BertJaxError(f"{self.path}: texts={self.texts}: name one column, or the two of a pair")
+        if len({*self.texts, self.label}) <= len(self.texts):
+            raise BertJaxError(f"{self.path}: texts={self.texts}, label={self.label!r}: name every column once")
+        if self.rows and not (len(self.rows) == 2 and 0 <= self.rows[0] < self.rows[1]):
+            raise BertJaxError(f"{self.path}: rows={self.rows}: say from where up to where, such as (0, 4032)")
+        if self.share and not (len(self.share) == 2 and 0 <= self.share[0] < self.share[1] <= 1):
+            raise BertJaxError(f"{self.path}: share={self.share}: say from where up to where, such as (0, 0.9) and (0.9, 1)")
 
-    def read(self) -> Rows:
-        """All rows.
+    def read(self, damaged: Literal["refuse", "skip"] = "refuse") -> Rows:
+        """The rows that are asked for, in the order of the file, without blanks around texts and labels; no ``labels`` where
+        there is no label column.
+
+        Args:
+          damaged: whether lines with too few or too many fields, or without a text or label, are refused, or skipped with one
+            warning line: published files have such lines.
 
         Raises:
-          BertJaxError: no such file, not UTF-8, a column that is not there (those that are, are listed), a row that lacks one,
-            an empty text or label, or no rows.
+          BertJaxError: no such file, not UTF-8 or otherwise no table, a column that is not there (those that are, are listed)
+            or that is there twice, a damaged line, or no rows.
         """
-        path = Path(self.path)
-        if path.suffix not in (".tsv", ".csv"):
-            raise BertJaxError(f"{path}: a table is a file *.tsv or *.csv")
-        form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                lines = list(csv.reader(file, **form))
-        except OSError as error:
-            raise BertJaxError(f"{path}: cannot be read ({error.strerror})") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise BertJaxError(f"{path}: no table ({error})") from None
-        columns, begin = self._columns(lines)
-        rows = Rows([], [])
-        for number, line in enumerate(lines[begin:], start=begin + 1):
-            if not line:
+        wanted = [*self.texts] if self.label is None else [*self.texts, self.label]
+        rows, skipped = Rows([], []), 0
+        for line, fields in self._lines(wanted):
+            problem = fields if isinstance(fields, str) else next(
+                (f"has nothing in column {name!r}" for name, field in zip(wanted, fields, strict=True) if not field), None
+            )
+            if problem and damaged == "refuse":
+                raise BertJaxError(f"{self.path}: line {line} {problem}")
+            if problem:
+                skipped += 1
                 continue
-            if max(columns) >= len(line):
-                raise BertJaxError(f"{path}: row {number} has {len(line)} fields, column {max(columns) + 1} is wanted")
-            *texts, label = (line[column].strip() for column in columns)
-            if not all(texts) or not label:
-                raise BertJaxError(f"{path}: row {number} has an empty {'text' if label else 'label'}")
-            rows.texts.append(tuple(texts))
-            rows.labels.append(label)
-        if not rows.labels:
-            raise BertJaxError(f"{path}: no rows")
+            rows.texts.append(tuple(fields[: len(self.texts)]))
+            rows.labels.extend(fields[len(self.texts) :])
+        if skipped:
+            logger.warning("%s: %d lines that lack fields or have too many were skipped", self.path, skipped)
+        if not rows.texts:
+            raise BertJaxError(f"{self.path}: no rows")
+        if self.rows and self.rows[1] > len(rows.texts):
+            raise BertJaxError(f"{self.path}: rows={self.rows}, and there are {len(rows.texts)}")
+        rows = Rows(*(column[slice(*self.rows)] for column in rows)) if self.rows else rows
+        if self.share:
+            first, beyond = self.share
+            kept = [k for k, texts in enumerate(rows.texts) if first <= place(texts) < beyond]
+            rows = Rows(*([column[k] for k in kept] if column else [] for column in rows))
+        if not rows.texts:
+            raise BertJaxError(f"{self.path}: no rows in share={self.share}")
         return rows
 
-    def _columns(self, lines: list[list[str]]) -> tuple[list[int], int]:
-        """Numbers of the columns, texts first, and the first line that is a row."""
-        wanted = [*self.texts, self.label]
+    def _lines(self, wanted: list[str]) -> Iterator[tuple[int, list[str] | str]]:
+        """The number of each line that is not empty, and its wanted fields, or what is wrong with it."""
+        form = self.path.removesuffix(".gz")
+        text = self._text()
+        if form.endswith(".jsonl"):
+            yield from self._objects(text, wanted)
+            return
+        lines = _tab_separated(text) if form.endswith(".tsv") else self._comma_separated(text)
+        begun = next(lines, (0, []))
+        columns, named = self._columns(begun[1], wanted)
+        width = len(begun[1])
+        if not named:
+            lines = iter([begun, *lines])
+        for number, fields in lines:
+            if len(fields) == width:
+                yield number, [fields[column].strip() for column in columns]
+            else:
+                yield number, f"has {len(fields)} fields, the first line {width}"
+
+    def _text(self) -> str:
+        if not self.path.removesuffix(".gz").endswith(FORMATS):
+            raise BertJaxError(f"{self.path}: a table is a file *.tsv, *.csv or *.jsonl, or one of these with .gz behind")
+        try:
+            data = Path(self.path).read_bytes()
+            data = gzip.decompress(data) if self.path.endswith(".gz") else data
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise BertJaxError(f"{self.path}: a damaged gzip file ({error}): fetch it again") from None
+        except OSError as error:
+            raise BertJaxError(f"{self.path}: cannot be read ({error.strerror})") from None
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            byte = f"0x{error.object[error.start]:02x}"
+            raise BertJaxError(f"{self.path}: line {line} is not UTF-8 (byte {byte}): convert the file to UTF-8") from None
+
+    def _comma_separated(self, text: str) -> Iterator[tuple[int, list[str]]]:
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        try:
+            for fields in lines:
+                if fields:
+                    yield lines.line_num, fields
+        except csv.Error as error:
+            raise BertJaxError(f"{self.path}: line {lines.line_num}: {error}: is a quotation mark missing?") from None
+
+    def _objects(self, text: str, wanted: list[str]) -> Iterator[tuple[int, list[str] | str]]:
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise BertJaxError(f"{self.path}: line {number} is not JSON ({error}): an object a line is needed") from None
+            if not isinstance(found, dict):
+                raise BertJaxError(f"{self.path}: line {number} is not an object with columns")
+            missing = next((name for name in wanted if name not in found), None)
+            if missing is not None:
+                raise self._no_column(missing, found, f"line {number} has ")
+            wrong = next((name for name in wanted if isinstance(found[name], dict | list)), None)
+            if wrong is not None:
+                raise BertJaxError(f"{self.path}: line {number}: column {wrong!r} is neither text nor a number")
+            values = (found[name] for name in wanted)
+            yield number, ["" if value is None else (value if isinstance(value, str) else json.dumps(value)).strip()
+                           for value in values]
+
+    def _columns(self, first: list[str], wanted: list[str]) -> tuple[list[int], bool]:
+        """Numbers of the columns, texts first, and whether the first line has their names."""
         if all(name.isdigit() for name in wanted):
-            return [int(name) for name in wanted], 0
-        header = [name.strip() for name in lines[0]] if lines else []
+            columns = [int(name) for name in wanted]
+            if first and max(columns) >= len(first):
+                raise BertJaxError(f"{self.path}: no column {max(columns)}; there are 0 to {len(first) - 1}")
+            return columns, False
+        header = [name.strip() for name in first]
         for name in wanted:
             if name not in header:
-                raise BertJaxError(f"{self.path}: no column {name!r}; there are {', '.join(header) or 'none'}")
-        return [header.index(name) for name in wanted], 1
+                raise self._no_column(name, header, "there are ")
+            if header.count(name) > 1:
+                raise BertJaxError(f"{self.path}: {header.count(name)} columns have the name {name!r}: rename all but one")
+        return [header.index(name) for name in wanted], True
+
+    def _no_column(self, name: str, present: Sequence[str] | dict[str, Any], where: str) -> BertJaxError:
+        return BertJaxError(f"{self.path}: no column {name!r}; {where}{', '.join(map(str, present)) or 'none'}")
+
+
+def _tab_separated(text: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028 and the like
+        if line.strip("\r"):
+            yield number, line.removesuffix("\r").split("\t")
+
+
+def place(texts: tuple[str, ...]) -> float:
+    """Where texts are between 0 and 1, the same on every machine and as good as random."""
+    digest = hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2.0**53
+
+
+def labels_of(table: Source) -> tuple[str, ...]:
+    """The labels that a table has: numbers in their order, or else words in that of their characters.
+
+    Raises:
+      BertJaxError: see :meth:`Table.read`; no labels, one alone, or so many that they look like texts.
+    """
+    labels = _labels(table)
+    counts = Counter(labels)
+    if len(counts) < 2:
+        raise BertJaxError(f"{table.path}: every row has the label {labels[0]!r}: there is nothing to learn")
+    numbers = _numbers(counts)
+    if numbers is None and len(counts) > max(MANY_LABELS, len(labels) // 2):
+        longest = max(counts, key=len)
+        raise BertJaxError(
+            f"{table.path}: {len(counts)} different labels in {len(labels)} rows, such as {longest[:60]!r}: is this the column "
+            "of the label?"
+        )
+    if numbers is None:
+        return tuple(sorted(counts))
+    return tuple(label for _, label in sorted(zip(numbers, counts, strict=True)))
+
+
+def kind_of(table: Source) -> Literal["classification", "regression"]:
+    """What the labels of a table ask for: regression where all are numbers and one at least has a fraction (3.8), else
+    classification; whole numbers are taken for names of classes.
+
+    Raises:
+      BertJaxError: see :meth:`Table.read`; no labels, or numbers that are not finite among others that are.
+    """
+    labels = _labels(table)
+    numbers = _numbers(labels)
+    if numbers is None or all(number.is_integer() for number in numbers):
+        return "classification"
+    wrong = [row for row, number in enumerate(numbers, start=1) if not math.isfinite(number)]
+    if wrong:
+        first = labels[wrong[0] - 1]
+        raise BertJaxError(f"{table.path}: values that are not finite in {listed(wrong)}, the first is {first!r}")
+    return "regression"
+
+
+def _labels(table: Source) -> list[str]:
+    labels = table.read().labels
+    if not labels:
+        raise BertJaxError(f"{table.path}: no labels: name their column")
+    return labels
+
+
+def _numbers(labels: Sequence[str] | Counter) -> list[float] | None:
+    try:
+        return [float(label) for label in labels]
+    except ValueError:
+        return None
+
+
+def listed(rows: Sequence[int]) -> str:
+    """Numbers of rows for a message, the first few of them."""
+    first, rest = ", ".join(map(str, rows[:3])), len(rows) - 3
+    return f"row{'s' * (len(rows) > 1)} {first}" + (f" and {rest} more" if rest > 0 else "")

@@ -62,6 +62,14 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
+        encoder, optimizer = self.task.encoder, self.optimizer
+        if encoder.share != "none" and (optimizer.layer_decay is not None or optimizer.unfreeze_every is not None):
+            raise BertJaxError(
+                f"task.encoder.share is {encoder.share!r}: layers that share parameters cannot have different learning rates, "
+                "leave optimizer.layer_decay and unfreeze_every out"
+            )
+        if encoder.lora_rank and optimizer.freeze_encoder:
+            raise BertJaxError("optimizer.freeze_encoder with task.encoder.lora_rank: choose one, LoRA trains the encoder")
         if self.train.reduce_dtype == "bfloat16" and self.task.encoder.compute_dtype != "bfloat16":
             raise BertJaxError(
                 f"train.reduce_dtype is bfloat16 with task.encoder.compute_dtype={self.task.encoder.compute_dtype}: it would "

@@ -29,8 +29,9 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
     shardings = parameter_shardings(task.logical_axes(), params, mesh)
     whole = replicated(mesh)
     moments = optax.tree.map_params(
-        optimizer, lambda _, sharding: sharding, jax.eval_shape(optimizer.init, params), shardings,
-        transform_non_params=lambda _: whole,
+        optimizer, lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
+        jax.eval_shape(optimizer.init, params), shardings,
+        transform_non_params=lambda _: whole, is_leaf=lambda moment: isinstance(moment, optax.MaskedNode),
     )
     shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
     return jax.tree.map(
@@ -58,12 +59,15 @@ def init_state(
 
 def make_train_step(
     task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, abstract: TrainState, *, accumulate: int, seed: int,
-    reduce_dtype: str = "float32",
+    reduce_dtype: str = "float32", frozen: Params | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
     """The update: corrupt the batch, sum gradients over micro-batches, divide, step.
 
     All randomness comes from ``seed`` and the number of updates done, so a restarted run draws the same masks. The sum of
     a gradient over devices has the dtype of the parameter that enters the model: ``reduce_dtype`` for matrices.
+
+    Args:
+      frozen: True for the parameters of which no gradient is taken (0 is one number for each); None: there are none.
 
     Returns:
       A compiled function that consumes (donates) the state and returns the next one with the metrics of the batch, plus
@@ -71,6 +75,7 @@ def make_train_step(
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     large = matrices(abstract.params)
+    frozen = jax.tree.map(lambda _: False, abstract.params) if frozen is None else frozen
 
     def gradients_of(params: Params, batch: Batch, key: Array, weights: dict[str, Array]) -> tuple[Params, Losses]:
         """Float32 gradients of one micro-batch, each lying where its parameter lies."""
@@ -78,12 +83,17 @@ def make_train_step(
 
         def objective(params: Params, batch: Batch, key: Array) -> tuple[Array, Losses]:
             """The sum over terms of sum / weight, ``weights`` being those of the whole batch."""
+            params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
             losses = task.loss(params, batch, key)
             return sum(term.sum / jnp.maximum(weights[name], 1e-9) for name, term in losses.terms.items()), losses
 
         gradients, losses = task.gradient(objective, entering, batch, key)
-        gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params)
-        return jax.lax.with_sharding_constraint(gradients, shardings.params), losses
+        gradients = jax.tree.map(
+            lambda g, p, sharding, still: jnp.zeros((), p.dtype) if still
+            else jax.lax.with_sharding_constraint(g.astype(p.dtype), sharding),
+            gradients, params, shardings.params, frozen,
+        )
+        return gradients, losses
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Ratio]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -92,7 +102,8 @@ def make_train_step(
             batch = task.corrupt(batch, corrupt_key, state.step)
             gradients, losses = _accumulate(task, state.params, gradients_of, batch, dropout_key, accumulate, mesh)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = task.follow(optax.apply_updates(state.params, updates), state.step)
+        moved = optax.apply_updates(state.params, updates)
+        params = task.follow(jax.tree.map(lambda p, new, still: p if still else new, state.params, moved, frozen), state.step)
         one = jnp.ones(())
         metrics = losses.terms | losses.metrics
         metrics["loss"] = Ratio(sum(term.value for term in losses.terms.values()), one)

@@ -28,7 +28,7 @@ from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, mak
 from bert_jax.task import Batch, Params, Ratio, Task
 from bert_jax.training.best import Best
 from bert_jax.training.experiment import Experiment
-from bert_jax.training.optimizer import make_optimizer, schedule
+from bert_jax.training.optimizer import frozen, make_optimizer, schedule
 from bert_jax.training.record import NoRecord, Record
 from bert_jax.training.step import TrainState, abstract_state, init_state, make_eval_step, make_train_step
 
@@ -91,7 +91,7 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
 
     train_step = make_train_step(
         task, optimizer, mesh, abstract, accumulate=settings.accumulate, seed=settings.seed,
-        reduce_dtype=settings.reduce_dtype,
+        reduce_dtype=settings.reduce_dtype, frozen=frozen(experiment.optimizer, task.logical_axes()),
     )
     eval_step = make_eval_step(task, mesh)
     best = Best(workdir, settings.best, settings.patience, abstract.params)

@@ -1,0 +1,106 @@
+"""Tagged sentences from files with a word a line, in their original formats."""
+
+import logging
+
+import pytest
+
+from bert_jax.errors import BertJaxError
+from bert_jax.tasks import columns
+from bert_jax.tasks.columns import Columns, conll_2003, conllu, iob2, to_iob2, wikiann
+
+CONLL = """-DOCSTART- -X- -X- O
+
+EU NNP B-NP I-ORG
+rejects VBZ B-VP O
+German JJ B-NP I-MISC
+call NN I-NP O
+
+Peter NNP B-NP I-PER
+Bonn NNP I-NP I-LOC
+Ulm NNP I-NP B-LOC
+"""
+UD = """# sent_id = 1
+# text = l'été # now
+1-2\tl'été\t_\t_\t_\t_\t_\t_\t_\t_
+1\tl'\tle\tDET\tD\t_\t2\tdet\t_\t_
+2\tété\tété\tNOUN\tN\t_\t0\troot\t_\t_
+2.1\tx\tx\tVERB\tV\t_\t_\t_\t_\t_
+3\t#\t#\tSYM\tS\t_\t2\tpunct\t_\t_
+
+1\t10 000\t10 000\tNUM\tM\t_\t0\troot\t_\t_
+
+"""
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8", newline="")
+    return str(path)
+
+
+def test_conll_2003_is_converted_from_iob1(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        rows = conll_2003(write(tmp_path / "eng.train", CONLL)).read()
+    assert rows.texts == [("EU", "rejects", "German", "call"), ("Peter", "Bonn", "Ulm")]
+    assert rows.labels == [("B-ORG", "O", "B-MISC", "O"), ("B-PER", "B-LOC", "B-LOC")]
+    assert caplog.text.count("IOB1") == 1 and len(caplog.records) == 1
+    chunks = Columns(str(tmp_path / "eng.train"), 0, 2, "blank").read()  # the same file's chunks are IOB2 already
+    assert chunks.labels[1] == ("B-NP", "I-NP", "I-NP") and len(caplog.records) == 1
+    parts = Columns(str(tmp_path / "eng.train"), 0, 1, "blank")
+    assert parts.labels() == ("JJ", "NN", "NNP", "VBZ")
+
+
+def test_conllu_has_words_and_no_tokens_of_several(tmp_path):
+    path = write(tmp_path / "x.conllu", UD)
+    assert conllu(path).read() == ([("l'", "été", "#"), ("10 000",)], [("DET", "NOUN", "SYM"), ("NUM",)])
+    assert conllu(path, "xpos").read().labels == [("D", "N", "S"), ("M",)]
+    assert Columns(path, 1, None, numbered=True).read() == ([("l'", "été", "#"), ("10 000",)], [])
+
+
+def test_wikiann_iob2_and_other_line_ends(tmp_path):
+    path = write(tmp_path / "train", "\ufeffen:#\tO\r\nen:en:a\u2028b\tB-PER\r\n\r\n\r\nen:c\tB-PER")
+    assert wikiann(path, "en").read() == ([("#", "en:a\u2028b"), ("c",)], [("O", "B-PER"), ("B-PER",)])
+    text = "# text = tampa bay\n1\ttampa\tB-LOC\t-\tstephen\n2\tbay\tI-LOC\t-\tstephen\n\n"
+    assert iob2(write(tmp_path / "x.iob2", text)).read() == ([("tampa", "bay")], [("B-LOC", "I-LOC")])
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "no sentences"), ("\n \n", "no sentences"), ("-DOCSTART-\tO\n", "no sentences"), ("a\n", "line 1 has 1 columns"),
+    ("x\tO\n\ty\n", "line 2 has no word"), ("x\tO\ny\t \n", "line 2 has no tag"),
+    ("a\tB-X\nb\tI-X\n\nc\tO\nd\tI-X\n", "neither IOB1 nor IOB2: I-X after O in the sentence before line 6, B-X after O in"),
+])
+def test_files_that_are_wrong(tmp_path, text, message):
+    with pytest.raises(BertJaxError, match=message):
+        Columns(write(tmp_path / "x", text)).read()
+
+
+def test_other_files_that_are_wrong(tmp_path):
+    with pytest.raises(BertJaxError, match="cannot be read"):
+        Columns(str(tmp_path / "none")).read()
+    (tmp_path / "latin").write_bytes("é\tO\n".encode("latin-1"))
+    with pytest.raises(BertJaxError, match="not UTF-8"):
+        Columns(str(tmp_path / "latin")).read()
+    with pytest.raises(BertJaxError, match="the word 'de:x', which does not begin with 'en:'"):
+        wikiann(write(tmp_path / "x", "de:x\tO\n"), "en").read()
+    with pytest.raises(BertJaxError, match="line 1 has no tag"):
+        conllu(write(tmp_path / "y", UD.split("\n", 3)[3].replace("DET", "_"))).read()
+
+
+def test_iob1_becomes_iob2():
+    assert to_iob2(("I-A", "I-A", "B-A", "I-B", "O", "I-B")) == ("B-A", "I-A", "B-A", "B-B", "O", "B-B")
+    assert columns.entities(["O", "I-X"]) and not columns.entities(["O", "B", "I", "B-"])
+
+
+def test_real_files(data_dir, caplog):
+    """As many sentences and words as their READMEs and statistics say (data/README.md; en_ewt-ud-dev.stats)."""
+    for language in ("en", "de"):
+        rows = wikiann(str(data_dir / "ner/wikiann" / language / "dev"), language).read()
+        assert len(rows.texts) == 10_000 and all(len(w) == len(t) for w, t in zip(*rows, strict=True))
+    rows = iob2(str(data_dir / "ner/uner-ewt/en_ewt-ud-dev.iob2")).read()
+    assert (len(rows.texts), sum(map(len, rows.texts))) == (2_001, 25_149)
+    begun = [tag for tags in rows.labels for tag in tags if tag[0] == "B"]
+    assert {kind: begun.count(f"B-{kind}") for kind in ("LOC", "ORG", "PER")} == {"LOC": 399, "ORG": 224, "PER": 343}
+    ewt = conllu(str(data_dir / "syntax/ewt/en_ewt-ud-dev.conllu"))
+    assert len(ewt.read().texts) == 2_001 and len(ewt.labels()) == 17
+    for language in ("de", "fr", "zh"):
+        assert len(conllu(str(data_dir / f"syntax/pud/{language}_pud-ud-test.conllu")).read().texts) == 1_000
+    assert not caplog.records
