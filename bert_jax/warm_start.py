@@ -91,7 +91,7 @@ def warm_start(
 def reinitialised(
     params: api.Params, layers: int, encoder: EncoderConfig, init: Callable[[Key[Array, ""]], api.Params], key: Key[Array, ""]
 ) -> api.Params:
-    """``params`` with the top ``layers`` and the pooler as ``init`` makes them (Zhang et al. 2021, section 4; as in their code
+    """``params`` with the top ``layers`` and the pooler as ``init`` makes them (Zhang et al. 2021; as in their code
     the pooler comes first and goes with any number of layers). Nothing of the kind with 0."""
     if not layers:
         return params

@@ -182,7 +182,7 @@ def apply(
 
 
 def merged(params: Params, config: EncoderConfig) -> tuple[Params, EncoderConfig]:
-    """The same function without LoRA: its products added to the maps of queries and values (Hu et al. 2021, section 4.1)."""
+    """The same function without LoRA: its products added to the maps of queries and values (Hu et al. 2021)."""
     if not config.lora_rank:
         return params, config
     attention = dict(params["attention"])

@@ -41,12 +41,12 @@ class EncoderConfig:
       labels: names of the classes of ``classifier`` and ``tagger``; their number C is the width of both.
       head_dropout: rate in training before ``classifier``, ``tagger`` and ``choice``; None: as ``dropout``.
       read_layers: numbers of the layers that the heads read, ascending; 0: the embeddings; empty: the last one. Layers after
-        the highest are neither run nor part of the tree. (The last one read alone did best in Sun et al. 2019, table 4.)
+        the highest are neither run nor part of the tree. (The last one alone did best in Sun et al. 2019.)
       combine: of several layers: ``mix``, scale * sum of softmax(weights) * states, both learned (Peters et al. 2018, equation
         1); ``concatenate``, side by side (Devlin et al. 2019, section 5.3: the last four), which makes heads wider.
       lora_rank: r; where above 0, queries and values have a map of low rank beside theirs (Hu et al. 2021), and of the encoder
-        only these are trained; :func:`bert_jax.models.api.merged` adds them up. lora_alpha: the maps' factor times r; 8 with r
-        8 for RoBERTa-base on GLUE (their appendix D.1).
+        only these are trained; :func:`bert_jax.models.api.merged` adds them up. lora_alpha: the maps' factor times r
+        (8, as in peft).
       compute_dtype: of activations and matrix products; parameters, layer-norm statistics, softmax and losses are float32.
       remat: what the backward pass computes again instead of storing, from cheap to thrifty, each with all before it:
         ``elementwise`` everything that is no product of matrices (activations, layer norms, dropout masks; free on

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, UInt32
 from bert_jax import functional
 from bert_jax.models.config import EncoderConfig
 
-LOW_RANK = ("query", "value")  # the maps of attention that ``lora_rank`` changes (Hu et al. 2021, section 5.1)
+LOW_RANK = ("query", "value")  # the maps of attention that ``lora_rank`` changes (Hu et al. 2021)
 
 
 def truncated_normal(std: float, axes: tuple[str | None, ...]):
@@ -62,7 +62,7 @@ class Dense(nn.Module):
 
 
 class LowRank(nn.Module):
-    """Parameters that change the maps of queries and values (Hu et al. 2021, section 4.1): by name of the map, ``down`` [D, r]
+    """Parameters that change the maps of queries and values (Hu et al. 2021): by name of the map, ``down`` [D, r]
     as in their code (uniform within 1 / sqrt(D)), and ``up`` [r, N, H], which begins with 0. :class:`Dense` applies them."""
 
     config: EncoderConfig

@@ -36,8 +36,8 @@ class Finetuning:
       data, heldout: what to train and to evaluate on.
       lengths: to which batches are padded; the longest is that of a sequence. One alone: up to it at most ``shapes`` are chosen
         from the data, no more than bring padding below a tenth of all positions, and a step is compiled for each.
-      reinitialise: how many of the top layers begin anew, and with them the pooler (Zhang et al. 2021, section 5: up to 6 of
-        the 24 of BERT-large, by data set); 0: none, nor the pooler.
+      reinitialise: how many of the top layers begin anew, and with them the pooler (Zhang et al. 2021);
+        0: none, nor the pooler.
     """
 
     encoder: EncoderConfig

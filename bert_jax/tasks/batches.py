@@ -58,7 +58,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], length: int, 
 
     Args:
       keep: which tokens of a text that is cut remain: those at its start, at its end, or the first quarter of as many as there
-        is room for and the rest from the end, 128 and 382 of 510 (head+tail of Sun et al. 2019, section 5.3.1).
+        is room for and the rest from the end, 128 and 382 of 510 (head+tail of Sun et al. 2019).
 
     Raises:
       BertJaxError: ``length`` leaves no room, or no texts.

@@ -30,8 +30,8 @@ class AdamW:
         _get_layer_lrs): layer_decay ** (L + 2 - l) for layer l of 1 to L, so that the top layer has its square already,
         ** (L + 2) for the embeddings, 1 for all else. ELECTRA: 0.8 (base), 0.9 (large); Sun et al. 2019: 0.95, but the top
         layer whole. None: one rate for all.
-      unfreeze_every: updates until one more layer is trained, from the top (gradual unfreezing; Howard and Ruder 2018, section
-        3.3, where it is an epoch): first the heads alone, at last the embeddings. Layers that wait have moments already, and
+      unfreeze_every: updates until one more layer is trained, from the top (gradual unfreezing; Howard and Ruder 2018, whose
+        step is an epoch): first the heads alone, at last the embeddings. Layers that wait have moments already, and
         count for ``clip_norm``. None: all from the first update on.
       freeze_encoder: only heads are trained (feature-based; Devlin et al. 2019, section 5.3).
     """
