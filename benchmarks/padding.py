@@ -96,10 +96,13 @@ whose padding includes the empty rows that fill a batch.
 |---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Multiples of 8 are taken where they do it, since TPUs are said to lay out arrays so (not measured here). They do not for SST-2,
-CoLA and STS-B, whose rows of 11 to 28 tokens lose too much in rounding alone, so that other lengths are used there. The length of
-the stretches, the goal of 9% and the 16 lengths were chosen by these same training sets: the table shows what was chosen, not how
-it does on other data. That evaluation has fewer lengths rests on the assumption that to compile a step costs as much as several batches. Where runs are short, and compiling is
+Multiples of 8 are taken where they do it, since TPUs are said to lay out arrays so (not measured here). They do not for
+SST-2, CoLA and STS-B, whose rows of 11 to 28 tokens lose too much in rounding alone, so that other lengths are used there.
+The length of the stretches, the goal of 9% and the 16 lengths were chosen by these same training sets: the table shows what
+was chosen, not how it does on other data. That evaluation has fewer lengths rests on the assumption that to compile a step
+costs as much as several batches.
+
+Where runs are short, and compiling is
 most of their time, `--set task.shapes=4` trades padding for fewer programs.
 """)
 
