@@ -1,24 +1,25 @@
-"""BERT-family encoders in JAX: pre-train, evaluate, fill masks, convert. ``import bert_jax`` itself imports no JAX."""
+"""BERT-family encoders in JAX: pre-train, fine-tune, predict, convert. ``import bert_jax`` itself imports no JAX."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from bert_jax.errors import BertJaxError
 
 if TYPE_CHECKING:
+    from bert_jax.finetuning import finetune
     from bert_jax.inspection import inspect
     from bert_jax.model import Model, load, save
+    from bert_jax.predicting import predict
 
 __version__ = "0.1.0"
-__all__ = ["BertJaxError", "Model", "inspect", "load", "save"]
+__all__ = ["BertJaxError", "Model", "finetune", "inspect", "load", "predict", "save"]
+
+
+_HOMES = {"Model": "model", "load": "model", "save": "model", "inspect": "inspection", "finetune": "finetuning",
+          "predict": "predicting"}
 
 
 def __getattr__(name: str):
-    if name in ("Model", "load", "save"):
-        from bert_jax import model
-
-        return getattr(model, name)
-    if name == "inspect":
-        from bert_jax.inspection import inspect
-
-        return inspect
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"bert_jax.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from bert_jax import cli_finetune
 from bert_jax.errors import BertJaxError
 
 
@@ -15,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs ``bert-jax``; returns the exit status: 0 done, 1 refused with one line on stderr, 2 wrong usage, 75 stopped early
     with all saved, so that the same command continues."""
     arguments = _parser().parse_args(argv)
+    arguments.words = argv
     logging.basicConfig(format="bert-jax: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     for noisy in ("jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -41,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bert-jax", description="Pre-train BERT-family encoders in JAX, convert them, and hand them to PyTorch.",
+        prog="bert-jax",
+        description="Pre-train and fine-tune BERT-family encoders in JAX, convert them, and hand them to PyTorch.",
         epilog="Start with: bert-jax demo. Each command explains itself: bert-jax COMMAND --help.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -129,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--fit", action="store_true",
                      help="find the largest batch a device can hold for each remat policy instead, cheapest policy first")
     sub.add_argument("--json", action="store_true", help="print JSON")
+
+    cli_finetune.add(command, _start_jax)
 
     sub = command("evaluate", _evaluate, "measure a checkpoint on held-out data",
                   "Losses and accuracies on the held-out documents of a token store, with the same pairs and masks each "

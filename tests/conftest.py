@@ -84,3 +84,23 @@ def tiny_experiment():
     return lambda family, *assignments: config.override(
         load_config(ROOT / "tests" / f"tiny_{family}.py"), assignments
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_store, tmp_path_factory) -> pathlib.Path:
+    """A Hugging Face directory of a BERT that has learnt nothing: 2 layers, D 32, up to 32 tokens, the tiny store's words."""
+    import jax
+
+    import bert_jax
+    from bert_jax import tokenizers
+    from bert_jax.models import api
+    from bert_jax.models.config import EncoderConfig
+
+    tokenizer = tokenizers.load(tiny_store / "tokenizer")
+    config = EncoderConfig(
+        vocab_size=tokenizer.vocab_size, embedding_width=32, hidden_width=32, layers=2, heads=2, ffn_width=64, max_length=32
+    )
+    params = jax.tree.map(np.asarray, api.init(config, jax.random.key(0)))
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    bert_jax.save(bert_jax.Model(params, config, tokenizer), folder)
+    return folder

@@ -22,7 +22,8 @@ from bert_jax.training import record
 from bert_jax.training import train as train_module
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COMMANDS = ["tokenizer", "prepare", "annotate", "pretrain", "evaluate", "fill-mask", "convert", "inspect", "export", "demo"]
+COMMANDS = ["tokenizer", "prepare", "annotate", "pretrain", "finetune", "predict", "evaluate", "fill-mask", "convert",
+            "inspect", "export", "demo"]
 CONFIG = str(ROOT / "tests" / "tiny_bert.py")
 BRIEF = ["train.steps=2", "optimizer.warmup_steps=1", "train.eval_batches=1", "train.log_every=1"]
 

@@ -1,0 +1,110 @@
+"""The verbs of fine-tuning on the command line: what ``bert-jax finetune`` and ``predict`` take, and call."""
+
+import argparse
+import functools
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+
+from bert_jax.errors import BertJaxError
+
+_OWN = ("texts", "label", "heldout", "kind", "epochs")  # options that go with --data
+
+
+def add(command, start_jax: Callable[[], None]) -> None:
+    """Adds both; ``command(name, run, summary, description)`` makes a parser, and ``start_jax`` is called before all else."""
+    sub = command("finetune", functools.partial(_finetune, start_jax), "fine-tune a checkpoint over seeds, with a report",
+                  "Trains what a configuration describes, or a table of your own (--data) by the published recipe, once for "
+                  "every seed. Leaves scores with mean and deviation, predictions, pictures, report.html, "
+                  "README.md (a model card) and model/, which transformers opens and bert-jax predict reads. Called again it "
+                  "continues; SIGTERM and Ctrl-C save first, and end it with status 75.")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="Python file with get_config() -> Experiment, see configs/finetune/")
+    what.add_argument("--data", metavar="FILE", help="labelled texts: *.tsv, *.csv or *.jsonl, also with .gz")
+    sub.add_argument("--checkpoint", help="what to start from, whatever convert reads; default: task.init of the configuration")
+    sub.add_argument("--workdir", required=True, help="folder for all that it makes")
+    sub.add_argument("--seeds", type=int, default=None, help="runs that differ in their seed alone; default: 5 with --config, "
+                                                             "1 with --data")
+    sub.add_argument("--export", choices=["first", "best"], default="first",
+                     help="the seed whose model is written; the best by the held-out data looks better than it is")
+    sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments",
+                     help="change a field of the configuration, as in --set optimizer.learning_rate=3e-5; may be repeated")
+    sub.add_argument("--texts", nargs="+", metavar="COLUMN", help="with --data: the column of the text, or the two of a pair")
+    sub.add_argument("--label", metavar="COLUMN", help="with --data: the column of the label")
+    sub.add_argument("--heldout", metavar="FILE",
+                     help="with --data: what to measure on, with the same columns; default: a tenth of the data")
+    sub.add_argument("--kind", choices=["classification", "regression"], default=None,
+                     help="with --data; default: regression where labels are numbers with a fraction")
+    sub.add_argument("--epochs", type=float, default=None, help="with --data: passes over it; default: 3")
+
+    sub = command("predict", functools.partial(_predict, start_jax), "answer about new texts with a fine-tuned model",
+                  "Classes, values, tags, answers or choices for every row of a file, in its order, with memory that does not "
+                  "grow. What is written appears whole or not at all.")
+    sub.add_argument("model",
+                     help="work directory of finetune, or whatever convert reads that has a classifier, tagger, span or choice")
+    sub.add_argument("--input", required=True, metavar="FILE",
+                     help="*.tsv, *.csv, *.jsonl (also with .gz), else a text a line; - is standard input")
+    sub.add_argument("--format", choices=["tsv", "csv", "jsonl", "lines"], default=None,
+                     help="of the input; default: by its name")
+    sub.add_argument("--texts", nargs="+", metavar="COLUMN", default=[],
+                     help="columns of the text, of both of a pair, of question and context, of first text and choices; "
+                          "default: those that it was trained on, or the only one")
+    sub.add_argument("--out", metavar="FILE", default=None,
+                     help="*.tsv or *.jsonl, must not exist; default: TSV on standard output")
+    sub.add_argument("--batch-size", type=int, default=64, help="rows that are computed together")
+
+
+def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> int | None:
+    start_jax()
+    from rich.console import Console
+
+    from bert_jax import config
+    from bert_jax.finetuning import CARD, EXPORTED, PAGE, finetune, fit
+    from bert_jax.model import load
+    from bert_jax.parallel.cluster import TEMPORARY
+    from bert_jax.reporting import table
+    from bert_jax.tasks.tables import Table
+    from bert_jax.training.pretrain import load_config
+    from bert_jax.training.recipe import EPOCHS, recipe
+
+    if arguments.data is None:
+        if given := [name for name in _OWN if getattr(arguments, name) is not None]:
+            raise BertJaxError(f"--{given[0]} goes with --data; a configuration says it itself (change it with --set)")
+        experiment, model = fit(load_config(arguments.config), arguments.checkpoint, arguments.assignments)
+    else:
+        for name in ("checkpoint", "texts", "label"):
+            if getattr(arguments, name) is None:
+                raise BertJaxError(f"--data needs --{name} as well")
+        files = (arguments.data, arguments.heldout)
+        tables = [path and Table(path, tuple(arguments.texts), arguments.label) for path in files]
+        for given in filter(None, tables):
+            given.read()  # what is wrong with it is said before a large checkpoint is loaded
+        model = load(arguments.checkpoint)
+        epochs = EPOCHS if arguments.epochs is None else arguments.epochs
+        experiment = recipe(model, arguments.checkpoint, *tables, kind=arguments.kind, epochs=epochs)
+        experiment = config.override(experiment, arguments.assignments)
+    seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
+    command = shlex.join(["bert-jax", *(arguments.words or sys.argv[1:])])
+    done = finetune(experiment, arguments.workdir, seeds=seeds, model=model, export=arguments.export, command=command)
+    if not done.finished:
+        return TEMPORARY
+    table.show(done.scores, Console())
+    print(f"{arguments.workdir}: {PAGE}, {CARD}, {EXPORTED}/; bert-jax predict {arguments.workdir} --input FILE")
+    return None
+
+
+def _predict(start_jax: Callable[[], None], arguments: argparse.Namespace) -> None:
+    start_jax()
+    from bert_jax.predicting import predict_file
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half-written goes
+    try:
+        count = predict_file(
+            arguments.model, arguments.input, arguments.out, columns=tuple(arguments.texts), form=arguments.format,
+            batch_size=arguments.batch_size,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if arguments.out is not None:
+        print(f"{arguments.out}: {count:,} rows")

@@ -1,0 +1,282 @@
+"""Fine-tuning over seeds and what it leaves: scores with their deviation, predictions, pictures, a page, a card, a model.
+
+Every seed is a run of the one loop in a folder of its own; a folder with ``result.json`` is finished. Everything else is made
+of these at the end, and made again when the same command comes again.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from bert_jax import config as configuration
+from bert_jax.convert import hf
+from bert_jax.convert.settings import CONFIG
+from bert_jax.convert.tensors import read_json
+from bert_jax.errors import BertJaxError
+from bert_jax.model import EXPERIMENT, Model, load, save
+from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
+from bert_jax.predicting import EXPORTED, PLAN, Answering
+from bert_jax.reporting import card, judged, page, plots, table
+from bert_jax.tasks import TASKS, Classification, Regression
+from bert_jax.tasks.base import Finetuning, FinetuningTask
+from bert_jax.tasks.datasets import Named
+from bert_jax.training import record
+from bert_jax.training.experiment import Experiment
+from bert_jax.training.finetune import finetuning_task
+from bert_jax.training.train import train
+from bert_jax.warm_start import fitted, of_the_checkpoint
+
+logger = logging.getLogger("bert_jax")
+
+RESULT, PREDICTIONS, PAGE, CARD, CURVES = "result.json", "predictions.tsv", "report.html", "README.md", "curves.png"
+HARDEST = 20  # wrong examples on the page
+PACKAGES = ("bert_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+Export = Literal["first", "best"]
+
+
+class Finetuned(NamedTuple):
+    """finished: False after a request to stop, all saved. scores: over seeds, None where not finished. workdir: of all."""
+
+    finished: bool
+    scores: table.Scores | None
+    workdir: Path
+
+
+def fit(
+    experiment: Experiment, checkpoint: str | None = None, assignments: Sequence[str] = ()
+) -> tuple[Experiment, Model]:
+    """An experiment whose encoder has the sizes of the checkpoint that it starts from, and that checkpoint.
+
+    Args:
+      checkpoint: in place of ``task.init``. assignments: as ``--set`` has them.
+
+    Raises:
+      BertJaxError: no fine-tuning, no such checkpoint, an assignment of a size that the checkpoint decides.
+    """
+    if not isinstance(experiment.task, Finetuning):
+        raise BertJaxError(f"the task is {type(experiment.task).__name__}: finetune runs {_kinds()}; pretrain runs the others")
+    for assignment in assignments:
+        path = assignment.partition("=")[0].strip().split(".")
+        if path[:2] == ["task", "encoder"] and len(path) > 2 and path[2] in _FIELDS and of_the_checkpoint(path[2]):
+            raise BertJaxError(f"--set {'.'.join(path)}: the checkpoint decides about it, leave it out")
+    if checkpoint:
+        assignments = [*assignments, f"task.init={json.dumps(str(checkpoint))}"]
+    given = configuration.override(experiment, assignments)
+    model = load(given.task.init)
+    encoder = fitted(given.task.encoder, model.config)
+    return dataclasses.replace(given, task=dataclasses.replace(given.task, encoder=encoder)), model
+
+
+_FIELDS = frozenset(field.name for field in dataclasses.fields(EncoderConfig))
+
+
+def _kinds() -> str:
+    return ", ".join(kind.__name__ for kind in TASKS)
+
+
+def finetune(
+    experiment: Experiment, workdir: Path | str, *, seeds: int = 5, model: Model | None = None, export: Export = "first",
+    command: str = "",
+) -> Finetuned:
+    """Fine-tunes ``experiment`` with as many seeds, from ``train.seed`` on, or goes on with what is in ``workdir``.
+
+    Args:
+      model: of an experiment that :func:`fit` made, what it gave with it; None: it is fitted here.
+      export: whose model is written: that of the first seed, or of the best by the held-out data, which flatters it.
+      command: what was called, for the report.
+
+    Raises:
+      BertJaxError: see :func:`bert_jax.training.train.train`; ``workdir`` holds something else.
+    """
+    workdir, console = Path(workdir), Console(stderr=True)
+    if seeds < 1:
+        raise BertJaxError(f"seeds is {seeds}: it must be at least 1")
+    if model is None:
+        experiment, model = fit(experiment)
+    numbers = range(experiment.train.seed, experiment.train.seed + seeds)
+    plan = {"experiment": configuration.to_json(experiment)}
+    _check(workdir, plan)
+    task = finetuning_task(experiment.task, model)
+    _ = task.training, task.evaluation  # what is wrong with the data is said before anything is written
+    answering = Answering(task.predictor, experiment.train.eval_batch_size or experiment.train.batch_size)
+    begun = not workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / PLAN).write_text(json.dumps(plan, indent=2) + "\n", "utf-8")
+    results: dict[int, dict[str, Any]] = {}
+    kept: dict[int, api.Params] = {}  # of the one seed that may be exported
+    primary = primary_score(experiment)
+    for seed in numbers:
+        folder = workdir / f"seed-{seed}"
+        if (folder / RESULT).is_file():
+            results[seed] = read_json(folder / RESULT)
+            continue
+        if seeds > 1:
+            console.print(f"seed {seed}, {seed - numbers[0] + 1} of {seeds}", highlight=False)
+        try:
+            params, results[seed] = _run(task, _with_seed(experiment, seed), folder)
+        except BertJaxError:
+            if begun and not folder.exists():  # refused before it began
+                (workdir / PLAN).unlink()
+                workdir.rmdir()
+            raise
+        if params is None:
+            return Finetuned(False, None, workdir)
+        _answers(task, answering, params, folder)
+        _write_json(folder / RESULT, results[seed])
+        if seed == numbers[0] or (export == "best" and _better(results, primary) == seed):
+            kept = {seed: params}
+    scores = table.gather({seed: result["scores"] for seed, result in results.items()})
+    chosen = _better(results, primary) if export == "best" else numbers[0]
+    if chosen not in kept:
+        kept = {chosen: _run(task, _with_seed(experiment, chosen), workdir / f"seed-{chosen}")[0]}
+        if kept[chosen] is None:
+            return Finetuned(False, None, workdir)
+    _report(task, experiment, scores, results, chosen, export, model, kept[chosen], answering, workdir, command)
+    return Finetuned(True, scores, workdir)
+
+
+def primary_score(experiment: Experiment) -> str:
+    """The score by which the best seed is chosen: ``train.best``, the data set's first, or else the kind's."""
+    if experiment.train.best:
+        return experiment.train.best
+    if isinstance(experiment.task.heldout, Named):
+        return experiment.task.heldout.dataset.scores[0]
+    return {"Regression": "-rmse", "QuestionAnswering": "f1", "Tagging": "f1"}.get(type(experiment.task).__name__, "accuracy")
+
+
+def _better(results: dict[int, dict[str, Any]], name: str) -> int:
+    """The seed with the best score, the first where some are equal."""
+    sign, name = (-1 if name.startswith("-") else 1), name.removeprefix("-")
+    some = next(iter(results.values()))["scores"]
+    name = name if name in some else "accuracy"  # tags that are no entities have no F1
+    return max(results, key=lambda seed: sign * results[seed]["scores"][name])
+
+
+def _check(workdir: Path, plan: dict[str, Any]) -> None:
+    if (workdir / PLAN).is_file():
+        for path, before, now in configuration.differences(read_json(workdir / PLAN), plan):
+            raise BertJaxError(
+                f"{workdir} holds another fine-tuning: {path.removeprefix('experiment.')} was {before}, is now {now}: choose "
+                "another --workdir"
+            )
+    elif (workdir / EXPERIMENT).exists() or (workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir()))):
+        raise BertJaxError(f"{workdir} exists and is no work directory of finetune: choose another --workdir")
+
+
+def _with_seed(experiment: Experiment, seed: int) -> Experiment:
+    return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, seed=seed))
+
+
+def _run(task: FinetuningTask, experiment: Experiment, folder: Path) -> tuple[api.Params | None, dict[str, Any]]:
+    """Host parameters as they are exported, and scores with their time; None after a request to stop."""
+    result = train(task, experiment, folder)
+    if not result.finished:
+        return None, {}
+    rows = record.read(folder / "metrics.jsonl")
+    found = {"seed": experiment.train.seed, "step": result.step, "scores": result.evaluation,
+             "seconds": max((row["time"] for row in rows), default=0.0)}
+    return jax.device_get(task.finished(result.params)), found
+
+
+def _answers(task: FinetuningTask, answering: Answering, params: api.Params, folder: Path) -> tuple[list, list[judged.Judged]]:
+    """Answers about all held-out texts; they are written beside the run."""
+    answers = [answer for _, answer in answering.stream(params, task.heldout.texts)]
+    found = judged.judge(task.config, task.heldout, answers)
+    judged.write(folder / PREDICTIONS, judged.columns(task.config), found)
+    return answers, found
+
+
+def _report(
+    task: FinetuningTask, experiment: Experiment, scores: table.Scores, results: dict[int, dict[str, Any]], chosen: int,
+    export: Export, model: Model, params: api.Params, answering: Answering, workdir: Path, command: str,
+) -> None:
+    """All that is made of the runs. ``model``: what they began with; ``params``: of the seed ``chosen``."""
+    config, folder = task.config, workdir / f"seed-{chosen}"
+    answers, found = _answers(task, answering, params, folder)
+    pictures = plots.draw(config, task.heldout, answers, found, workdir)
+    records = {seed: record.read(workdir / f"seed-{seed}" / "metrics.jsonl") for seed in results}
+    plots.draw_curves(records, [row.name for row in scores.rows], workdir / CURVES)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    seconds = {seed: result["seconds"] for seed, result in results.items()}
+    counts = {"training": len(np.unique(task.training.item)), "held-out": len(task.heldout.texts)}
+    device = jax.devices()[0]
+    facts = {
+        "command": command or "bert_jax.finetune", "checkpoint": config.init,
+        "training examples": f"{counts['training']:,}",
+        "held-out examples": f"{counts['held-out']:,}",
+        "updates": ", ".join(f"{result['step']:,}" for result in results.values()),
+        "seconds of each seed": ", ".join(f"{one:,.1f}" for one in seconds.values()),
+        "device": f"{jax.device_count()} x {device.device_kind}", "versions": _listed(versions),
+        "written": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+    table.write(scores, workdir, {"exported_seed": chosen, "chosen_by": primary_score(experiment) if export == "best" else None,
+                                  "seconds": seconds, "versions": versions, "command": command})
+    shown = [(f"Learning curves of {len(results)} seeds" if len(results) > 1 else "Learning curves", workdir / CURVES)]
+    shown += [(f"{path.stem.replace('_', ' ')}, seed {chosen}", path) for path in pictures]
+    page.write(
+        workdir / PAGE, title=f"{workdir.name}: {type(config).__name__}", scores=scores,
+        summary=f"{Path(config.init).name} fine-tuned on {card.dataset_of(config.data)}, measured on "
+                f"{card.dataset_of(config.heldout)}. Deviation: over {len(results)} seeds (n - 1). Pictures, examples: seed "
+                f"{chosen}.",
+        pictures=shown, hardest=judged.hardest(found, HARDEST), columns=judged.columns(config),
+        configuration=json.dumps(configuration.to_json(experiment), indent=2, ensure_ascii=False), facts=facts,
+    )
+    settings, optimizer = experiment.train, experiment.optimizer
+    recipe = [f"{settings.steps:,} updates of {settings.batch_size} rows, {type(optimizer).__name__}, learning rate "
+              f"{optimizer.learning_rate:g}, warm-up over {optimizer.warmup_steps:,}, weight decay {optimizer.weight_decay:g}",
+              f"dropout {config.encoder.dropout:g}, seeds {', '.join(map(str, results))}, up to {max(config.lengths)} tokens"]
+    exported = Model(params, config.encoder, task.tokenizer, origin=model.origin)
+    described = _export(exported, task, workdir / EXPORTED, lambda transformers: card.card(
+        config, scores, chosen, name=workdir.resolve().name, base=config.init, transformers=transformers,
+        chosen=export == "best" and len(results) > 1, best=settings.best, counts=counts, recipe=recipe,
+        command=_without_folders(command), versions=versions,
+    ))
+    (workdir / CARD).write_text(described, "utf-8")
+
+
+def _listed(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _without_folders(command: str) -> str:
+    """A command with the last names of absolute paths alone: a card is published."""
+    return re.sub(r"(?<![^\s=])/\S*/(?=\S)", "", command)
+
+
+def _export(model: Model, task: FinetuningTask, folder: Path, describe: Callable[[bool], str]) -> str:
+    """A directory for transformers in float32, or in our own form where transformers has no such model, and the card in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with hf.new_directory(folder) as partial:
+        try:
+            hf.write(model.params, model.config, model.tokenizer, partial, origin=model.origin, dtype="float32")
+        except BertJaxError as error:
+            logger.warning("%s is written in the form of bert_jax, not for transformers: %s", folder, error)
+            save(model, partial, format="bert_jax")
+        else:
+            if isinstance(task.config, Classification | Regression):  # what pipelines decide by, else by the number of labels
+                kind = "regression" if isinstance(task.config, Regression) else "single_label_classification"
+                settings = json.dumps(read_json(partial / CONFIG) | {"problem_type": kind}, indent=2, ensure_ascii=False)
+                (partial / CONFIG).write_text(settings + "\n", "utf-8")
+        described = describe((partial / CONFIG).exists())
+        (partial / CARD).write_text(described, "utf-8")
+    return described
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    temporary.replace(path)

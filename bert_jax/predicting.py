@@ -1,0 +1,301 @@
+"""What a fine-tuned model says about new text, streamed: bounded memory, few compiled shapes, rows in the order they came.
+
+Rows are taken in chunks of some batches. A chunk is tokenised in a thread of its own while the device computes the one before,
+sorted by length, and cut into batches of one size, each padded to one of a few lengths: once a length has come, it is never
+compiled again. What is computed is that of an evaluation (:mod:`bert_jax.tasks.base`).
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from bert_jax import config as configuration
+from bert_jax import model as models
+from bert_jax.convert.tensors import read_json
+from bert_jax.errors import BertJaxError
+from bert_jax.model import Model
+from bert_jax.models import api
+from bert_jax.reporting import answers
+from bert_jax.tasks import TASKS, AnyFinetuning
+from bert_jax.tasks.base import Outputs, Predictor
+from bert_jax.tasks.batches import Encoded, EvalBatches
+from bert_jax.tasks.choice import Chooses
+from bert_jax.tasks.classification import Classifies
+from bert_jax.tasks.masked_words import FillsWords
+from bert_jax.tasks.question_answering import AnswersQuestions
+from bert_jax.tasks.regression import Values
+from bert_jax.tasks.tables import Table
+from bert_jax.tasks.tagging import Tags
+from bert_jax.tasks.texts import Form, form_of, open_texts
+
+logger = logging.getLogger("bert_jax")
+
+PLAN, EXPORTED = "finetune.json", "model"  # in the work directory of bert-jax finetune: what was asked for, what came out
+LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
+CHUNK = 32  # batches that are sorted by length together
+IN_FLIGHT = 2  # batches dispatched and not yet fetched
+LONGEST = {"span": 384}  # tokens of a row where nothing else is said (run_squad.py's); else 512
+
+T = TypeVar("T")
+
+
+class Ready(NamedTuple):
+    """A model that answers: its predictor, float32 parameters, and the columns of the texts that it was trained on, where they
+    have names."""
+
+    predictor: Predictor
+    params: api.Params
+    columns: tuple[str, ...] = ()
+
+
+def predict(
+    model: str | os.PathLike | Model, texts: Iterable[str | Sequence[str]], *, batch_size: int = 64
+) -> Iterator[dict[str, Any]]:
+    """Answers about ``texts``, one for each, in their order, while they come: a list, a file, or an endless stream.
+
+    Args:
+      model: a loaded one, or the path of one: the work directory of ``bert-jax finetune``, or whatever :func:`bert_jax.load`
+        takes, with a classifier, tagger, span or choice head.
+      texts: strings, or tuples: (first, second) for pairs, (question, context), (first, choice, choice, ...), words to tag.
+      batch_size: rows that are computed together.
+
+    Returns:
+      Dictionaries: ``label``, ``probability`` and ``probability of X`` of classes; the value of a regression under its name;
+      ``tags`` (and ``entities``); ``text``, ``start``, ``score``, ``null_score`` of an answer; ``choice`` and its ``text``.
+
+    Raises:
+      BertJaxError: no such model, no head that answers, or a text that is empty or of another form than the head needs.
+    """
+    ready = of_model(model) if isinstance(model, Model) else load(model)
+    given = ((text,) if isinstance(text, str) else tuple(text) for text in texts)
+    return (answer for _, answer in Answering(ready.predictor, batch_size).stream(ready.params, given))
+
+
+def predict_file(
+    model: str, path: str, out: str | None = None, *, columns: tuple[str, ...] = (), form: Form | None = None,
+    batch_size: int = 64,
+) -> int:
+    """Answers about a file, see :func:`bert_jax.tasks.texts.open_texts`, into ``out`` or standard output, see
+    :func:`bert_jax.reporting.answers.write`; how many.
+
+    Args:
+      columns: of the texts; none: those that the model was trained on, or the only one. A tagger's are sentences, with blanks
+        between words.
+
+    Raises:
+      BertJaxError: see these, and :func:`predict`; ``out`` exists; too few or too many columns for the model.
+    """
+    target = Path(out) if out is not None else None
+    answers.check(target)
+    ready = load(model)
+    tabular = form_of(path, form) != "lines"
+    source = open_texts(path, columns or (ready.columns if tabular else ()), form)
+    tags = isinstance(ready.predictor, Tags)
+    least, most, wanted = _COLUMNS[next(kind for kind in type(ready.predictor).__mro__ if kind in _COLUMNS)]
+    if not least <= len(source.columns) <= most:
+        raise BertJaxError(f"{model} needs {wanted}, not {len(source.columns)} column{'s' * (len(source.columns) > 1)} "
+                           f"({', '.join(source.columns)}): name them (--texts)")
+    texts = ((tuple(row[0].split()) if tags else row) for row in source.rows)
+    found = Answering(ready.predictor, batch_size).stream(ready.params, texts)
+    rows = (((" ".join(words),), answer) for words, answer in found) if tags else found
+    return answers.write(source.columns, rows, target, source.size, source.read)
+
+
+_COLUMNS: dict[type[Predictor], tuple[int, float, str]] = {
+    Classifies: (1, 2, "a text or a pair"), Values: (1, 2, "a text or a pair"), Tags: (1, 1, "a sentence"),
+    AnswersQuestions: (2, 2, "a question and a context"), Chooses: (3, float("inf"), "a first text and two or more choices"),
+    FillsWords: (2, float("inf"), "a sentence with a mask, and words for it"),
+}
+
+
+def load(path: str | os.PathLike) -> Ready:
+    """The model at ``path``, see :func:`predict`.
+
+    Raises:
+      BertJaxError: no such model, or none that answers.
+    """
+    folder = Path(path)
+    if (folder / PLAN).is_file():  # of bert-jax finetune: the model that it exported, in the terms of its configuration
+        if not (folder / EXPORTED).is_dir():
+            raise BertJaxError(f"{folder}: its fine-tuning is not finished: the same bert-jax finetune continues it")
+        return of_task(_task(folder / PLAN, ("experiment", "task")), models.load(folder / EXPORTED))
+    place, model = models.find(path), models.load(path)
+    if place.kind != "workdir" or not _answering(model):
+        return of_model(model, str(path))
+    task = _task(place.path / models.EXPERIMENT, ("task",))
+    if read_json(place.path / models.EXPERIMENT)["train"]["best"]:
+        logger.warning("%s: these are its last parameters, not the best ones by train.best", path)
+    return of_task(task, model._replace(params=TASKS[type(task)](task, model).finished(model.params)))
+
+
+def of_task(task: AnyFinetuning, model: Model) -> Ready:
+    """A model that came of a configuration."""
+    predictor = TASKS[type(task)](dataclasses.replace(task, encoder=model.config), model).predictor
+    return Ready(predictor, model.params, task.data.texts if isinstance(task.data, Table) else ())
+
+
+def of_model(model: Model, name: str = "this model") -> Ready:
+    """A model of which only its heads are known: their predictor with its defaults.
+
+    Raises:
+      BertJaxError: no tokenizer, no head that answers or several, or a head for several labels at once.
+    """
+    heads = _answering(model)
+    if model.tokenizer is None:
+        raise BertJaxError(f"{name} has no tokenizer beside its weights, and text needs one")
+    if len(heads) != 1:
+        raise BertJaxError(
+            f"{name} has {'the heads ' + ', '.join(heads) if heads else 'no classifier, tagger, span or choice head'} (it has "
+            f"{', '.join(model.config.with_heads) or 'no head'}): predict needs one of these: bert-jax finetune trains it"
+        )
+    if model.origin and model.origin.settings.get("problem_type") == "multi_label_classification":
+        raise BertJaxError(f"{name} gives texts several labels at once (its problem_type), which is not read here")
+    (head,) = heads
+    length = min(LONGEST.get(head, 512), model.config.max_length)
+    kind = Values if head == "classifier" and len(model.config.labels) == 1 else PREDICTORS[head]
+    return Ready(kind(model.config, model.tokenizer, length), model.params)
+
+
+PREDICTORS: dict[str, type[Predictor]] = {
+    "classifier": Classifies, "tagger": Tags, "span": AnswersQuestions, "choice": Chooses,
+}
+
+
+def _answering(model: Model) -> list[str]:
+    return [head for head in PREDICTORS if head in model.config.with_heads]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Holder:
+    """What a JSON file has under ``task``."""
+
+    task: AnyFinetuning
+
+
+def _task(path: Path, keys: tuple[str, ...]) -> AnyFinetuning:
+    content = read_json(path)
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return configuration.from_json(_Holder, {"task": content}, str(path)).task
+
+
+class Answering:
+    """A predictor, compiled: for parameters of one shape, any number of them, it is compiled once for each length."""
+
+    def __init__(self, predictor: Predictor, batch_size: int = 64):
+        """Raises: BertJaxError: a ``batch_size`` below 1."""
+        if batch_size < 1:
+            raise BertJaxError(f"batch_size is {batch_size}: it must be at least 1")
+        self.predictor, self.batch_size = predictor, batch_size
+        self.lengths = tuple(length for length in LENGTHS if length < predictor.length) + (predictor.length,)
+
+        @jax.jit
+        def run(params: api.Params, batch: dict) -> dict:
+            return predictor.outputs(api.apply(params, predictor.config, predictor.inputs(batch)), batch)
+
+        self.run = run
+
+    def stream(
+        self, params: api.Params, texts: Iterable[tuple[str, ...]]
+    ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """Each of ``texts``, in their order, with its answer.
+
+        Raises:
+          BertJaxError: see the predictor's ``encode``; a text without any character but white space.
+        """
+        params = jax.device_put(params)
+        with _each_warning_once():
+            rows = None  # of a batch; fewer where all there is does not fill one
+            for chunk, encoded in _ahead(self._encoded(iter(texts))):
+                count = len(encoded.item)
+                rows = rows or min(self.batch_size, 1 << (count - 1).bit_length())
+                yield from zip(chunk, self.predictor.answers(chunk, encoded, self._outputs(params, encoded, rows)), strict=True)
+
+    def _encoded(self, texts: Iterator[tuple[str, ...]]) -> Iterator[tuple[list[tuple[str, ...]], Encoded]]:
+        before = 0
+        while chunk := list(itertools.islice(texts, CHUNK * self.batch_size)):
+            for number, text in enumerate(chunk, start=before + 1):
+                if not text or not all(isinstance(part, str) for part in text):
+                    raise BertJaxError(f"text {number} is {text!r}: strings are needed")
+                if not all(part.strip() for part in text):
+                    raise BertJaxError(f"text {number} is empty, or nothing but white space: take it out")
+            before += len(chunk)
+            yield chunk, self.predictor.encode(chunk)
+
+    def _outputs(self, params: api.Params, encoded: Encoded, rows: int) -> Outputs:
+        """Of all rows of ``encoded``, in their order."""
+        made: dict[str, dict[int, np.ndarray]] = {}
+        pending: deque = deque()
+
+        def fetch() -> None:
+            example, computed = pending.popleft()
+            for name, values in jax.device_get(computed).items():
+                made.setdefault(name, {}).update((int(k), row) for k, row in zip(example, values, strict=True) if k >= 0)
+
+        for batch in EvalBatches(encoded, self.lengths, rows, None, self.predictor.tokenizer.pad_id, None):
+            pending.append((batch["example"], self.run(params, batch)))
+            if len(pending) > IN_FLIGHT:
+                fetch()
+        while pending:
+            fetch()
+        return {name: [values[k] for k in range(len(encoded.item))] for name, values in made.items()}
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; while one is used, the next is made in a thread. (A daemon: it may wait for input that never comes.)"""
+    box: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(1)
+    over = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not over.is_set():
+            with contextlib.suppress(queue.Full):
+                box.put((item, error), timeout=0.1)
+                return
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if over.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:  # whatever it is, it is raised where the items are used
+            put(None, error)
+
+    threading.Thread(target=fill, daemon=True).start()
+    try:
+        while True:
+            item, error = box.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        over.set()
+
+
+@contextlib.contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """What is said of one chunk is not said again of the next, with other numbers."""
+    said: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        return not (record.msg in said or said.add(record.msg))
+
+    logger.addFilter(new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(new)

@@ -1,0 +1,84 @@
+"""Answers about a file, written as they come: TSV or JSON lines, whole or not at all."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bert_jax.errors import BertJaxError
+from bert_jax.reporting.judged import one_line
+
+FORMS = (".tsv", ".jsonl")
+
+
+def check(out: Path | None) -> None:
+    """Raises BertJaxError where ``out`` exists, or its name is of no form."""
+    if out is None:
+        return
+    if out.suffix not in FORMS:
+        raise BertJaxError(f"{out}: what is written is named *.tsv or *.jsonl")
+    if out.exists():
+        raise BertJaxError(f"{out}: exists already: remove it or choose another name")
+
+
+def write(
+    columns: Sequence[str], rows: Iterable[tuple[tuple[str, ...], dict[str, Any]]], out: Path | None,
+    size: int | None, read: Callable[[], int],
+) -> int:
+    """Writes each row's texts and answer, and says how many.
+
+    In TSV, tabs and line breaks within a text become blanks; JSON lines keep them. A column of the answer with the name of a
+    text's is called ``predicted NAME``.
+
+    Args:
+      out: ``*.tsv`` or ``*.jsonl``, made when all is there; None: standard output, as TSV.
+      size, read: bytes of the input and how many were read, for the time that is left; None: not known.
+    """
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.fields[rows]:,} rows"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+    )
+    count, shown = 0, bar.add_task("predicting", total=size, rows=0)
+    json_lines = out is not None and out.suffix == ".jsonl"
+    with bar, _open(out) as file:
+        for count, (texts, answer) in enumerate(rows, start=1):
+            names = [*_names(columns, len(texts)), *(f"predicted {name}" if name in columns else name for name in answer)]
+            values = [*texts, *answer.values()]
+            if json_lines:
+                file.write(json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False) + "\n")
+            else:
+                if count == 1:
+                    file.write("\t".join(map(one_line, names)) + "\n")
+                file.write("\t".join(map(one_line, values)) + "\n")
+            if count % 256 == 0:
+                bar.update(shown, completed=read(), rows=count)
+    return count
+
+
+def _names(columns: Sequence[str], count: int) -> list[str]:
+    if all(name.isdigit() for name in columns):
+        return [f"column {name}" for name in columns]
+    return list(columns[:count])
+
+
+@contextlib.contextmanager
+def _open(out: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that takes its name at the end and else disappears."""
+    if out is None:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

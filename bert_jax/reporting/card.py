@@ -1,0 +1,114 @@
+"""The model card of a fine-tuned model: README.md with the front matter that the Hugging Face hub reads."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_jax.reporting.table import Scores, markdown
+from bert_jax.tasks import AnyFinetuning, Choice, Classification, MaskedWords, QuestionAnswering, Regression, Tagging
+from bert_jax.tasks.datasets import Named
+
+# The hub's name of each kind, and the class of transformers that loads it.
+KINDS: dict[type, tuple[str, str]] = {
+    Classification: ("text-classification", "AutoModelForSequenceClassification"),
+    Regression: ("text-classification", "AutoModelForSequenceClassification"),
+    QuestionAnswering: ("question-answering", "AutoModelForQuestionAnswering"),
+    Tagging: ("token-classification", "AutoModelForTokenClassification"),
+    Choice: ("multiple-choice", "AutoModelForMultipleChoice"),
+    MaskedWords: ("fill-mask", "AutoModelForMaskedLM"),
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def kind_of(task: AnyFinetuning) -> tuple[str, str]:
+    """The row of ``KINDS``."""
+    return KINDS[next(kind for kind in type(task).__mro__ if kind in KINDS)]
+
+
+def dataset_of(source: Any) -> str:
+    """What data is called where others read it: a published name, or that of the file alone."""
+    return f"{source.name}, {source.split}" if isinstance(source, Named) else Path(source.path).name
+
+
+def card(
+    task: AnyFinetuning, scores: Scores, seed: int, *, name: str, base: str, transformers: bool, chosen: bool, best: str | None,
+    counts: Mapping[str, int], recipe: Sequence[str], command: str, versions: Mapping[str, str],
+) -> str:
+    """The card of the model of ``seed``.
+
+    Args:
+      name: of the model. base: the checkpoint that it was fine-tuned from; one of the hub goes into the front matter.
+      transformers: whether the directory beside it is for transformers; else it is in bert_jax's own form.
+      chosen: whether ``seed`` was chosen by its held-out scores. best: ``train.best``, by which parameters were chosen.
+      counts: of ``training`` and ``held-out`` examples. recipe: what was set, a line each.
+    """
+    hub_kind, loader = kind_of(task)
+    metrics = [{"type": row.name, "value": row.seeds[seed], "name": f"{row.name} (held out, seed {seed})"}
+               for row in scores.rows if row.name != "loss" and row.best is not None]
+    dataset = dataset_of(task.heldout)
+    front: dict[str, Any] = {
+        "library_name": "transformers" if transformers else "bert_jax",
+        "pipeline_tag": hub_kind,
+        "tags": ["bert_jax", "fine-tuned"],
+    }
+    if not Path(base).exists() and _HUB_ID.fullmatch(base):
+        front["base_model"] = base
+    front["model-index"] = [{"name": name, "results": [{
+        "task": {"type": hub_kind}, "dataset": {"name": dataset, "type": re.sub(r"\W+", "_", dataset).strip("_").lower()},
+        "metrics": metrics,
+    }]}]
+    limits = [
+        f"It was trained on {counts['training']:,} examples of {dataset_of(task.data)} and measured on "
+        f"{counts['held-out']:,} of {dataset}: of other texts, domains and languages nothing is known.",
+        f"Texts of more than {max(task.lengths):,} tokens {_LONG.get(hub_kind, 'are cut')}.",
+        "Neither its fairness nor its robustness was examined. The checkpoint that it comes from has biases, which it keeps.",
+    ]
+    if task.encoder.labels and hub_kind != "fill-mask":
+        labels = task.encoder.labels
+        limits.insert(1, f"Whatever it is given, it answers with: {', '.join(labels)}." if len(labels) > 1
+                      else f"It gives one value, {labels[0]}, also for texts that have none.")
+    if chosen:
+        limits.insert(0, f"**Of {len(scores.seeds)} seeds the best by the held-out examples was taken: on new data expect less "
+                         "than its scores, about the mean.**")
+    if best:
+        limits.insert(0, f"**Its parameters are those of the evaluation with the best {best} on the held-out examples: on new "
+                         "data expect less than these scores.**")
+    use = _USE.format(kind=hub_kind) if transformers and hub_kind in _PIPELINES else (
+        f"from transformers import {loader}\n\nmodel = {loader}.from_pretrained(\"FOLDER\")" if transformers
+        else "import bert_jax\n\nanswers = list(bert_jax.predict(\"FOLDER\", [\"a text\"]))"
+    )
+    spread = "" if len(scores.seeds) > 1 else " One seed says nothing of how much another would differ."
+    return "\n".join([
+        "---", *_yaml(front), "---", "", f"# {name}", "",
+        f"{Path(base).name} fine-tuned with bert_jax for {hub_kind.replace('-', ' ')}.", "",
+        "```python", use, "```", "", "## Scores on held-out examples", "",
+        f"The model here is that of seed {seed}; deviation is the standard deviation over seeds (n - 1).{spread}", "",
+        markdown(scores), "## Limits", "", *(f"- {limit}" for limit in limits), "", "## Training", "",
+        *(f"- {line}" for line in recipe), f"- command: `{command}`",
+        f"- {', '.join(f'{package} {version}' for package, version in versions.items())}", "",
+        "The language, the licence and the intended use are not recorded here: add what you know.", "",
+    ])
+
+
+_PIPELINES = ("text-classification", "question-answering", "token-classification", "fill-mask")
+_USE = 'from transformers import pipeline\n\nanswer = pipeline("{kind}", model="FOLDER")'
+_LONG = {"question-answering": "are read in windows", "token-classification": "are read in parts"}
+
+
+def _yaml(value: Any, indent: int = 0) -> list[str]:
+    """Lines of YAML; strings are quoted as in JSON, which YAML reads."""
+    blanks = " " * indent
+    lines = []
+    for key, field in value.items():
+        if isinstance(field, dict):
+            lines += [f"{blanks}{key}:", *_yaml(field, indent + 2)]
+        elif isinstance(field, list) and field and isinstance(field[0], dict):
+            lines.append(f"{blanks}{key}:")
+            for one in field:
+                first, *rest = _yaml(one, indent + 2)
+                lines += [f"{blanks}- {first.lstrip()}", *rest]
+        else:
+            lines.append(f"{blanks}{key}: {json.dumps(field, ensure_ascii=False)}")
+    return lines

@@ -1,0 +1,100 @@
+"""Scores of several seeds: mean, standard deviation, the best, and each of them; on the terminal and in files."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table as Lines
+
+LOWER = ("loss", "rmse")  # the smaller, the better
+
+
+class Row(NamedTuple):
+    """One score. deviation: of the sample (n - 1), None of one seed. best: the largest, or the smallest of those in ``LOWER``;
+    None of a threshold, which is no score. seeds: the value of each."""
+
+    name: str
+    mean: float
+    deviation: float | None
+    best: float | None
+    seeds: dict[int, float]
+
+
+class Scores(NamedTuple):
+    """What runs that differ only in their seeds came to: a row for each score."""
+
+    rows: list[Row]
+
+    def __getitem__(self, name: str) -> Row:  # of a tuple, but nobody wants its first field by number
+        return next(row for row in self.rows if row.name == name)
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.rows[0].seeds)
+
+
+def gather(evaluations: Mapping[int, Mapping[str, float]]) -> Scores:
+    """The table of the evaluations of each seed. Losses and accuracies of single terms, which the loop records, are left out
+    where they only say ``loss`` and a score again."""
+    first = next(iter(evaluations.values()))
+    names = [name for name in first if not name.endswith(("_loss", "_accuracy")) or name == "no_answer_accuracy"]
+    names.sort(key=lambda name: name == "loss")  # last, the others as they come
+    rows = []
+    for name in names:
+        values = {seed: float(found[name]) for seed, found in sorted(evaluations.items())}
+        every = list(values.values())
+        deviation = statistics.stdev(every) if len(every) > 1 and all(map(math.isfinite, every)) else None
+        best = None if name.endswith("_threshold") else (min if name in LOWER else max)(every)
+        rows.append(Row(name, statistics.fmean(every), deviation, best, values))
+    return Scores(rows)
+
+
+def of_seed(seed: int) -> str:
+    return f"seed {seed}"
+
+
+def cells(scores: Scores) -> tuple[list[str], list[list[str]]]:
+    """The table as text: the head, and a line for each score."""
+    head = ["score", "mean", "deviation", "best", *map(of_seed, scores.seeds)]
+    body = [[row.name, *(_number(value) for value in (row.mean, row.deviation, row.best, *row.seeds.values()))]
+            for row in scores.rows]
+    return head, body
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def markdown(scores: Scores) -> str:
+    """A table of GitHub's Markdown."""
+    head, body = cells(scores)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def show(scores: Scores, console: Console) -> None:
+    """Prints it."""
+    head, body = cells(scores)
+    lines = Lines(*head)
+    for column in lines.columns[1:]:
+        column.justify = "right"
+    for row in body:
+        lines.add_row(*row)
+    console.print(lines)
+
+
+def write(scores: Scores, folder: Path, facts: Mapping[str, Any]) -> None:
+    """``scores.json`` (with ``facts``), ``scores.md`` and ``scores.tsv``."""
+    content = dict(facts) | {"scores": {
+        row.name: {"mean": row.mean, "deviation": row.deviation, "best": row.best, "seeds": row.seeds} for row in scores.rows
+    }}
+    (folder / "scores.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    (folder / "scores.md").write_text(markdown(scores), "utf-8")
+    lines = [["score", "mean", "deviation", "best", *map(of_seed, scores.seeds)]]
+    lines += [[row.name, *("" if value is None else repr(value) for value in (row.mean, row.deviation, row.best,
+                                                                             *row.seeds.values()))] for row in scores.rows]
+    (folder / "scores.tsv").write_text("".join("\t".join(line) + "\n" for line in lines), "utf-8")

@@ -1,0 +1,168 @@
+"""Texts of any number, one row at a time, from files and standard input; :mod:`bert_jax.tasks.tables` reads whole tables."""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple, get_args
+
+from bert_jax.errors import BertJaxError
+
+Form = Literal["tsv", "csv", "jsonl", "lines"]
+STDIN = "-"
+
+
+class Texts(NamedTuple):
+    """Rows that come when they are asked for.
+
+    Attributes:
+      rows: the texts of each, without white space around them. columns: their names. size: of the file in bytes, None: not
+        known. read: how many of these have been read so far.
+    """
+
+    rows: Iterator[tuple[str, ...]]
+    columns: tuple[str, ...]
+    size: int | None
+    read: Callable[[], int]
+
+
+def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = None) -> Texts:
+    """The rows of a file, or of standard input (``-``).
+
+    Args:
+      path: ``*.tsv`` (fields apart by tabs, no quoting), ``*.csv``, ``*.jsonl``, each also with ``.gz``; all else, and standard
+        input, is a text a line.
+      columns: of the texts: names in the first line, or numbers from 0 where there is none; none: the only one.
+      form: how it is written, where its name does not say that.
+
+    Raises:
+      BertJaxError: no such file, no such column (those that there are, are listed), or columns of plain lines. While rows are
+        read: an empty text, a damaged line, no UTF-8, or no rows at all. Each message has the line.
+    """
+    form = form_of(path, form)
+    if form not in get_args(Form):
+        raise BertJaxError(f"{path}: the form {form!r} is none of {', '.join(get_args(Form))}")
+    if form == "lines" and columns:
+        raise BertJaxError(f"{path}: plain lines have no columns {', '.join(columns)}: name a *.tsv, *.csv or *.jsonl file, or "
+                           "say --format")
+    raw, size = _open(path)
+
+    def counted() -> int:
+        return (size if raw.closed else raw.tell()) if size is not None else 0
+
+    data = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+    text = io.TextIOWrapper(data, encoding="utf-8-sig", newline="" if form == "csv" else "\n")
+    lines = _checked(_FIELDS[form](text), path)
+    first = next(lines, None)
+    if first is None:
+        raise BertJaxError(f"{path}: no rows: it is empty")
+    if form == "lines":
+        return Texts(_rows(first, lines, [0], path, None), ("text",), size, counted)
+    header = list(first[1]) if isinstance(first[1], dict) else [name.strip() for name in first[1]]
+    if isinstance(first[1], list) and columns and all(name.isdigit() for name in columns):
+        if max(map(int, columns)) >= len(header):
+            raise BertJaxError(f"{path}: no column {max(columns, key=int)}; there are 0 to {len(header) - 1}")
+        return Texts(_rows(first, lines, [int(name) for name in columns], path, len(header)), columns, size, counted)
+    if not columns and len(header) > 1:
+        raise BertJaxError(f"{path}: name the column of the text (--texts); there are {', '.join(header)}")
+    columns = columns or tuple(header)
+    for name in columns:
+        if header.count(name) != 1:
+            what = "no column" if name not in header else f"{header.count(name)} columns"
+            raise BertJaxError(f"{path}: {what} {name!r}; there are {', '.join(header)}")
+    if isinstance(first[1], dict):
+        return Texts(_rows(first, lines, list(columns), path, None), columns, size, counted)
+    return Texts(_rows(None, lines, [header.index(name) for name in columns], path, len(header)), columns, size, counted)
+
+
+def form_of(path: str, form: Form | None = None) -> Form:
+    """How a file is written: as ``form`` says, else its name."""
+    if form is not None:
+        return form
+    suffix = Path(path.removesuffix(".gz")).suffix.removeprefix(".")
+    return suffix if suffix in ("tsv", "csv", "jsonl") and path != STDIN else "lines"
+
+
+def _open(path: str) -> tuple[BinaryIO, int | None]:
+    if path == STDIN:
+        return sys.stdin.buffer, None
+    try:
+        return open(path, "rb"), Path(path).stat().st_size
+    except OSError as error:
+        raise BertJaxError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _checked(lines: Iterator[tuple[int, list | dict]], path: str) -> Iterator[tuple[int, list | dict]]:
+    """The same, with what may be wrong with a file in one line."""
+    number = 0
+    try:
+        for number, fields in lines:
+            yield number, fields
+    except UnicodeDecodeError as error:
+        raise BertJaxError(f"{path}: not UTF-8 after line {number} (byte 0x{error.object[error.start]:02x})") from None
+    except csv.Error as error:
+        raise BertJaxError(f"{path}: after line {number}: {error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BertJaxError(f"{path}: after line {number}: no JSON object a line ({error})") from None
+    except (OSError, EOFError) as error:
+        raise BertJaxError(f"{path}: cannot be read ({error})") from None
+
+
+def _rows(
+    first: tuple | None, lines: Iterator[tuple[int, list | dict]], wanted: list, path: str, width: int | None
+) -> Iterator[tuple[str, ...]]:
+    some = first is not None
+    for number, fields in itertools.chain([first] if some else [], lines):
+        yield _texts(number, fields, wanted, path, width)
+        some = True
+    if not some:
+        raise BertJaxError(f"{path}: no rows below the names of the columns")
+
+
+def _texts(number: int, fields: list | dict, wanted: list, path: str, width: int | None) -> tuple[str, ...]:
+    where = f"{path}: line {number}"
+    if width is not None and len(fields) != width:
+        raise BertJaxError(f"{where} has {len(fields)} fields, the first line {width}")
+    if isinstance(fields, dict) and (missing := [name for name in wanted if name not in fields]):
+        raise BertJaxError(f"{where}: no column {missing[0]!r}; there are {', '.join(map(str, fields))}")
+    found = tuple(fields[column] for column in wanted)
+    if not all(isinstance(text, str) for text in found):
+        raise BertJaxError(f"{where}: a text is a string")
+    found = tuple(text.strip() for text in found)
+    if not all(found):
+        raise BertJaxError(f"{where}: the text is empty, or nothing but white space: take the line out")
+    return found
+
+
+def _plain(file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(file, start=1):
+        yield number, [line]
+
+
+def _tabs(file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip("\r\n"):
+            yield number, line.rstrip("\r\n").split("\t")
+
+
+def _commas(file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(file, strict=True)
+    for fields in reader:
+        if fields:
+            yield reader.line_num, fields
+
+
+def _objects(file: io.TextIOWrapper) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            found = json.loads(line)
+            if not isinstance(found, dict):
+                raise json.JSONDecodeError("no object with columns", line, 0)
+            yield number, found
+
+
+_FIELDS: dict[str, Callable] = {"lines": _plain, "tsv": _tabs, "csv": _commas, "jsonl": _objects}

@@ -1,0 +1,62 @@
+"""Tables over seeds, predictions as files, the page and the card."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bert_jax.reporting import card, judged, page, table
+from bert_jax.reporting.judged import Judged
+
+
+def evaluations():
+    return {0: {"loss": 0.5, "classifier_loss": 0.5, "classifier_accuracy": 0.5, "accuracy": 0.5, "best_f1_threshold": 1.0},
+            3: {"loss": 0.3, "classifier_loss": 0.3, "classifier_accuracy": 0.9, "accuracy": 0.9, "best_f1_threshold": 2.0}}
+
+
+def test_mean_deviation_best(tmp_path):
+    scores = table.gather(evaluations())
+    assert [row.name for row in scores.rows] == ["accuracy", "best_f1_threshold", "loss"] and scores.seeds == [0, 3]
+    assert scores["accuracy"].mean == pytest.approx(0.7) and scores["accuracy"].best == 0.9
+    assert scores["accuracy"].deviation == pytest.approx(np.std([0.5, 0.9], ddof=1))
+    assert scores["loss"].best == 0.3 and scores["best_f1_threshold"].best is None
+    assert table.gather({1: {"accuracy": 1.0}})["accuracy"].deviation is None
+    table.write(scores, tmp_path, {"command": "x"})
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert found["scores"]["accuracy"]["seeds"] == {"0": 0.5, "3": 0.9} and found["command"] == "x"
+    rows = list(csv.DictReader((tmp_path / "scores.tsv").open(), delimiter="\t"))
+    assert float(rows[0]["mean"]) == scores["accuracy"].mean and rows[0]["seed 3"] == "0.9"
+    assert (tmp_path / "scores.md").read_text().splitlines()[2] == "| accuracy | 0.7000 | 0.2828 | 0.9000 | 0.5000 | 0.9000 |"
+    terminal = io.StringIO()
+    table.show(scores, Console(file=terminal, width=100))
+    assert "0.2828" in terminal.getvalue() and "seed 3" in terminal.getvalue()
+
+
+def test_predictions_are_a_line_each(tmp_path):
+    rows = [Judged(("a\tb\nc\u2028d", '"x"'), "red", "blue", 0.25, 0.25), Judged(("e", "f"), "red", "red", 1.0, 0.0)]
+    judged.write(tmp_path / "p.tsv", ("one", "two"), rows)
+    assert (tmp_path / "p.tsv").read_text().splitlines() == [
+        "one\ttwo\tlabel\tprediction\tprobability", 'a b c d\t"x"\tred\tblue\t0.250000', "e\tf\tred\tred\t1.000000",
+    ]
+    assert judged.hardest(rows, 5) == rows[:1]
+
+
+def test_texts_cannot_break_the_page(tmp_path):
+    (tmp_path / "p.png").write_bytes(b"\x89PNG")
+    evil = "<script src='https://x'></script>{0} & \ud800"
+    page.write(
+        tmp_path / "r.html", title=evil, scores=table.gather(evaluations()), summary=evil,
+        pictures=[(evil, tmp_path / "p.png")],
+        hardest=[Judged((evil,), evil, evil, None, 1.0)], columns=("text",), configuration=evil, facts={"command": evil},
+    )
+    text = (tmp_path / "r.html").read_text()
+    assert "<script" not in text and text.count("&lt;script") >= 7 and "data:image/png;base64,iVBORw==" in text
+
+
+def test_front_matter_is_yaml():
+    yaml = pytest.importorskip("yaml")
+    value = {"a": 'quote " colon: # é', "b": [1.5, "x"], "c": [{"d": {"e": [{"f": 1, "g": "h"}]}, "i": "2"}]}
+    assert yaml.safe_load("\n".join(card._yaml(value))) == value

@@ -1,0 +1,390 @@
+"""bert-jax finetune from the shell: every kind leaves all that it should, and transformers answers the same."""
+
+import csv
+import html.parser
+import json
+import os
+import pathlib
+import re
+import signal
+import statistics
+
+import jax
+import numpy as np
+import pytest
+
+import bert_jax
+from bert_jax import cli
+from bert_jax.errors import BertJaxError
+from bert_jax.finetuning import fit
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.training import train as train_module
+from bert_jax.training.pretrain import load_config
+
+WORDS = "cat dog bird mat road tree".split()
+CONFIG = """
+from bert_jax.models.config import EncoderConfig
+from bert_jax.tasks.base import finetuned_encoder
+from bert_jax.tasks import {kind}
+from bert_jax.tasks.tables import Table
+from bert_jax.tasks.columns import conllu, Columns
+from bert_jax.tasks.squad import Squad
+from bert_jax.tasks.choice import Questions
+from bert_jax.tasks.masked_words import Cloze
+from bert_jax.training.experiment import Experiment, TrainConfig
+from bert_jax.training.optimizer import AdamW
+
+
+def get_config():
+    return Experiment(
+        {kind}(
+            finetuned_encoder(EncoderConfig(), {labels}, {heads}), "nowhere", {data}, {heldout}, lengths=(16,), shapes=2{more}
+        ),
+        AdamW(learning_rate=2e-3, warmup_steps=1, bias_correction=True),
+        TrainConfig(steps=6, batch_size=8, eval_every=3, save_every=3, log_every=3, eval_batches=None, keep=1),
+    )
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr(train_module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+
+
+def sentences(count: int, seed: int = 0) -> list[tuple[str, str, str]]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        words = rng.choice(WORDS, rng.integers(2, 6))
+        rows.append((" ".join(words), "red" if words[0] < "d" else "blue", f"{len(words)}.5"))
+    return rows
+
+
+def make(kind: str, folder: pathlib.Path) -> str:
+    """The configuration of a kind, with data beside it."""
+    for name, count, seed in (("train", 40, 0), ("dev", 13, 1)):
+        rows = sentences(count, seed)
+        (folder / f"{name}.tsv").write_text("sentence\tcolour\tvalue\n" + "".join("\t".join(row) + "\n" for row in rows))
+        (folder / f"{name}.tags").write_text("".join(
+            "".join(f"{word}\t{'B-X' if word < 'd' else 'O'}\n" for word in row[0].split()) + "\n" for row in rows
+        ))
+        (folder / f"{name}.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": row[0], "qas": [{
+            "id": f"{name}{k}", "question": "she ran", "answers": [{"text": row[0].split()[1], "answer_start": len(
+                row[0].split()[0]) + 1}]}]} for k, row in enumerate(rows)]}]}))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(
+            {"first": row[0], "a": "the cat", "b": "the dog", "label": "AB"[row[1] == "red"]}) + "\n" for row in rows))
+
+    def table(name, label):
+        return f'Table({str(folder / f"{name}.tsv")!r}, ("sentence",), {label!r})'
+
+    sources = {
+        "Classification": lambda name: table(name, "colour"), "Regression": lambda name: table(name, "value"),
+        "Tagging": lambda name: f"Columns({str(folder / f'{name}.tags')!r})",
+        "QuestionAnswering": lambda name: f"Squad({str(folder / f'{name}.json')!r})",
+        "Choice": lambda name: f'Questions({str(folder / f"{name}.jsonl")!r}, ("first",), ("a", "b"), "label")',
+        "MaskedWords": lambda name: f'Cloze({table(name, "colour")}, "{{0}} [MASK]", ("red", "blue"), ("red", "blue"))',
+    }
+    labels = {"Classification": ("red", "blue"), "Regression": ("value",), "Tagging": ("O", "B-X", "I-X")}
+    heads = {"Tagging": ("tagger",), "QuestionAnswering": ("span",), "Choice": ("pooler", "choice"), "MaskedWords": ("mlm",)}
+    more = {"Regression": ", offset=4.0, scale=2.0", "QuestionAnswering": ", question_tokens=4, answer_tokens=4, stride=4"}
+    (folder / f"{kind}.py").write_text(CONFIG.format(
+        kind=kind, labels=labels.get(kind, ()), heads=heads.get(kind, ("pooler", "classifier")), data=sources[kind]("train"),
+        heldout=sources[kind]("dev"), more=more.get(kind, ""),
+    ))
+    return str(folder / f"{kind}.py")
+
+
+class References(html.parser.HTMLParser):
+    """What a page would fetch, and whether its elements are closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open, self.images = [], [], 0
+
+    def handle_starttag(self, tag, attributes):
+        self.images += tag == "img"
+        links = [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        self.fetched += [link for link in links if not link.startswith("data:image/png")]
+        self.fetched += [tag] * (tag in ("script", "link", "iframe", "object"))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+PICTURES = {
+    "Classification": {"confusion", "calibration"}, "Regression": {"scatter", "residuals"}, "Choice": {"calibration"},
+    "Tagging": {"f1_by_label", "confusion"}, "QuestionAnswering": {"span_errors"}, "MaskedWords": {"confusion", "calibration"},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_checkpoint, tmp_path_factory):
+    """``run(kind)``: the work directory of two seeds of that kind, trained once for all tests here."""
+    made = {}
+
+    def get(kind: str) -> pathlib.Path:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            arguments = ["finetune", "--config", make(kind, folder), "--checkpoint", str(tiny_checkpoint), "--seeds", "2",
+                         "--workdir", str(folder / "run")]
+            assert cli.main(arguments) == 0
+            made[kind] = folder / "run"
+        return made[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_what_every_kind_leaves(kind, run):
+    folder = run(kind)
+    found = json.loads((folder / "scores.json").read_text())
+    evaluations = [json.loads((folder / f"seed-{seed}" / "result.json").read_text())["scores"] for seed in (0, 1)]
+    for name, row in found["scores"].items():
+        values = [evaluation[name] for evaluation in evaluations]
+        assert row["seeds"] == {"0": values[0], "1": values[1]} and row["mean"] == pytest.approx(statistics.mean(values))
+        assert row["deviation"] == pytest.approx(statistics.stdev(values))
+        assert row["best"] == (min if name in ("loss", "rmse") else max)(values)
+    assert {path.stem for path in folder.glob("*.png")} == PICTURES[kind] | {"curves"}
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in folder.glob("*.png"))
+    page = (folder / "report.html").read_text()
+    references = References()
+    references.feed(page)
+    assert references.fetched == [] and references.open == [] and references.images == len(PICTURES[kind]) + 1
+    assert not re.search(r"url\(|@import|https?://", page)
+    assert f"finetune --config {folder.parent}" in page and "jax 0." in page and "learning_rate" in page
+    rows = list(csv.reader((folder / "seed-1" / "predictions.tsv").open(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert len(rows) == 14 and {len(row) for row in rows} == {len(rows[0])} and {"label", "prediction"} <= set(rows[0])
+    if "accuracy" in evaluations[1] and kind != "Tagging":
+        label, prediction = rows[0].index("label"), rows[0].index("prediction")
+        hits = [row[label] == row[prediction] for row in rows[1:]]
+        assert evaluations[1]["accuracy"] == pytest.approx(np.mean(hits)), "the table's scores are those of the predictions"
+    assert bert_jax.load(folder / "model").config.hidden_width == 32
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_cards_are_what_the_hub_reads(kind, run):
+    hub = pytest.importorskip("huggingface_hub")
+    folder = run(kind)
+    text = (folder / "README.md").read_text()
+    assert text == (folder / "model" / "README.md").read_text() and "{" not in text.split("---")[2]
+    card = hub.ModelCard(text)
+    assert card.data.library_name == "transformers" and card.data.base_model is None and card.data.language is None
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    scores = json.loads((folder / "scores.json").read_text())["scores"]
+    assert results == {name: row["seeds"]["0"] for name, row in scores.items() if name != "loss"}
+    assert "## Limits" in text and str(folder.parent) not in text, "a card has no paths of the machine"
+
+
+def texts() -> list[str]:
+    return [row[0] for row in sentences(13, 1)]
+
+
+@pytest.mark.parametrize("kind", ["Classification", "Regression", "Tagging", "QuestionAnswering", "MaskedWords"])
+def test_transformers_pipelines_answer_the_same(kind, run):
+    transformers = pytest.importorskip("transformers")
+    folder = run(kind)
+    answers = {
+        "QuestionAnswering": lambda: [("she ran", text) for text in texts()],
+        "Tagging": lambda: [tuple(text.split()) for text in texts()],
+        "MaskedWords": lambda: [(f"{text} [MASK]", "red", "blue") for text in texts()],
+    }.get(kind, texts)()
+    ours = list(bert_jax.predict(folder, answers, batch_size=4))
+    model = str(folder / "model")
+    if kind == "QuestionAnswering":
+        import torch
+
+        network = transformers.AutoModelForQuestionAnswering.from_pretrained(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        for (question, context), answer in zip(answers, ours, strict=True):
+            encoded = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+            offsets, kinds = encoded.pop("offset_mapping")[0], encoded.sequence_ids(0)
+            with torch.no_grad():
+                out = network(**encoded)
+            inside = [k for k, kind in enumerate(kinds) if kind == 1]
+            best = max(((out.start_logits[0, a] + out.end_logits[0, b]).item(), -a, -b) for a in inside for b in inside
+                       if a <= b < a + 4)
+            assert answer["score"] == pytest.approx(best[0], abs=1e-4)
+            assert answer["text"] == context[offsets[-best[1]][0]:offsets[-best[2]][1]]
+        return
+    names = {"Tagging": "token-classification", "MaskedWords": "fill-mask"}
+    pipe = transformers.pipeline(names.get(kind, "text-classification"), model=model)
+    for text, answer in zip(texts(), ours, strict=True):
+        if kind == "Classification":
+            theirs = {one["label"]: one["score"] for one in pipe(text, top_k=None)}
+            assert max(theirs, key=theirs.get) == answer["label"]
+            assert {name: answer[f"probability of {name}"] for name in theirs} == pytest.approx(theirs, abs=1e-5)
+        elif kind == "Regression":
+            (theirs,) = pipe(text, top_k=None)
+            assert theirs["label"] == "value" and theirs["score"] == pytest.approx(answer["value"], abs=1e-4)
+        elif kind == "Tagging":
+            theirs = {one["start"]: one["entity"] for one in pipe(text)}
+            starts = np.cumsum([0] + [len(word) + 1 for word in text.split()])[:-1]
+            assert [theirs.get(int(start), "O") for start in starts] == answer["tags"]
+        else:
+            theirs = {one["token_str"]: one["score"] for one in pipe(f"{text} [MASK]", targets=["red", "blue"])}
+            assert np.exp(answer["log probability of red"]) == pytest.approx(theirs["red"], abs=1e-5)
+
+
+def test_a_choice_model_loads(run):
+    transformers = pytest.importorskip("transformers")
+    folder = run("Choice")
+    model = transformers.AutoModelForMultipleChoice.from_pretrained(folder / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
+    encoded = tokenizer([texts()[0]] * 2, ["the cat", "the dog"], return_tensors="pt", padding=True)
+    theirs = model(**{name: value[None] for name, value in encoded.items()}).logits.softmax(-1)[0].detach().numpy()
+    (answer,) = bert_jax.predict(folder, [(texts()[0], "the cat", "the dog")])
+    assert answer["probability"] == pytest.approx(theirs.max(), abs=1e-5) and answer["choice"] == theirs.argmax()
+
+
+@pytest.mark.slow
+def test_interrupted_seeds_go_on_to_the_same_table(run, tiny_checkpoint, tmp_path, monkeypatch, capfd):
+    whole = run("Classification")
+    config = str(whole.parent / "Classification.py")
+    arguments = ["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--seeds", "2", "--workdir",
+                 str(tmp_path / "run")]
+    make_step, calls = train_module.make_train_step, []
+
+    def step_that_is_stopped(*words, **options):
+        step = make_step(*words, **options)
+
+        def stopping(*state):
+            calls.append(options["seed"])
+            if calls == [0] * 6 + [1] * 2:  # within the second seed
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*state)
+
+        return stopping
+
+    monkeypatch.setattr(train_module, "make_train_step", step_that_is_stopped)
+    assert cli.main(arguments) == 75
+    assert not (tmp_path / "run" / "scores.json").exists() and (tmp_path / "run" / "seed-0" / "result.json").exists()
+    with pytest.raises(BertJaxError, match="not finished: the same bert-jax finetune continues it"):
+        list(bert_jax.predict(tmp_path / "run", ["cat"]))
+    assert cli.main(arguments) == 0 and calls == [0] * 6 + [1] * 6
+    for name in ("scores.tsv", "seed-0/predictions.tsv", "seed-1/predictions.tsv"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+    capfd.readouterr()
+    assert cli.main(arguments) == 0 and len(calls) == 12  # all is there: only the report is made again
+    assert "mean" in capfd.readouterr().out
+    assert cli.main([*arguments, "--seeds", "3"]) == 0 and len(calls) == 18
+    assert cli.main([*arguments, "--set", "optimizer.learning_rate=1e-5"]) == 1
+    assert "holds another fine-tuning: optimizer.learning_rate was 0.002, is now 1e-05" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_best_seed_is_exported_where_asked(run, tiny_checkpoint, tmp_path):
+    folder = run("Regression")
+    arguments = ["finetune", "--config", str(folder.parent / "Regression.py"), "--checkpoint", str(tiny_checkpoint), "--seeds",
+                 "3", "--workdir", str(tmp_path / "run"), "--export", "best"]
+    assert cli.main(arguments) == 0
+    found = json.loads((tmp_path / "run" / "scores.json").read_text())
+    seeds = found["scores"]["rmse"]["seeds"]
+    assert str(found["exported_seed"]) == min(seeds, key=seeds.get) and found["chosen_by"] == "-rmse"
+    assert "the best by the held-out examples was taken" in (tmp_path / "run" / "README.md").read_text()
+    values = [answer["value"] for answer in bert_jax.predict(tmp_path / "run", texts())]
+    wanted = [float(row[2]) for row in sentences(13, 1)]
+    assert np.sqrt(np.mean(np.square(np.subtract(values, wanted)))) == pytest.approx(min(seeds.values()), abs=1e-4)
+
+
+def test_a_single_seed_answers_too_and_lora_is_merged(run, tiny_checkpoint, tmp_path):
+    folder = run("Regression")
+    wanted = [answer["value"] for answer in bert_jax.predict(folder, texts())]
+    found = [answer["value"] for answer in bert_jax.predict(folder / "seed-0", texts())]
+    assert found == pytest.approx(wanted, abs=1e-5) and np.mean(wanted) > 2, "its offset and scale are in it"
+    config = str(folder.parent / "Regression.py")
+    arguments = ["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--seeds", "1"]
+    assert cli.main([*arguments, "--workdir", str(tmp_path / "lora"), "--set", "task.encoder.lora_rank=2"]) == 0
+    assert bert_jax.load(tmp_path / "lora" / "model").config.lora_rank == 0
+    found = json.loads((tmp_path / "lora" / "scores.json").read_text())["scores"]["rmse"]
+    assert found["deviation"] is None
+    values = [answer["value"] for answer in bert_jax.predict(tmp_path / "lora", texts())]
+    assert np.sqrt(np.mean([(value - float(row[2])) ** 2 for value, row in zip(values, sentences(13, 1), strict=True)])
+                   ) == pytest.approx(found["mean"], abs=1e-4)
+
+
+def test_what_transformers_does_not_have_is_written_in_our_form(run, tiny_checkpoint, tmp_path, caplog):
+    config = str(run("Classification").parent / "Classification.py")
+    assert cli.main(["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--workdir",
+                     str(tmp_path / "mix"), "--set", "task.encoder.read_layers=[1,2]"]) == 0
+    assert "is written in the form of bert_jax, not for transformers" in caplog.text
+    assert (tmp_path / "mix" / "model" / "model.json").is_file()
+    assert 'library_name: "bert_jax"' in (tmp_path / "mix" / "model" / "README.md").read_text()
+    answers = list(bert_jax.predict(tmp_path / "mix", texts()))
+    rows = (tmp_path / "mix" / "seed-0" / "predictions.tsv").read_text().splitlines()[1:]
+    assert [answer["label"] for answer in answers] == [row.split("\t")[2] for row in rows]
+
+
+def test_a_configuration_need_not_repeat_the_encoder(run, tiny_checkpoint, tmp_path):
+    experiment = load_config(run("Classification").parent / "Classification.py")
+    assert experiment.task.encoder.hidden_width == 768
+    fitted, model = fit(experiment, str(tiny_checkpoint), ["task.encoder.dropout=0.3"])
+    assert (fitted.task.encoder.hidden_width, fitted.task.encoder.dropout) == (32, 0.3)
+    assert fitted.task.encoder.labels == ("red", "blue") and fitted.task.init == str(tiny_checkpoint)
+    assert model.config.hidden_width == 32
+    with pytest.raises(BertJaxError, match="--set task.encoder.layers: the checkpoint decides"):
+        fit(experiment, str(tiny_checkpoint), ["task.encoder.layers=3"])
+    with pytest.raises(BertJaxError, match="the task is Pretraining: finetune runs Classification"):
+        fit(load_config(pathlib.Path(__file__).parent / "tiny_bert.py"))
+
+
+def write_reviews(path: pathlib.Path, count: int = 60) -> pathlib.Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["review", "stars", "value"])
+        writer.writerows([(f'{text}, "{k}"', label, value) for k, (text, label, value) in enumerate(sentences(count))])
+    return path
+
+
+@pytest.mark.parametrize(("label", "kind"), [("stars", "text-classification"), ("value", "text-classification")])
+def test_this_csv_in_one_command(label, kind, tiny_checkpoint, tmp_path, capfd):
+    data = write_reviews(tmp_path / "reviews.csv")
+    words = ["finetune", "--checkpoint", str(tiny_checkpoint), "--data", str(data), "--texts", "review", "--label", label,
+             "--workdir", str(tmp_path / "run"), "--epochs", "1"]
+    assert cli.main(words) == 0
+    out, _ = capfd.readouterr()
+    assert ("accuracy" if label == "stars" else "pearson") in out
+    out = tmp_path / "out.tsv"
+    assert cli.main(["predict", str(tmp_path / "run"), "--input", str(data), "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 61
+    assert kind in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_what_is_refused(tiny_checkpoint, tmp_path, capfd):
+    data, out = write_reviews(tmp_path / "reviews.csv"), tmp_path / "run"
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "blank.csv").write_text("review,stars\n cat ,red\n   ,blue\n")
+    (tmp_path / "one.csv").write_text("review,stars\ncat,red\ndog,red\n")
+    (tmp_path / "few.csv").write_text("review,stars\ncat,red\ndog,blue\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+
+    def refused(*parts, **changes):
+        options = {"checkpoint": tiny_checkpoint, "data": data, "texts": "review", "label": "stars", "workdir": out} | changes
+        words = [str(word) for name, value in options.items() if value is not None for word in (f"--{name}", value)]
+        before = sorted(tmp_path.rglob("*"))
+        assert cli.main(["finetune", *words]) == 1
+        lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("bert-jax: WARNING")]
+        assert len(lines) == 1 and lines[0].startswith("bert-jax: error: "), lines
+        assert all(str(part) in lines[0] for part in parts), lines[0]
+        assert sorted(tmp_path.rglob("*")) == before
+
+    refused("there is no such file or directory", checkpoint=tmp_path / "absent")
+    refused("--data needs --checkpoint", checkpoint=None)
+    refused("--data needs --label", label=None)
+    refused("no column 'text'; there are review, stars, value", texts="text")
+    refused("no column 'star'", label="star")
+    refused("empty.csv", data=tmp_path / "empty.csv")
+    refused("blank.csv: line 3 has nothing in column 'review'", data=tmp_path / "blank.csv")
+    refused("every row has the label 'red'", data=tmp_path / "one.csv", heldout=data)
+    refused("too few rows to hold some out: name another file (--heldout)", data=tmp_path / "few.csv")
+    refused("absent.csv: cannot be read", data=tmp_path / "absent.csv")
+    refused("a regression needs numbers", kind="regression")
+    refused("full exists and is no work directory of finetune", workdir=tmp_path / "full")
+    refused("seeds is 0", seeds=0)
+    refused("epochs is 0", epochs=0)
+    refused("there is no field 'train.step'", set="train.step=3")
+    refused("optimizer.warmup_steps 50 is not below train.steps", set="optimizer.warmup_steps=50")
+    refused("--texts goes with --data", data=None, label=None, config=tmp_path / "x.py")
+    refused("x.py: no such configuration file", data=None, texts=None, label=None, config=tmp_path / "x.py")

@@ -1,0 +1,192 @@
+"""bert-jax predict: streams of any length, in order, compiled once a length; nothing half-written; one-line errors."""
+
+import gzip
+import io
+import itertools
+import json
+import logging
+import os
+import signal
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import bert_jax
+from bert_jax import cli, predicting
+from bert_jax.errors import BertJaxError
+from bert_jax.models import api
+from bert_jax.tasks.base import finetuned_encoder, predict
+from bert_jax.tasks.texts import open_texts
+
+WORDS = "cat dog bird mat road tree red".split()
+
+
+def with_head(checkpoint, labels, *heads):
+    """The tiny encoder with heads that have learnt nothing, but differ from row to row."""
+    start = bert_jax.load(checkpoint)
+    config = finetuned_encoder(start.config, labels, heads, init_std=0.5)
+    return bert_jax.Model(jax.tree.map(np.asarray, api.init(config, jax.random.key(1))), config, start.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_checkpoint):
+    return with_head(tiny_checkpoint, ("red", "blue"), "pooler", "classifier")
+
+
+@pytest.fixture(scope="module")
+def saved(classifier, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predicting") / "model"
+    bert_jax.save(classifier, folder)
+    return folder
+
+
+def texts(count: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 28))) for _ in range(count)]
+
+
+def test_a_stream_answers_as_an_evaluation_does(classifier):
+    rows = texts(300)  # several chunks of 32 * 2
+    ready = predicting.of_model(classifier)
+    wanted, _ = predict(ready.predictor, classifier.params, [(text,) for text in rows], (32,))
+    found = list(bert_jax.predict(classifier, rows, batch_size=2))
+    assert len(found) == len(wanted) and len({answer["probability"] for answer in found}) > 50
+    for one, other in zip(found, wanted, strict=True):
+        assert one["label"] == other["label"] and one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+
+
+def test_nothing_is_compiled_again(classifier):
+    ready = predicting.of_model(classifier)
+    answering = predicting.Answering(ready.predictor, 4)
+    rows = [(text,) for text in texts(400)]
+    sizes = []
+    for _ in answering.stream(ready.params, rows + rows + rows):
+        sizes.append(answering.run._cache_size())
+    assert 2 <= sizes[-1] <= len(answering.lengths) == 4  # 8, 16, 24, 32 tokens at most, and no other shape
+    assert sizes[400] == sizes[-1], "the first of several rounds compiles all"
+    assert list(answering.stream(jax.tree.map(np.copy, ready.params), rows)) and answering.run._cache_size() == sizes[-1]
+
+
+def test_streams_may_be_endless_and_are_read_only_as_far_as_needed(classifier):
+    taken = itertools.count()
+    endless = (text for text in itertools.cycle(texts(50)) if next(taken) >= 0)
+    answers = bert_jax.predict(classifier, endless, batch_size=1)
+    assert len(list(itertools.islice(answers, 40))) == 40
+    answers.close()
+    assert next(taken) <= 5 * predicting.CHUNK
+
+
+def test_warnings_come_once(classifier, caplog):
+    with caplog.at_level(logging.WARNING):
+        list(bert_jax.predict(classifier, ["cat " * 50] * 200, batch_size=1))
+    assert len([record for record in caplog.records if "more than 32 tokens" in record.getMessage()]) == 1
+
+
+def test_every_head(tiny_checkpoint):
+    tagger = with_head(tiny_checkpoint, ("O", "B-X", "I-X"), "tagger")
+    for words, answer in zip((row := [text.split() for text in texts(9)]), bert_jax.predict(tagger, row), strict=True):
+        assert len(answer["tags"]) == len(words) and all(entity["label"] == "X" for entity in answer["entities"])
+    value = with_head(tiny_checkpoint, ("length",), "pooler", "classifier")
+    assert all(set(answer) == {"length"} for answer in bert_jax.predict(value, [("cat", "dog")] * 3))
+    choice = with_head(tiny_checkpoint, (), "pooler", "choice")
+    asked = [("cat", "red dog", "the bird")] * 3
+    assert {answer["text"] for answer in bert_jax.predict(choice, asked)} < {"red dog", "the bird"}
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.txt", "a.tsv.gz", "-"])
+def test_every_form_of_input(name, saved, classifier, tmp_path, monkeypatch, capsys):
+    rows = [*texts(20), "the 'cat', and a \"dog\""]
+    lines = {
+        "tsv": ["id\ttext", *(f"{k}\t{text}" for k, text in enumerate(rows))],
+        "csv": ["id,text", *(f'{k},"{text.replace(chr(34), 2 * chr(34))}"' for k, text in enumerate(rows))],
+        "jsonl": [json.dumps({"id": k, "text": text}) for k, text in enumerate(rows)],
+    }.get(name.removeprefix("a.").removesuffix(".gz"), rows)
+    data = ("\n".join(lines) + "\n").encode()
+    path = name if name == "-" else str(tmp_path / name)
+    if name == "-":
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    columns = [] if name in ("-", "a.txt") else ["--texts", "text"]
+    wanted = list(bert_jax.predict(classifier, rows))
+    out = tmp_path / "out.jsonl"
+    assert cli.main(["predict", str(saved), "--input", path, "--out", str(out), *columns]) == 0
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["text"] for row in found] == rows and [row["label"] for row in found] == [row["label"] for row in wanted]
+    assert [row["probability"] for row in found] == pytest.approx([row["probability"] for row in wanted], abs=1e-6)
+    if name != "-":
+        capsys.readouterr()
+        assert cli.main(["predict", str(saved), "--input", path, *columns, "--batch-size", "4"]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[0] == "text\tlabel\tprobability\tprobability of red\tprobability of blue" and len(printed) == 22
+        assert [line.split("\t")[0] for line in printed[1:]] == rows
+
+
+def test_tabs_in_texts_become_blanks_in_tsv_and_stay_in_json(saved, tmp_path):
+    (tmp_path / "a.csv").write_text('text\n"cat\tdog\nbird"\n')
+    for name in ("out.tsv", "out.jsonl"):
+        assert cli.main(["predict", str(saved), "--input", str(tmp_path / "a.csv"), "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "out.tsv").read_text().splitlines()[1].startswith("cat dog bird\t")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == "cat\tdog\nbird"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_of_what_was_interrupted(number, saved, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("cat\n" * 500)
+    answers, before = predicting.Classifies.answers, []
+
+    def interrupted(*words):
+        before.append(1)
+        if len(before) == 3:
+            os.kill(os.getpid(), number)
+        return answers(*words)
+
+    monkeypatch.setattr(predicting.Classifies, "answers", interrupted)
+    words = ["predict", str(saved), "--input", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out.tsv"), "--batch-size", "2"]
+    assert cli.main(words) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
+    def refused(part, content="cat\n", name="a.txt", *options, model=saved):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        before = sorted(tmp_path.iterdir())
+        capfd.readouterr()
+        assert cli.main(["predict", str(model), "--input", str(path), "--out", str(tmp_path / "out.tsv"), *options]) == 1
+        lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("bert-jax: WARNING")]
+        assert len(lines) == 1 and lines[0].startswith("bert-jax: error: ") and part in lines[0], lines
+        assert sorted(tmp_path.iterdir()) == before
+
+    refused("no such file or directory", model=tmp_path / "absent")
+    refused("no classifier, tagger, span or choice head (it has pooler, mlm, pair)", model=tiny_checkpoint)
+    refused("absent.txt: cannot be read", None, "absent.txt")
+    refused("a.txt: no rows: it is empty", "")
+    refused("a.txt: line 2: the text is empty, or nothing but white space", "cat\n  \t \ndog\n")
+    refused("not UTF-8 after line 0", b"cat\nd\xffg\n")
+    refused("a.txt: plain lines have no columns text", "cat\n", "a.txt", "--texts", "text")
+    refused("a.tsv: no column 'text'; there are id, review", "id\treview\n1\tcat\n", "a.tsv", "--texts", "text")
+    refused("a.tsv: name the column of the text (--texts); there are id, review", "id\treview\n1\tcat\n", "a.tsv")
+    refused("a.tsv: line 3 has 1 fields, the first line 2", "id\treview\n1\tcat\n2\n", "a.tsv", "--texts", "review")
+    refused("a.tsv: no rows below the names", "id\treview\n", "a.tsv", "--texts", "review")
+    refused("a.tsv: no column 2; there are 0 to 1", "1\tcat\n", "a.tsv", "--texts", "2")
+    refused("a.csv: after line 1: ", 'review\n"cat', "a.csv")
+    refused("a.jsonl: after line 1: no JSON object", '{"text": "cat"}\n[1]\n', "a.jsonl")
+    refused("a.jsonl: line 2: no column 'text'; there are review", '{"text": "cat"}\n{"review": "x"}\n', "a.jsonl")
+    refused("a.jsonl: line 1: a text is a string", '{"text": 3}\n', "a.jsonl")
+    refused("needs a text or a pair, not 3 columns", "a\tb\tc\n1\t2\t3\n", "b.tsv", "--texts", "a", "b", "c")
+    refused("batch_size is 0", "cat\n", "a.txt", "--batch-size", "0")
+    refused("what is written is named *.tsv or *.jsonl", "cat\n", "a.txt", "--out", str(tmp_path / "out.csv"))
+    (tmp_path / "mine.tsv").touch()
+    refused("mine.tsv: exists already", "cat\n", "a.txt", "--out", str(tmp_path / "mine.tsv"))
+    with pytest.raises(BertJaxError, match="text 2 is empty, or nothing but white space"):
+        list(bert_jax.predict(saved, ["cat", " \u3000"]))
+
+
+def test_numbered_columns_and_what_has_been_read(tmp_path):
+    (tmp_path / "a.tsv").write_text("1\tcat\n2\tdog\n")
+    source = open_texts(str(tmp_path / "a.tsv"), ("1",))
+    assert list(source.rows) == [("cat",), ("dog",)] and source.read() == source.size == 12
