@@ -149,7 +149,7 @@ def test_paths_that_are_nothing(tmp_path, model):
         (tmp_path, "is no checkpoint: it has no experiment.json"),
         (tmp_path / "absent", "there is no such file or directory, and it is no hub id"),
         ("runs/some/where", "there is no such file or directory, and it is no hub id"),
-        ("../x", "there is no such file or directory, and it is no hub id"),
+        ("../no-such-folder", "there is no such file or directory, and it is no hub id"),
     ):
         with pytest.raises(BertJaxError, match=message):
             bert_jax.load(path)

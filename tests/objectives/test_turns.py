@@ -174,7 +174,7 @@ def test_weights_multiply_terms_and_metrics_are_prefixed(task):
         assert losses.terms.keys() == {f"{prefix}{objective}_loss" for objective in factors}
         assert losses.metrics.keys() == {"tokens"} | {f"{prefix}{o}_{m}" for o in factors for m in ("loss", "accuracy")}
         for objective, factor in factors.items():
-            term, metric = (part[f"{prefix}{objective}_loss"] for part in losses)
+            term, metric = (part[f"{prefix}{objective}_loss"] for part in (losses.terms, losses.metrics))
             assert metric.value > 0.5
             np.testing.assert_allclose(term.value, factor * metric.value, rtol=1e-6)
         assert losses.metrics["tokens"].sum == batches[name]["attention_mask"].sum()
