@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs ``bert-jax``; returns the exit status: 0 done, 1 refused with one line on stderr, 2 wrong usage, 75 stopped early
     with all saved, so that the same command continues."""
     arguments = _parser().parse_args(argv)
-    arguments.words = argv
+    arguments.command_line = argv
     logging.basicConfig(format="bert-jax: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     for noisy in ("jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

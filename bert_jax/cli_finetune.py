@@ -85,7 +85,7 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
         experiment = recipe(model, arguments.checkpoint, *tables, kind=arguments.kind, epochs=epochs)
         experiment = config.override(experiment, arguments.assignments)
     seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
-    command = shlex.join(["bert-jax", *(arguments.words or sys.argv[1:])])
+    command = shlex.join(["bert-jax", *(arguments.command_line or sys.argv[1:])])
     done = finetune(experiment, arguments.workdir, seeds=seeds, model=model, export=arguments.export, command=command)
     if not done.finished:
         return TEMPORARY
