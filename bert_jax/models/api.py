@@ -135,7 +135,8 @@ def apply(
         sees; default: all), ``visibility`` bool [B, L, K] (in its place; with K < L nobody sees the slots from K on, which
         makes queries of them at less cost than K = L), ``segment_ids`` int32 [B, L] (default 0), ``position_ids`` int32 [B, L]
         (default 0..L-1), ``query_slots`` bool [B, L] (with relative positions: slots that begin with the query vector),
-        ``masked_positions`` int32 [B, M]: with it, only those positions reach the vocabulary product.
+        ``masked_positions`` int32 [B, M]: with it, only those positions reach the vocabulary product; ``perturbation`` float32
+        [B, L, E], added to the word embeddings before positions, segments and layer norm (adversarial training).
         Ids must lie in their tables: JAX clips silently, so whoever makes a batch checks it on the host.
       key: for dropout; None means inference.
       collect: which intermediates to return.
@@ -156,7 +157,7 @@ def apply(
 
     x = Embeddings(config).apply(
         {"params": params["embeddings"]}, ids, segment_ids, batch.get("position_ids"), embedding_seed,
-        batch.get("query_slots"),
+        batch.get("query_slots"), batch.get("perturbation"),
     )
     relation = _relation(config, batch.get("position_ids"), segment_ids, mask.shape[-1])
     wanted = collect if len(config.read_layers) < 2 else {*collect, "hidden_states"}

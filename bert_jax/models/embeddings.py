@@ -24,6 +24,7 @@ class Embeddings(nn.Module):
     def __call__(
         self, ids: Int[Array, "B L"], segment_ids: Int[Array, "B L"], position_ids: Int[Array, "B L"] | None,
         seed: UInt32[Array, "2"] | None, query_slots: Bool[Array, "B L"] | None = None,
+        perturbation: Float[Array, "B L E"] | None = None,
     ) -> Float[Array, "B L D"]:
         config = self.config
         width, std = config.embedding_width, config.init_std
@@ -35,6 +36,8 @@ class Embeddings(nn.Module):
         # put the whole batch on every device in between.
         x = nn.with_logical_constraint(x, ("lookup", "length", "embedding"))
         x = nn.with_logical_constraint(x, ("batch", "length", "act_model"))
+        if perturbation is not None:
+            x += perturbation
         if config.positions == "absolute":
             x = self._add_tables(x, segment_ids, position_ids)
             x = LayerNorm(config.norm_eps, axis="embedding", name="norm")(x)

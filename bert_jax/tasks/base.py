@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
@@ -18,12 +19,17 @@ from bert_jax.models.config import EncoderConfig, Head
 from bert_jax.task import Batch, Losses, Objective, Ratio, plain_gradient
 from bert_jax.tasks.batches import Encoded, EvalBatches, TrainBatches
 from bert_jax.tasks.datasets import Named
+from bert_jax.tasks.freelb import FreeLB
+from bert_jax.tasks.mixout import Mixout, mixed_part
+from bert_jax.tasks.smart import Smart
 from bert_jax.tasks.tables import Rows, Source, Table
 from bert_jax.tokenizers import Tokenizer
 from bert_jax.warm_start import reinitialised, save_beside, warm_start
 
 Texts = Sequence[tuple[str, ...]]
 Outputs = dict[str, list[np.ndarray]]  # by name, a row each
+
+COARSE = 1e-3  # what changes word embeddings in bfloat16, more or less: theirs are some hundredths, to eight bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Finetuning:
         from the data, no more than bring padding below a tenth of all positions, and a step is compiled for each.
       reinitialise: how many of the top layers begin anew, and with them the pooler (Zhang et al. 2021);
         0: none, nor the pooler.
+      tricks: what else changes the loss or its gradient in training, one of each kind at most.
     """
 
     encoder: EncoderConfig
@@ -47,6 +54,7 @@ class Finetuning:
     lengths: tuple[int, ...] = (128,)
     shapes: int = 16
     reinitialise: int = 0
+    tricks: tuple[FreeLB | Smart | Mixout, ...] = ()
 
     needs: ClassVar[tuple[Head, ...]] = ("pooler", "classifier")  # heads of this kind
 
@@ -62,6 +70,14 @@ class Finetuning:
             raise BertJaxError(f"task.reinitialise is {self.reinitialise}: from 0 to the {self.encoder.depth} layers")
         if self.reinitialise and self.encoder.share != "none":
             raise BertJaxError(f"task.reinitialise: layers share parameters here (share {self.encoder.share!r}), leave it at 0")
+        if len({type(trick) for trick in self.tricks}) < len(self.tricks):
+            raise BertJaxError(f"task.tricks has one twice: {', '.join(type(trick).__name__ for trick in self.tricks)}")
+        for trick in self.tricks:
+            if isinstance(trick, Smart) and self.encoder.compute_dtype == "bfloat16" and trick.radius < COARSE:
+                raise BertJaxError(
+                    f"Smart.radius is {trick.radius:g}, and task.encoder.compute_dtype bfloat16, which rounds that away: set "
+                    f"float32, or a radius of at least {COARSE:g}"
+                )
         if set(self.needs) != set(self.encoder.with_heads):
             raise BertJaxError(f"task.encoder.with_heads must be {' and '.join(self.needs)}")
 
@@ -102,7 +118,8 @@ class Predictor:
 
 
 class FinetuningTask:
-    """A :class:`bert_jax.task.Task`. Subclasses give ``predictor_type``, :meth:`labelled`, :meth:`losses` and :meth:`score`."""
+    """A :class:`bert_jax.task.Task`. Subclasses give ``predictor_type``, :meth:`labelled`, :meth:`losses`, :meth:`compared` and
+    :meth:`score`. Copies of parameters that tricks need lie under ``anchor``, by name of the trick; no optimiser moves them."""
 
     predictor_type: ClassVar[type[Predictor]]
 
@@ -113,6 +130,10 @@ class FinetuningTask:
         if self._model.tokenizer is None:
             raise BertJaxError(f"{config.init} has no tokenizer beside its weights, and text needs one")
         self.predictor = self.predictor_type(config.encoder, self._model.tokenizer, max(config.lengths))
+        self._freelb, self._smart, self._mixout = (
+            next((trick for trick in config.tricks if isinstance(trick, kind)), None) for kind in (FreeLB, Smart, Mixout)
+        )
+        self._averages = bool(self._smart and self._smart.proximity)
 
     def labelled(self, encoded: Encoded, rows: Rows, table: Table) -> Encoded:
         """``encoded`` with labels: as ``rows`` [n] int32 (-1: none) or float32 (NaN: none), or for each token.
@@ -124,6 +145,10 @@ class FinetuningTask:
 
     def losses(self, found: api.Outputs, batch: Batch) -> Losses:
         """Terms and metrics of a batch from what the model made of it; rows and tokens without a label weigh nothing."""
+        raise NotImplementedError
+
+    def compared(self, found: api.Outputs, batch: Batch) -> tuple[Array, Array]:
+        """Logits [..., C] of each distribution that the loss is about, and their weights [...] there; values have C = 1."""
         raise NotImplementedError
 
     def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
@@ -151,14 +176,37 @@ class FinetuningTask:
         return self.labelled(self.predictor.encode(self.heldout.texts), self.heldout, self.config.heldout)
 
     def init(self, key: Key[Array, ""]) -> api.Params:
-        return api.init(self.config.encoder, key)
+        return self._with_anchors(api.init(self.config.encoder, key), ())
 
     def start(self, key: Key[Array, ""]) -> api.Params:
-        params = warm_start(self._model, self.config.init, self.config.encoder, self.init, key, None)
-        return reinitialised(params, self.config.reinitialise, self.config.encoder, self.init, key)
+        init = functools.partial(api.init, self.config.encoder)
+        params = warm_start(self._model, self.config.init, self.config.encoder, init, key, None)
+        params = reinitialised(params, self.config.reinitialise, self.config.encoder, init, key)
+        return self._with_anchors(params, [head for head in self.config.encoder.with_heads if self._is_new(head, params[head])])
+
+    def _is_new(self, head: str, params: api.Params) -> bool:
+        theirs = self._model.params.get(head)
+        if theirs is None:
+            return True
+        ours, theirs = mixed_part(params), mixed_part(theirs)
+        return not jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+
+    def _with_anchors(self, params: api.Params, new: Collection[str]) -> api.Params:
+        """Parameters with the copies that tricks need. ``new``: heads that the checkpoint lacks."""
+        anchors = {}
+        if self._mixout:
+            anchors["mixout"] = self._mixout.anchor(params, new)
+        if self._averages:
+            anchors["smart"] = jax.tree.map(lambda w: w.copy(), params)
+        return params | ({"anchor": anchors} if anchors else {})
 
     def logical_axes(self) -> api.Params:
-        return api.logical_axes(self.config.encoder)
+        axes, anchors = api.logical_axes(self.config.encoder), {}
+        if self._mixout:
+            anchors["mixout"] = mixed_part(axes)
+        if self._averages:
+            anchors["smart"] = axes
+        return axes | ({"anchor": anchors} if anchors else {})
 
     def identity(self) -> dict[str, str]:
         digest = hashlib.blake2b(digest_size=16)
@@ -175,8 +223,13 @@ class FinetuningTask:
         return batch
 
     def loss(self, params: api.Params, batch: Batch, key: Key[Array, ""] | None) -> Losses:
-        found = api.apply(params, self.config.encoder, self.predictor.inputs(batch), key=key)
+        params, anchors = without_anchors(params), params.get("anchor", {})
+        if self._mixout and key is not None:
+            params = self._mixout.mixed(params, anchors["mixout"], api.logical_axes(self.config.encoder), key)
+        found = self._apply(params, batch, key)
         losses = self.losses(found, batch)
+        if self._smart and key is not None:
+            losses = self._smoothed(losses, found, params, anchors.get("smart"), batch, key)
         # What is a row of the encoder has its mask; a question with several of them counts as one example.
         mask = batch["attention_mask"]
         tokens = Ratio(mask.sum(dtype="float32"), np.float32(len(batch["example"])))
@@ -186,15 +239,42 @@ class FinetuningTask:
             return losses._replace(metrics={**losses.metrics, "padding": padding})
         return losses._replace(outputs=self.predictor.outputs(found, batch) | {"example": batch["example"]})
 
+    def _apply(self, params: api.Params, batch: Batch, key: Key[Array, ""] | None) -> api.Outputs:
+        """What the model makes of a batch. Its ``perturbation`` [..., L, E] has the leading axes of the batch's ids."""
+        inputs = self.predictor.inputs(batch)
+        if "perturbation" in batch:
+            perturbation = batch["perturbation"]
+            inputs = inputs | {"perturbation": perturbation.reshape(*inputs["input_ids"].shape, perturbation.shape[-1])}
+        return api.apply(params, self.config.encoder, inputs, key=key)
+
+    def _smoothed(
+        self, losses: Losses, found: api.Outputs, params: api.Params, average: api.Params | None, batch: Batch,
+        key: Key[Array, ""],
+    ) -> Losses:
+        """``losses`` with the terms of SMART. ``found``: what the model made of ``batch`` with ``params``."""
+        mask = batch["attention_mask"]
+        start = batch.get("perturbation", jnp.zeros((*mask.shape, self.config.encoder.embedding_width), jnp.float32))
+
+        def logits(params: api.Params, perturbation: Array) -> Array:
+            return self.compared(self._apply(params, batch | {"perturbation": perturbation}, key), batch)[0]
+
+        clean, weights = self.compared(found, batch)
+        return self._smart.add_to(losses, clean, weights, logits, params, average, start, mask, key)
+
     def gradient(self, objective: Objective, params: api.Params, batch: Batch, key: Key[Array, ""]) -> tuple:
+        if self._freelb:
+            return self._freelb.gradient(objective, params, batch, key, self.config.encoder.embedding_width)
         return plain_gradient(objective, params, batch, key)
 
     def follow(self, params: api.Params, step: Array) -> api.Params:
-        return params
+        if not self._averages:
+            return params
+        average = self._smart.follow(params["anchor"]["smart"], without_anchors(params), step)
+        return params | {"anchor": params["anchor"] | {"smart": average}}
 
     def finished(self, params: api.Params) -> api.Params:
         """What is exported of trained parameters: all that the encoder and its heads need, and no more."""
-        return params
+        return without_anchors(params)
 
     def scores(self, outputs: Outputs) -> dict[str, float]:
         example = np.array(outputs["example"])
@@ -214,6 +294,11 @@ class FinetuningTask:
         return EvalBatches(
             self.evaluation, self.config.lengths, batch_size, rows, self.tokenizer.pad_id, limit, self.config.shapes
         )
+
+
+def without_anchors(params: api.Params) -> api.Params:
+    """Parameters without the copies that tricks keep of them."""
+    return {name: part for name, part in params.items() if name != "anchor"}
 
 
 def _labelled_rows(source: Source) -> Rows:

@@ -234,6 +234,9 @@ class ChoiceTask(FinetuningTask):
             {"choice_accuracy": Ratio((hits * weights).sum(), weights.sum())},
         )
 
+    def compared(self, found: api.Outputs, batch: Batch) -> tuple[Array, Array]:
+        return logits_of_choices(found, batch), (batch["label"] >= 0).astype(jnp.float32)
+
     def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
         hits = [answer["choice"] == int(label) for answer, label in zip(answers, rows.labels, strict=True)]
         return {"accuracy": float(np.mean(hits))}

@@ -1,6 +1,7 @@
 """Classification of sentences and pairs (Devlin et al. 2019, section 4.1)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -24,14 +25,33 @@ class Classification(Finetuning):
 
     Attributes:
       truncate: what remains of texts that are too long; see ``keep`` of :func:`bert_jax.tasks.batches.encode`.
+      class_weights: what an example of each label counts for in the loss, in the order of ``encoder.labels``; empty: 1. The
+        loss is their weighted mean, as torch.nn.CrossEntropyLoss(weight=...) has it.
+      balanced: the weights are n / (classes * n of the class), by the training data, so that all classes count alike (King and
+        Zeng 2001, as scikit-learn's class_weight="balanced").
+      focal: gamma of the focal loss, (1 - p) ** gamma * -log p of the right label (Lin et al. 2017, best with 2); 0: without.
+        Class weights are their alpha; the mean is over weights without the new factor.
     """
 
     truncate: Keep = "start"
+    class_weights: tuple[float, ...] = ()
+    balanced: bool = False
+    focal: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         if len(self.encoder.labels) < 2:
             raise BertJaxError(f"task.encoder.labels {self.encoder.labels}: a classification needs two or more")
+        if self.class_weights and len(self.class_weights) != len(self.encoder.labels):
+            raise BertJaxError(
+                f"task.class_weights has {len(self.class_weights)} values: one for each of {', '.join(self.encoder.labels)}"
+            )
+        if self.class_weights and not all(0 < weight < float("inf") for weight in self.class_weights):
+            raise BertJaxError(f"task.class_weights {self.class_weights}: they must be above 0")
+        if self.class_weights and self.balanced:
+            raise BertJaxError("task.balanced makes weights of its own: leave it or task.class_weights out")
+        if not 0 <= self.focal < float("inf"):
+            raise BertJaxError(f"task.focal is {self.focal}: it must be 0 or more")
 
 
 class Classifies(Predictor):
@@ -72,18 +92,42 @@ class ClassificationTask(FinetuningTask):
             )
         return encoded._replace(rows={"label": np.array([known[label] for label in rows.labels], np.int32)})
 
+    @functools.cached_property
+    def class_weights(self) -> Float[np.ndarray, " C"]:
+        """What an example of each label counts for in the loss, float32."""
+        config = self.config
+        if not config.balanced:
+            return np.array(config.class_weights or [1.0] * len(config.encoder.labels), np.float32)
+        labels = self.training.rows["label"]
+        counts = np.bincount(labels, minlength=len(config.encoder.labels))
+        if not counts.all():
+            missing = config.encoder.labels[int(counts.argmin())]
+            raise BertJaxError(f"task.balanced: {config.data.path} has no example of {missing!r}; set task.class_weights")
+        return (len(labels) / (len(counts) * counts)).astype(np.float32)
+
     def losses(self, found: api.Outputs, batch: Batch) -> Losses:
         labels = batch["label"]
-        weights = (labels >= 0).astype(jnp.float32)
+        there = (labels >= 0).astype(jnp.float32)
         entropy, hits = functional.score_labels(found.logits["classifier"], labels)
+        weights = there * jnp.asarray(self.class_weights)[labels]
+        loss = entropy if not self.config.focal else focal(entropy, self.config.focal)
         return Losses(
-            {"classifier_loss": Ratio((entropy * weights).sum(), weights.sum())},
-            {"classifier_accuracy": Ratio((hits * weights).sum(), weights.sum())},
+            {"classifier_loss": Ratio((loss * weights).sum(), weights.sum())},
+            {"classifier_accuracy": Ratio((hits * there).sum(), there.sum())},
         )
+
+    def compared(self, found: api.Outputs, batch: Batch) -> tuple[Array, Array]:
+        return found.logits["classifier"], (batch["label"] >= 0).astype(jnp.float32)
 
     def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
         labels = np.array([self.config.encoder.labels.index(label) for label in rows.labels])
         return scores(np.stack(outputs["logits"]), labels)
+
+
+def focal(entropy: Float[Array, "..."], gamma: float) -> Float[Array, "..."]:
+    """(1 - p) ** gamma * -log p, from -log p (Lin et al. 2017, equation 4)."""
+    wrong = jnp.maximum(-jnp.expm1(-entropy), 1e-12)  # where it is 0 its power may have no derivative
+    return wrong**gamma * entropy
 
 
 def scores(logits: Float[np.ndarray, "n C"], labels: Int[np.ndarray, " n"]) -> dict[str, float]:

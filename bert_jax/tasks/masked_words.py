@@ -163,6 +163,9 @@ class MaskedWordsTask(FinetuningTask):
             {"words_accuracy": Ratio((hits * weights).sum(), weights.sum())},
         )
 
+    def compared(self, found: api.Outputs, batch: Batch) -> tuple[Array, Array]:
+        return logits_of_candidates(found, batch), (batch["label"] >= 0).astype(jnp.float32)
+
     def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
         hits = [answer["word"] == word for answer, word in zip(answers, rows.labels, strict=True)]
         return {"accuracy": float(np.mean(hits))}

@@ -208,6 +208,9 @@ class QuestionAnsweringTask(FinetuningTask):
             {"span_accuracy": Ratio((hits.all(axis=1) * weights).sum(), weights.sum())},
         )
 
+    def compared(self, found: api.Outputs, batch: Batch) -> tuple[Array, Array]:
+        return jnp.swapaxes(found.logits["span"], 1, 2), (batch["span_label"] >= 0).astype(jnp.float32)
+
     def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
         """:func:`bert_jax.tasks.squad.scores`."""
         threshold = self.config.null_threshold

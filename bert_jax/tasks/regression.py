@@ -81,6 +81,9 @@ class RegressionTask(FinetuningTask):
         error = jnp.square(found.logits["classifier"][:, 0] - wanted)
         return Losses({"regression_loss": Ratio((error * real).sum(), real.sum(dtype=jnp.float32))}, {})
 
+    def compared(self, found: api.Outputs, batch: Batch) -> tuple[Array, Array]:
+        return found.logits["classifier"], jnp.isfinite(batch["value"]).astype(jnp.float32)
+
     def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
         logits = np.stack(outputs["logits"])[:, 0]
         return scores(self.config.offset + self.config.scale * logits, np.array([float(label) for label in rows.labels]))
@@ -90,7 +93,7 @@ class RegressionTask(FinetuningTask):
         dense = params["classifier"]["dense"]
         scaled = {"kernel": dense["kernel"] * self.config.scale,
                   "bias": dense["bias"] * self.config.scale + self.config.offset}
-        return params | {"classifier": {"dense": scaled}}
+        return super().finished(params) | {"classifier": {"dense": scaled}}
 
 
 def scores(predicted: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> dict[str, float]:

@@ -134,6 +134,9 @@ class TaggingTask(FinetuningTask):
             {"tagger_accuracy": Ratio((hits * weights).sum(), weights.sum())},
         )
 
+    def compared(self, found: api.Outputs, batch: Batch) -> tuple[Array, Array]:
+        return found.logits["tagger"], (batch["labels"] >= 0).astype(jnp.float32)
+
     def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
         return scores(rows.labels, [answer["tags"] for answer in answers])
 
