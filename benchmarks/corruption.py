@@ -89,7 +89,7 @@ def step_seconds(model: str, dtype: str, rows: int, length: int, repeats: int) -
     optimizer = make_optimizer(AdamW(), 1_000_000, task.logical_axes())
     abstract = abstract_state(task, optimizer, mesh)
     state = init_state(task, optimizer, abstract, jax.random.key(0))
-    step = make_train_step(task, optimizer, mesh, abstract, accumulate=1, seed=0)
+    step = make_train_step(task, optimizer, mesh, abstract, accumulate=1)
     batch = to_devices(batch_of(task, rows, np.random.default_rng(0)), mesh)
 
     def run():

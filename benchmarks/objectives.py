@@ -2,6 +2,7 @@
 
     python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives     # goes on where it was interrupted
     python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives --only bert,albert --jobs 2
+    python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives --size gpu --jobs 10 --deadline 540
     python benchmarks/objectives.py report --dir runs/objectives                        # docs/results/objectives.md
 
 Each recipe is pre-trained once on public-domain books (text/books.txt.gz) by the very command of a user, then
@@ -10,7 +11,8 @@ Each recipe is pre-trained once on public-domain books (text/books.txt.gz) by th
 - its frozen encoder is probed for sentence order and next sentences: a logistic regression on the first token's final state;
 - it is fine-tuned on SST-2, MRPC, CoLA, RTE and STS-B with three seeds each.
 
-``--size gpu`` takes twelve layers of width 256 and 30,000 updates instead of what two cores can do in hours.
+``--size gpu`` takes twelve layers of width 256 instead of what two cores can do in hours; there ``--jobs`` processes share the
+accelerator. ``--deadline`` stops after so many seconds, everything saved.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import json
 import os
 import platform
 import queue
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,7 +39,8 @@ PROBE_EXAMPLES, HELDOUT_EXAMPLES = 8192, 2048
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The encoder's layers, width D (heads D / 64, F = 4 D), V, L; updates, rows of an update, peak learning rates."""
+    """The encoder's layers, width D (heads D / 64, F = 4 D), V, L; updates, rows of an update, peak learning rates; dtype of
+    products; lengths to which batches are padded in fine-tuning, each of which is a program."""
 
     layers: int
     width: int
@@ -46,12 +50,14 @@ class Size:
     batch: int
     rate: float
     finetuning_rate: float
+    dtype: str = "float32"
+    lengths: tuple[int, ...] = ()
 
 
 SIZES = {
-    "cpu": Size(2, 128, 8192, 64, 4_000, 32, 2e-3, 2e-4),
-    "gpu": Size(12, 256, 8192, 128, 30_000, 256, 5e-4, 1e-4),
-    "test": Size(1, 64, 8192, 32, 8, 8, 1e-3, 2e-4),
+    "cpu": Size(2, 128, 8192, 64, 4_000, 32, 2e-3, 2e-4, lengths=(32, 64)),
+    "gpu": Size(12, 256, 8192, 128, 10_000, 64, 5e-4, 1e-4, "bfloat16", (32, 64, 128)),
+    "test": Size(1, 64, 8192, 32, 8, 8, 1e-3, 2e-4, lengths=(32,)),
 }
 
 
@@ -148,6 +154,7 @@ def experiment(name: str, size: Size, recipe_of: dict[str, Recipe]):
         encoder = EncoderConfig(
             vocab_size=size.vocabulary, embedding_width=size.width, hidden_width=size.width, layers=size.layers,
             heads=size.width // 64, ffn_width=4 * size.width, max_length=size.length, dropout=0.0, attention_dropout=0.0,
+            compute_dtype=size.dtype,
         )
         return Pretraining(
             dataclasses.replace(encoder, **recipe.encoder), recipe.objectives, recipe.examples, recipe.turns
@@ -161,7 +168,8 @@ def experiment(name: str, size: Size, recipe_of: dict[str, Recipe]):
         task(recipe),
         AdamW(learning_rate=size.rate, warmup_steps=max(1, steps // 15), beta2=0.98, bias_correction=True),
         TrainConfig(
-            steps=steps, batch_size=size.batch, eval_every=max(1, steps // 5), save_every=500, log_every=50, eval_batches=20
+            steps=steps, batch_size=size.batch, eval_every=max(1, steps // 5), save_every=max(500, steps // 5), log_every=50,
+            eval_batches=20,
         ),
     )
 
@@ -287,25 +295,26 @@ def measure_heldout(value, directory: Path, run: Path, size: Size, found: dict, 
 
 def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict, keep) -> None:
     """Five tasks, three seeds each."""
-    import shutil
-
     from bert_jax.model import load
     from bert_jax.tasks import Classification, Regression
     from bert_jax.tasks.base import finetuned_encoder
     from bert_jax.training.experiment import Experiment, TrainConfig
-    from bert_jax.training.finetune import finetune
+    from bert_jax.training.finetune import finetuning_task
     from bert_jax.training.optimizer import AdamW
+    from bert_jax.training.train import train
 
     model = load(run)
     scores = found.get("glue", {})
-    for task, (train, heldout, labels, score, epochs) in glue(data, directory).items():
+    for task, (training, heldout, labels, score, epochs) in glue(data, directory).items():
+        if len(scores.get(task, [])) == len(SEEDS):
+            continue
         encoder = finetuned_encoder(model.config, labels, dropout=0.1, attention_dropout=0.1)
-        lengths = (size.length // 2, size.length)
         if len(labels) == 1:
-            config = Regression(encoder, str(run), train, heldout, lengths, offset=2.5, scale=1.5)
+            config = Regression(encoder, str(run), training, heldout, size.lengths, offset=2.5, scale=1.5)
         else:
-            config = Classification(encoder, str(run), train, heldout, lengths)
-        steps = max(8, len(train.read().labels) * epochs // 32) if size is not SIZES["test"] else 8
+            config = Classification(encoder, str(run), training, heldout, size.lengths)
+        steps = max(8, len(training.read().labels) * epochs // 32) if size is not SIZES["test"] else 8
+        shared = finetuning_task(config, model)  # by the seeds, which find its texts read and its programs compiled
         for seed in SEEDS[len(scores.get(task, [])) :]:
             settings = TrainConfig(
                 steps=steps, batch_size=32, eval_every=steps, save_every=steps, log_every=50, eval_batches=None, keep=1,
@@ -313,14 +322,17 @@ def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict
             )
             work = directory / "finetuning" / f"{run.name}-{task}-{seed}"
             optimizer = AdamW(learning_rate=size.finetuning_rate, warmup_steps=max(1, steps // 10), bias_correction=True)
-            reached = finetune(Experiment(config, optimizer, settings), work, model)
+            result = train(shared, Experiment(config, optimizer, settings), work)
+            if not result.finished:
+                sys.exit(75)
             shutil.rmtree(work)
-            scores[task] = [*scores.get(task, []), reached[score]]
+            scores[task] = [*scores.get(task, []), result.evaluation[score]]
             keep(glue=scores)
 
 
-def run(data: Path, directory: Path, size_name: str, only: list[str] | None, jobs: int) -> None:
-    """Every recipe in a process of its own, ``jobs`` at a time, each on its share of the processor's cores."""
+def run(data: Path, directory: Path, size_name: str, only: list[str] | None, jobs: int, deadline: float | None) -> None:
+    """Every recipe in a process of its own, ``jobs`` at a time: on their shares of the cores, or on the one accelerator."""
+    began = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "bert_jax"]
     text, tokenizer, store = data / "text/books.txt.gz", directory / "tokenizer", directory / "store"
@@ -331,39 +343,44 @@ def run(data: Path, directory: Path, size_name: str, only: list[str] | None, job
         subprocess.run([*command, "prepare", text, "--documents", "formfeed", "--heldout", "0.03", "--case", "--tokenizer",
                         tokenizer, "--out", store], check=True, cwd=ROOT)
         subprocess.run([*command, "annotate", store, "--phrases"], check=True, cwd=ROOT)
-    # Large pages for glibc's heap, and compiled programs kept for the next seed.
+    # Large pages for glibc's heap; compiled programs kept for the next seed and recipe; memory of the accelerator as needed.
     environment = os.environ | {
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
-        "PYTHONPATH": str(ROOT),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": str(ROOT),
     }
     names = list(recipes(SIZES[size_name]))
     if unknown := set(only or ()) - set(names):
         sys.exit(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     names, mine = only or names, sorted(os.sched_getaffinity(0))
-    shares = queue.SimpleQueue()
-    for job in range(jobs):
-        shares.put(mine[job::jobs])
-    failed = threading.Event()
+    waiting, errors, over = queue.SimpleQueue(), [], threading.Event()
+    for numbered in enumerate(names, start=1):
+        waiting.put(numbered)
 
-    def one_of(numbered: tuple[int, str]) -> str | None:
-        number, name = numbered
-        if failed.is_set():
-            return None
-        cores = shares.get()
-        print(f"{number}/{len(names)} {name}", flush=True)
-        done = subprocess.run(
-            [sys.executable, __file__, "one", "--name", name, "--data", str(data), "--dir", str(directory), "--size",
-             size_name, "--cores", ",".join(map(str, cores))], cwd=ROOT, env=environment,
-        )
-        shares.put(cores)
-        if done.returncode:
-            failed.set()
-            return f"{name} ended with status {done.returncode}"
-        return None
+    def work(job: int) -> None:
+        """Recipes, until there are none."""
+        cores = mine if shutil.which("nvidia-smi") else mine[job::jobs]
+        while not waiting.empty() and not over.is_set():
+            number, name = waiting.get()
+            print(f"{number}/{len(names)} {name} at {time.monotonic() - began:.0f} s", flush=True)
+            process = subprocess.Popen(
+                [sys.executable, __file__, "one", "--name", name, "--data", str(data), "--dir", str(directory), "--size",
+                 size_name, "--cores", ",".join(map(str, cores))], cwd=ROOT, env=environment,
+            )
+            while process.poll() is None:
+                if deadline and time.monotonic() - began > deadline:
+                    over.set()
+                    process.terminate()  # the loop saves and ends
+                    process.wait()
+                time.sleep(0.2)
+            if process.returncode and not over.is_set():
+                errors.append(f"{name} ended with status {process.returncode}")
+            ended = "not finished" if process.returncode else "done"
+            print(f"{name}: {ended} at {time.monotonic() - began:.0f} s", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        if errors := list(filter(None, pool.map(one_of, enumerate(names, start=1)))):
-            sys.exit(f"{'; '.join(errors)}; the same command continues")
+        list(pool.map(work, range(jobs)))
+    if errors or over.is_set():
+        sys.exit(f"{'; '.join(errors) or 'the time is over'}: the same command continues")
 
 
 COLUMNS = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")
@@ -523,6 +540,7 @@ def main() -> None:
         if name == "run":
             sub.add_argument("--jobs", type=int, default=1, help="recipes at a time, each with its share of the cores")
             sub.add_argument("--only", help="recipes, with commas between; default: all")
+            sub.add_argument("--deadline", type=float, help="seconds after which all is saved and the command ends")
         if name == "one":
             sub.add_argument("--name", required=True)
             sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
@@ -532,7 +550,7 @@ def main() -> None:
         report(directory)
     elif arguments.command == "run":
         only = arguments.only.split(",") if arguments.only else None
-        run(arguments.data.resolve(), directory, arguments.size, only, arguments.jobs)
+        run(arguments.data.resolve(), directory, arguments.size, only, arguments.jobs, arguments.deadline)
     else:
         if arguments.cores:  # before jax counts them
             os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})

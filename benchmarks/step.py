@@ -52,7 +52,7 @@ def ours(model: str):
     optimizer = make_optimizer(AdamW(warmup_steps=10), 100_000, task.logical_axes())
     abstract = abstract_state(task, optimizer, mesh)
     state = init_state(task, optimizer, abstract, jax.random.key(0))
-    step = make_train_step(task, optimizer, mesh, abstract, accumulate=1, seed=0)
+    step = make_train_step(task, optimizer, mesh, abstract, accumulate=1)
     batch = to_devices(inputs(rows) | {"word_starts": np.ones((rows, LENGTH), bool)}, mesh)
 
     def run(n):

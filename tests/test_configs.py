@@ -90,7 +90,7 @@ def trace_step(experiment: Experiment, store: pathlib.Path) -> None:
     batch = {key: jax.ShapeDtypeStruct((experiment.train.batch_size, *rows.shape[1:]), rows.dtype)
              for key, rows in next(task.train_batches(8, 0)).items()}
     with jax.set_mesh(mesh):
-        step = make_train_step(task, optimizer, mesh, abstract, accumulate=experiment.train.accumulate, seed=0)
+        step = make_train_step(task, optimizer, mesh, abstract, accumulate=experiment.train.accumulate)
         state, metrics = jax.eval_shape(step, abstract, batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
     assert metrics["loss"].sum.shape == ()

@@ -249,11 +249,11 @@ def test_interrupted_seeds_go_on_to_the_same_table(run, tiny_checkpoint, tmp_pat
     def step_that_is_stopped(*words, **options):
         step = make_step(*words, **options)
 
-        def stopping(*state):
-            calls.append(options["seed"])
+        def stopping(state, batch):
+            calls.append(int(state.key[1]))
             if calls == [0] * 6 + [1] * 2:  # within the second seed
                 os.kill(os.getpid(), signal.SIGTERM)
-            return step(*state)
+            return step(state, batch)
 
         return stopping
 

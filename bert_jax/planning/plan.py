@@ -277,8 +277,8 @@ def _step(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[A
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
              for name, x in task.batch_shapes(settings.batch_size).items()}
     step = make_train_step(
-        task, optimizer, mesh, abstract, accumulate=settings.accumulate, seed=settings.seed,
-        reduce_dtype=settings.reduce_dtype, frozen=frozen(experiment.optimizer, task.logical_axes()),
+        task, optimizer, mesh, abstract, accumulate=settings.accumulate, reduce_dtype=settings.reduce_dtype,
+        frozen=frozen(experiment.optimizer, task.logical_axes()),
     )
     return step, (abstract, batch)
 

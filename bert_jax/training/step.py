@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
@@ -16,11 +17,18 @@ from bert_jax.training.optimizer import matrices
 
 
 class TrainState(NamedTuple):
-    """Everything that an update reads and writes: updates done (int32), parameters, optimiser state."""
+    """Everything that an update reads and writes: updates done (int32), parameters, optimiser state, and the data of the random
+    key that a run has throughout (uint32). (As a constant of the program it would make every seed compile anew.)"""
 
     step: Array
     params: Params
     optimizer: Any
+    key: Array
+
+
+def key_data(seed: int) -> np.ndarray:
+    """``TrainState.key`` of a seed."""
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -33,38 +41,40 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
         jax.eval_shape(optimizer.init, params), shardings,
         transform_non_params=lambda _: whole, is_leaf=lambda moment: isinstance(moment, optax.MaskedNode),
     )
-    shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
+    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params), key)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes, TrainState(whole, shardings, moments),
+        shapes, TrainState(whole, shardings, moments, whole),
     )
 
 
 def init_state(
     task: Task, optimizer: optax.GradientTransformation, abstract: TrainState, key: Key[Array, ""], start: Params | None = None
 ) -> TrainState:
-    """A fresh state, created sharded: no device ever holds the whole. ``start`` takes the place of random parameters."""
+    """A fresh state, created sharded: no device ever holds the whole. ``start`` takes the place of random parameters; all other
+    randomness of the run comes from ``key``."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
-    def state(params):
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    def state(params, key):
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key))
 
     if start is None:
-        return jax.jit(lambda key: state(task.init(key)), out_shardings=shardings)(key)
+        return jax.jit(lambda key: state(task.init(key), key), out_shardings=shardings)(key)
     params = jax.tree.map(  # (device_put would compare all of it between processes)
         lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), start, shardings.params
     )
-    return jax.jit(state, out_shardings=shardings)(params)
+    return jax.jit(state, out_shardings=shardings)(params, key)
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, abstract: TrainState, *, accumulate: int, seed: int,
+    task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, abstract: TrainState, *, accumulate: int,
     reduce_dtype: str = "float32", frozen: Params | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
     """The update: corrupt the batch, sum gradients over micro-batches, divide, step.
 
-    All randomness comes from ``seed`` and the number of updates done, so a restarted run draws the same masks. The sum of
-    a gradient over devices has the dtype of the parameter that enters the model: ``reduce_dtype`` for matrices.
+    All randomness comes from the state's key and the number of updates done, so a restarted run draws the same masks. The sum
+    of a gradient over devices has the dtype of the parameter that enters the model: ``reduce_dtype`` for matrices.
 
     Args:
       frozen: True for the parameters of which no gradient is taken (0 is one number for each); None: there are none.
@@ -96,7 +106,7 @@ def make_train_step(
         return gradients, losses
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Ratio]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         corrupt_key, dropout_key = jax.random.split(key)
         with sharding_rules(RULES):
             batch = task.corrupt(batch, corrupt_key, state.step)
@@ -108,7 +118,7 @@ def make_train_step(
         metrics = losses.terms | losses.metrics
         metrics["loss"] = Ratio(sum(term.value for term in losses.terms.values()), one)
         metrics["grad_norm"] = Ratio(optax.global_norm(gradients), one)
-        return TrainState(state.step + 1, params, optimizer_state), metrics
+        return TrainState(state.step + 1, params, optimizer_state, state.key), metrics
 
     return jax.jit(
         step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),

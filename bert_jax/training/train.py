@@ -9,6 +9,7 @@ Every process of a run executes this same loop on its own rows. What is written 
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -28,9 +29,9 @@ from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, mak
 from bert_jax.task import Batch, Params, Ratio, Task
 from bert_jax.training.best import Best
 from bert_jax.training.experiment import Experiment
-from bert_jax.training.optimizer import frozen, make_optimizer, schedule
+from bert_jax.training.optimizer import AdamW, Lamb, frozen, make_optimizer, schedule
 from bert_jax.training.record import NoRecord, Record
-from bert_jax.training.step import TrainState, abstract_state, init_state, make_eval_step, make_train_step
+from bert_jax.training.step import TrainState, abstract_state, init_state, key_data, make_eval_step, make_train_step
 
 log = logging.getLogger("bert_jax")
 
@@ -65,7 +66,6 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
     eval_size = settings.eval_batch_size or settings.batch_size
     check_rows("train.batch_size / accumulate", settings.batch_size // settings.accumulate, mesh)
     check_rows("train.eval_batch_size", eval_size, mesh)
-    optimizer = make_optimizer(experiment.optimizer, settings.steps, task.logical_axes())
     learning_rate = schedule(experiment.optimizer, settings.steps)
     fresh = cluster.from_first(lambda: not (workdir / "experiment.json").exists())
     first_key = jax.random.key(settings.seed)
@@ -74,7 +74,9 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
     _check_shared(workdir, experiment, cluster)
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep)
-    abstract = abstract_state(task, optimizer, mesh)
+    optimizer, abstract, train_step, eval_step = _functions(
+        task, mesh, experiment.optimizer, settings.steps, settings.accumulate, settings.reduce_dtype
+    )
     restored = checkpoints.restore({"params": abstract.params, "optimizer": abstract.optimizer})
     sharding = batch_sharding(mesh)
     batches = task.train_batches(settings.batch_size, settings.seed, local_rows(sharding, settings.batch_size))
@@ -85,15 +87,11 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
     else:
         _check_identity(restored.metadata["identity"], task.identity(), workdir)
         step = jax.device_put(np.int32(restored.step), abstract.step.sharding)
-        state = TrainState(step, restored.items["params"], restored.items["optimizer"])
+        key = jax.device_put(key_data(settings.seed), abstract.key.sharding)
+        state = TrainState(step, restored.items["params"], restored.items["optimizer"], key)
         start = restored.step
         batches.set_state(restored.metadata["data"])
 
-    train_step = make_train_step(
-        task, optimizer, mesh, abstract, accumulate=settings.accumulate, seed=settings.seed,
-        reduce_dtype=settings.reduce_dtype, frozen=frozen(experiment.optimizer, task.logical_axes()),
-    )
-    eval_step = make_eval_step(task, mesh)
     best = Best(workdir, settings.best, settings.patience, abstract.params)
     record = Record(workdir, settings.steps, start) if cluster.first else NoRecord()
     if not len(heldout) and settings.best:
@@ -172,6 +170,18 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
         if last and settings.best:
             params, evaluation = best.params(), best.evaluation
     return Result(step, params, evaluation, last)
+
+
+@functools.lru_cache(maxsize=1)  # the next seed of the same task finds its programs compiled
+def _functions(task: Task, mesh: Mesh, config: AdamW | Lamb, steps: int, accumulate: int, reduce_dtype: str) -> tuple[Any, ...]:
+    """The optimiser, the shapes of the state, and the two compiled functions."""
+    axes = task.logical_axes()
+    optimizer = make_optimizer(config, steps, axes)
+    abstract = abstract_state(task, optimizer, mesh)
+    step = make_train_step(
+        task, optimizer, mesh, abstract, accumulate=accumulate, reduce_dtype=reduce_dtype, frozen=frozen(config, axes)
+    )
+    return optimizer, abstract, step, make_eval_step(task, mesh)
 
 
 def evaluate(

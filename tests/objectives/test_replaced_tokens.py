@@ -445,7 +445,7 @@ def two_updates(tiny_store):
         with jax.set_mesh(mesh):
             start = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
             state = init_state(task, optimizer, abstract, jax.random.key(0), start)
-            step = make_train_step(task, optimizer, mesh, abstract, accumulate=accumulate, seed=5)
+            step = make_train_step(task, optimizer, mesh, abstract, accumulate=accumulate)
             batches, seen = task.train_batches(16, 0), []
             for _ in range(2):
                 state, metrics = step(state, to_devices(next(batches), mesh))

@@ -190,7 +190,7 @@ def machinery(task):
 def test_each_turn_compiles_once(task, machinery):
     mesh, optimizer, abstract = machinery
     with jax.set_mesh(mesh):
-        step = make_train_step(task, optimizer, mesh, abstract, accumulate=1, seed=0)
+        step = make_train_step(task, optimizer, mesh, abstract, accumulate=1)
         state = init_state(task, optimizer, abstract, jax.random.key(0))
         batches, recorded = task.train_batches(16, 0), collections.defaultdict(set)
         for _ in range(10):
@@ -214,7 +214,7 @@ def test_micro_batches_add_up(task, machinery, monkeypatch):
     batches = first_of_each(still)
     assert len(batches) == 3
     with jax.set_mesh(mesh):
-        steps = [make_train_step(still, optimizer, mesh, abstract, accumulate=n, seed=0) for n in (1, 2)]
+        steps = [make_train_step(still, optimizer, mesh, abstract, accumulate=n) for n in (1, 2)]
         for batch in batches.values():
             once, twice = (
                 step(init_state(still, optimizer, abstract, jax.random.key(0)), to_devices(batch, mesh))[1] for step in steps

@@ -50,9 +50,7 @@ def trace(tiny_store, tiny_experiment):
         mesh = make_mesh(MeshConfig(*(sizes or (1, 1, 1))), None if sizes else jax.devices()[:1])
         optimizer = one_of(*(make_optimizer(config, 100, task.logical_axes()) for config in OPTIMIZERS.values()))
         abstract = abstract_state(task, optimizer, mesh)
-        return task, mesh, optimizer, abstract, make_train_step(
-            task, optimizer, mesh, abstract, accumulate=accumulate, seed=5
-        )
+        return task, mesh, optimizer, abstract, make_train_step(task, optimizer, mesh, abstract, accumulate=accumulate)
 
     @functools.cache
     def fresh(family: str):
@@ -173,7 +171,7 @@ def test_rounded_reduction_is_close(tiny_store, tiny_experiment):
     batch, norms = next(task.train_batches(16, 0)), []
     with jax.set_mesh(mesh):
         for dtype in ("float32", "bfloat16"):
-            step = make_train_step(task, optimizer, mesh, abstract, accumulate=2, seed=5, reduce_dtype=dtype)
+            step = make_train_step(task, optimizer, mesh, abstract, accumulate=2, reduce_dtype=dtype)
             state, metrics = step(init_state(task, optimizer, abstract, jax.random.key(0)), to_devices(batch, mesh))
             assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
             norms.append(float(metrics["grad_norm"].value))

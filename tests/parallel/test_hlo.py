@@ -69,7 +69,7 @@ def exchanged(tiny_store, tiny_experiment):
         batch = {name: jax.ShapeDtypeStruct((ROWS, *rows.shape[1:]), rows.dtype)
                  for name, rows in next(task.train_batches(ROWS, 0)).items()}
         with jax.set_mesh(mesh):
-            step = make_train_step(task, optimizer, mesh, abstract, accumulate=1, seed=0, reduce_dtype=reduce_dtype)
+            step = make_train_step(task, optimizer, mesh, abstract, accumulate=1, reduce_dtype=reduce_dtype)
             return collectives(step.lower(abstract, batch).compile().as_text())
 
     return compile_step

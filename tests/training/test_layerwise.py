@@ -72,7 +72,7 @@ def run(task, config, updates: int, sizes=None, accumulate: int = 1):
         abstract = abstract_state(task, optimizer, mesh)
         state = init_state(task, optimizer, abstract, jax.random.key(0), jax.device_get(task.init(jax.random.key(0))))
         step = make_train_step(
-            task, optimizer, mesh, abstract, accumulate=accumulate, seed=0, frozen=frozen(config, axes)
+            task, optimizer, mesh, abstract, accumulate=accumulate, frozen=frozen(config, axes)
         )
         history = [jax.device_get(state.params)]
         for batch in batches(updates):
