@@ -70,6 +70,10 @@ class Finetuning:
             raise BertJaxError(f"task.reinitialise is {self.reinitialise}: from 0 to the {self.encoder.depth} layers")
         if self.reinitialise and self.encoder.share != "none":
             raise BertJaxError(f"task.reinitialise: layers share parameters here (share {self.encoder.share!r}), leave it at 0")
+        if self.encoder.lora_rank and self.reinitialise:
+            raise BertJaxError("task.reinitialise: with task.encoder.lora_rank new layers stay untrained, leave one out")
+        if self.encoder.lora_rank and any(isinstance(trick, Mixout) for trick in self.tricks):
+            raise BertJaxError("Mixout: with task.encoder.lora_rank the encoder's maps stay what they are, leave one out")
         if len({type(trick) for trick in self.tricks}) < len(self.tricks):
             raise BertJaxError(f"task.tricks has one twice: {', '.join(type(trick).__name__ for trick in self.tricks)}")
         for trick in self.tricks:
@@ -181,8 +185,8 @@ class FinetuningTask:
     def start(self, key: Key[Array, ""]) -> api.Params:
         init = functools.partial(api.init, self.config.encoder)
         params = warm_start(self._model, self.config.init, self.config.encoder, init, key, None)
-        params = reinitialised(params, self.config.reinitialise, self.config.encoder, init, key)
-        return self._with_anchors(params, [head for head in self.config.encoder.with_heads if self._is_new(head, params[head])])
+        new = [head for head in self.config.encoder.with_heads if self._is_new(head, params[head])]
+        return self._with_anchors(reinitialised(params, self.config.reinitialise, self.config.encoder, init, key), new)
 
     def _is_new(self, head: str, params: api.Params) -> bool:
         theirs = self._model.params.get(head)

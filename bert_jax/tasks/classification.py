@@ -125,7 +125,7 @@ class ClassificationTask(FinetuningTask):
 
 
 def focal(entropy: Float[Array, "..."], gamma: float) -> Float[Array, "..."]:
-    """(1 - p) ** gamma * -log p, from -log p (Lin et al. 2017, equation 4)."""
+    """(1 - p) ** gamma * -log p, from -log p (Lin et al. 2017)."""
     wrong = jnp.maximum(-jnp.expm1(-entropy), 1e-12)  # where it is 0 its power may have no derivative
     return wrong**gamma * entropy
 

@@ -16,7 +16,7 @@ SMALLEST = 1e-8  # of a norm that is divided by, as in the reference
 @dataclasses.dataclass(frozen=True)
 class FreeLB:
     """The gradient is the mean over ``steps`` gradients, each at word embeddings that a further step of ascent has moved, all
-    with the same dropout (Zhu et al. 2020, algorithm 1). An update costs as much as ``steps`` plain ones.
+    with the same dropout (Zhu et al. 2020). An update costs as much as ``steps`` plain ones.
 
     Zhu et al.'s own settings for ALBERT-xxlarge on GLUE (zhuchen03/FreeLB, huggingface-transformers/launch/run_glue.sh), with
     learning rate and batch size; the defaults here are those of RTE::

@@ -19,18 +19,20 @@ class Mixout:
     training began, w0, take the place of trained ones, and the mean stays w (Lee et al. 2020; equally ((1 - M) * w0 + M * w
     - p * w0) / (1 - p), as bloodwass/mixout has it).
 
-    A draw is for one input of a map and all outputs together, as in their code and figure 1: all weights that leave a neuron.
+    A draw is for one input of a map and all outputs together, as in their code: all weights that leave a neuron.
     Every layer, and every micro-batch, has its own. All maps of the encoder and its heads are mixed, as in their example for
-    transformers; their experiments leave the first map of the feed-forward block out, since BERT has no dropout before it (they
-    found no difference: bloodwass/mixout, pull request 13). Tables, biases, layer norms and LoRA's factors are not mixed, there
+    transformers; their experiments leave the first map of the feed-forward block out, since BERT has no dropout before it (no
+    significant difference, says their pull request 13). Tables, biases, layer norms and LoRA's factors are not mixed, there
     neither. A head that the checkpoint lacks has w0 = 0, which makes this dropout of its inputs; layers that
-    ``task.reinitialise`` begins anew have what they begin with.
+    ``task.reinitialise`` begins anew, and the pooler with them, have what they begin with, as in
+    asappresearch/revisit-bert-finetuning (run_glue.py). Where the encoder is not trained (LoRA, ``optimizer.freeze_encoder``)
+    it is refused.
 
     The gradient is that of the formula, M / (1 - p) times that of the map. Theirs lacks the factor 1 / (1 - p), which Adam
     mostly cancels and ``optimizer.clip_norm`` does not. They replace dropout by it: that is ``task.encoder.dropout`` of 0.
 
     Attributes:
-      p: 0.7, 0.8 and 0.9 are those of the paper.
+      p: their examples have 0.9; 0.7 and 0.8 are usual too.
     """
 
     p: float = 0.9

@@ -28,15 +28,16 @@ class Smart:
     every labelled token, or both ends. All passes of an update have the same dropout: what is compared differs in embeddings,
     or in parameters, alone.
 
-    ``ascent`` = ``projected`` is algorithm 1 of the paper: the gradient of an example is divided by its largest value, and each
-    coordinate of the perturbation then cut to the ``radius``. With the paper's radius of 1e-5 the perturbation is far smaller
-    than embeddings are, and so is the term. ``normalised`` is what the authors' code does instead (SmartPerturbation of
-    namisan/mt-dnn, which takes this for equally good: issue 224): the gradient as it is, then the perturbation of each token
-    scaled until its largest value is the ``radius``, there 1. Their code is further without the proximal term, perturbs the sum
-    of all embeddings, takes no gradient through the second distribution of either divergence, and draws other dropout for each
-    pass.
+    ``ascent`` = ``projected`` is the paper's, as issues 214 and 224 of namisan/mt-dnn have it: the gradient of an example is
+    divided by its largest value, and each coordinate of the perturbation then cut to the ``radius``. With a radius of 1e-5 the
+    perturbation is far smaller than embeddings are, and so is the term. ``normalised`` is what the authors' code does instead
+    (SmartPerturbation in mt_dnn/perturbation.py; they take it for equally good, issue 224): the gradient as it is, then the
+    perturbation of each token scaled until its largest value is the ``radius``, there 1. Their code is further without the
+    proximal term, perturbs the sum of all embeddings, climbs one of the two divergences, takes no gradient through the target
+    of either, and draws other dropout for each pass.
 
-    An update costs about as much as 2 + ``steps`` plain ones, with ``proximity`` a forward pass more.
+    An update costs at most 2 + ``steps`` plain ones, and with ``proximity`` a forward pass more. The defaults are known as the
+    paper's, whose text was not at hand; those of the ascent are also those of the class in their code, but for its radius.
 
     Attributes:
       smoothness, proximity: what the terms are multiplied by, the paper's lambda (1, 3 or 5) and mu; 0: without the term.

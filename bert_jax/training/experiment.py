@@ -7,6 +7,8 @@ from bert_jax.errors import BertJaxError
 from bert_jax.objectives.pretraining import Pretraining
 from bert_jax.parallel.mesh import MeshConfig
 from bert_jax.tasks import AnyFinetuning
+from bert_jax.tasks.base import Finetuning
+from bert_jax.tasks.mixout import Mixout
 from bert_jax.training.optimizer import AdamW, Lamb
 
 
@@ -75,3 +77,9 @@ class Experiment:
                 f"train.reduce_dtype is bfloat16 with task.encoder.compute_dtype={self.task.encoder.compute_dtype}: it would "
                 "round what is computed exactly; set both to bfloat16, or reduce_dtype to float32"
             )
+        if isinstance(self.task, Finetuning):
+            mixes = any(isinstance(trick, Mixout) for trick in self.task.tricks)
+            if optimizer.freeze_encoder and (mixes or self.task.reinitialise):
+                raise BertJaxError("optimizer.freeze_encoder: its layers stay, leave task.reinitialise and Mixout out")
+            if mixes and self.train.reduce_dtype == "bfloat16":
+                raise BertJaxError("train.reduce_dtype bfloat16 rounds away what Mixout makes larger: set float32")
