@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -75,9 +76,14 @@ def dropout(x: Float[Array, "B *rest"], rate: float, seed: UInt32[Array, "2"] | 
     """
     if seed is None or rate == 0.0:
         return x
-    threshold = round((1.0 - rate) * 2**32)
-    keep = random_bits(seed, x.shape) < jnp.uint32(threshold)
+    threshold = keep_threshold(rate)
+    keep = random_bits(seed, x.shape) < np.uint32(threshold)
     return jnp.where(keep, x * (2**32 / threshold), jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+def keep_threshold(rate: float) -> int:
+    """What is kept by :func:`dropout`: places whose bits are below this."""
+    return round((1.0 - rate) * 2**32)
 
 
 def random_bits(seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
@@ -92,21 +98,26 @@ def random_bits(seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], shape: tuple[in
     between its multiplications.
     """
     rows, *rest = shape
-    number = jnp.zeros((), jnp.uint32) if seed.ndim == 2 else jax.lax.iota(jnp.uint32, rows)
-    word = _mix(number * jnp.uint32(0x9E3779B9) + seed[..., 0])
-    first = _mix(word ^ seed[..., 1])
-    first, second = (w.reshape(rows, *(1 for _ in rest)) for w in (first, _mix(first + word)))
+    first, second = (words.reshape(rows, *(1 for _ in rest)) for words in row_words(seed, rows))
     place = jnp.zeros((1, *rest), jnp.uint32)
     for axis in range(len(rest)):
         stride = math.prod(rest[axis + 1 :]) % 2**32
         place += jax.lax.broadcasted_iota(jnp.uint32, place.shape, axis + 1) * jnp.uint32(stride)
-    return _mix(place ^ first, second)
+    return mix(place ^ first, second)
+
+
+def row_words(seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], rows: int) -> tuple[UInt32[Array, " B"], UInt32[Array, " B"]]:
+    """What :func:`random_bits` knows of each row: its bits at a place are ``mix(place ^ first word, second word)``."""
+    number = jnp.zeros((), jnp.uint32) if seed.ndim == 2 else jax.lax.iota(jnp.uint32, rows)
+    word = mix(number * np.uint32(0x9E3779B9) + seed[..., 0])
+    first = mix(word ^ seed[..., 1])
+    return first, mix(first + word)
 
 
 def fold(seed: UInt32[Array, "*n 2"], number: Int[Array, "*m"] | int) -> UInt32[Array, "*k 2"]:
     """A seed of its own for every ``number``: layers, places within a layer, rows of a batch. Seeds and numbers broadcast."""
-    first = _mix(jnp.asarray(number).astype(jnp.uint32) * jnp.uint32(0x9E3779B9) ^ seed[..., 0])
-    return jnp.stack([first, _mix(first + seed[..., 1])], axis=-1)
+    first = mix(jnp.asarray(number).astype(jnp.uint32) * jnp.uint32(0x9E3779B9) ^ seed[..., 0])
+    return jnp.stack([first, mix(first + seed[..., 1])], axis=-1)
 
 
 def uniform(seeds: UInt32[Array, "B 2"], shape: tuple[int, ...]) -> Float[Array, "B *rest"]:
@@ -119,9 +130,10 @@ def integers(seeds: UInt32[Array, "B 2"], shape: tuple[int, ...], limit: Int[Arr
     return (random_bits(seeds, shape) % jnp.asarray(limit).astype(jnp.uint32)).astype(jnp.int32)
 
 
-def _mix(x: UInt32[Array, "..."], between: UInt32[Array, "..."] | int = 0) -> UInt32[Array, "..."]:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = ((x ^ (x >> 15)) + between) * jnp.uint32(0x846CA68B)
+def mix(x: UInt32[Array, "..."], between: UInt32[Array, "..."] | int = 0) -> UInt32[Array, "..."]:
+    """The mixer of :func:`random_bits`. (Its constants are NumPy's, because a Pallas kernel may capture no array of JAX.)"""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = ((x ^ (x >> 15)) + between) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
@@ -149,11 +161,23 @@ def attention(
     Returns:
       The context in the dtype of ``value`` and the probabilities before dropout, float32.
     """
-    scale = query.shape[-1] ** -0.5
-    scores = jnp.einsum("bqnh,blnh->bnql", query * scale, key, preferred_element_type=jnp.float32)
-    scores += bias
+    scores = _scores(query, key, bias)
     dropped = dropout(_softmax(scores, value.dtype), rate, seed)
     return jnp.einsum("bnql,blnh->bqnh", dropped, value), jax.nn.softmax(scores, axis=-1)
+
+
+def attention_probabilities(
+    query: Float[Array, "B Q N H"], key: Float[Array, "B L N H"], bias: Float[Array, "B #N #Q L"]
+) -> Float[Array, "B N Q L"]:
+    """The second result of :func:`attention` alone, float32."""
+    return jax.nn.softmax(_scores(query, key, bias), axis=-1)
+
+
+def _scores(
+    query: Float[Array, "B Q N H"], key: Float[Array, "B L N H"], bias: Float[Array, "B #N #Q L"]
+) -> Float[Array, "B N Q L"]:
+    scale = query.shape[-1] ** -0.5
+    return jnp.einsum("bqnh,blnh->bnql", query * scale, key, preferred_element_type=jnp.float32) + bias
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -20,8 +20,8 @@ from bert_jax.tokenizers import Tokenizer
 log = logging.getLogger("bert_jax")
 
 # Fields of an encoder in which a checkpoint may differ from the run that starts from it: how it is trained and computed.
-_MAY_DIFFER = {"dropout", "attention_dropout", "head_dropout", "init_std", "compute_dtype", "remat", "unroll", "with_heads",
-               "labels", "vocab_multiple", "lora_rank", "lora_alpha", "read_layers", "combine"}
+_MAY_DIFFER = {"dropout", "attention_dropout", "head_dropout", "init_std", "compute_dtype", "attention", "remat", "unroll",
+               "with_heads", "labels", "vocab_multiple", "lora_rank", "lora_alpha", "read_layers", "combine"}
 
 _LABELLED = ("classifier", "tagger")  # heads as wide as there are labels
 

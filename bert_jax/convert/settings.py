@@ -60,7 +60,7 @@ def family_of(config: EncoderConfig, origin: Origin | None) -> Family:
 def plain_form(config: EncoderConfig, family: Family) -> EncoderConfig:
     """The same function in its family's own terms; all that its config.json cannot say has its default."""
     default = {field.name: field.default for field in dataclasses.fields(EncoderConfig)}
-    unsaid = {name: default[name] for name in ("vocab_multiple", "compute_dtype", "remat", "unroll")}
+    unsaid = {name: default[name] for name in ("vocab_multiple", "compute_dtype", "attention", "remat", "unroll")}
     heads = tuple(head for head in HEADS if head in config.with_heads)
     labels = config.labels if {"classifier", "tagger"} & set(heads) else ()
     return dataclasses.replace(family.plain(config), **unsaid, with_heads=heads, labels=labels)

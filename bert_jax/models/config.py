@@ -9,8 +9,12 @@ from bert_jax.errors import BertJaxError
 Activation = Literal["gelu", "gelu_new", "quick_gelu", "relu"]
 Share = Literal["none", "attention", "feed_forward", "all"]
 Remat = Literal["elementwise", "attention", "feed_forward", "full"]
+Attention = Literal["auto", "xla", "fused"]
 Positions = Literal["absolute", "relative"]
 Head = Literal["pooler", "mlm", "pair", "classifier", "tagger", "span", "choice", "discriminator"]
+
+FUSED_WIDTHS = (16, 32, 64, 128)
+"""Widths of heads for fused attention: the sides of its blocks are powers of two, and Triton's products begin at 16."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class EncoderConfig:
         only these are trained; :func:`bert_jax.models.api.merged` adds them up. lora_alpha: the maps' factor times r
         (8, as in peft).
       compute_dtype: of activations and matrix products; parameters, layer-norm statistics, softmax and losses are float32.
+      attention: how it is computed, with the same result up to rounding, dropout's mask included: ``xla`` by plain products of
+        matrices; ``fused`` by kernels for NVIDIA GPUs (:mod:`bert_jax.models.fused_attention`; on other devices they are
+        interpreted, for tests); ``auto``: fused on Hopper (H100, H200) in bfloat16 with heads of a width in
+        ``FUSED_WIDTHS``, otherwise xla. Relative positions are always xla.
       remat: what the backward pass computes again instead of storing, from cheap to thrifty, each with all before it:
         ``elementwise`` everything that is no product of matrices (activations, layer norms, dropout masks; free on
         accelerators, where reading them back would cost more), ``attention`` the scores and probabilities [B, N, L, L],
@@ -85,6 +93,7 @@ class EncoderConfig:
     lora_rank: int = 0
     lora_alpha: float = 8.0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Attention = "auto"
     remat: Remat = "elementwise"
     unroll: bool = False
 
@@ -106,6 +115,11 @@ class EncoderConfig:
             raise BertJaxError(f"encoder.segments is {self.segments}: with relative positions 2 (same, different) or 0")
         if self.positions == "relative" and (self.hidden_width % 2 or self.position_offset):
             raise BertJaxError("encoder.positions=relative needs an even encoder.hidden_width, and no encoder.position_offset")
+        if self.attention == "fused" and (self.positions == "relative" or self.head_width not in FUSED_WIDTHS):
+            raise BertJaxError(
+                f"encoder.attention=fused needs absolute positions and heads of width {', '.join(map(str, FUSED_WIDTHS))}; "
+                f"here positions are {self.positions} and heads {self.head_width} wide: use auto or xla"
+            )
         if not self.mlm_transform and self.embedding_width != self.hidden_width:
             raise BertJaxError("encoder.mlm_transform=false needs an encoder.embedding_width equal to hidden_width")
         if self.layers % self.groups:

@@ -7,12 +7,15 @@ an explicit seed, so a module is a pure function of (parameters, inputs, seed); 
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, UInt32
 
 from bert_jax import functional
-from bert_jax.models.config import EncoderConfig
+from bert_jax.models import fused_attention
+from bert_jax.models.config import FUSED_WIDTHS, EncoderConfig
 
 LOW_RANK = ("query", "value")  # the maps of attention that ``lora_rank`` changes (Hu et al. 2021)
 
@@ -134,14 +137,29 @@ class SelfAttention(nn.Module):
         query, keys, value = (
             nn.with_logical_constraint(a, ("batch", "length", "act_heads", "head_width")) for a in (query, keys, value)
         )
-        context, probabilities = functional.attention(
-            query, keys, value, bias, rate=config.attention_dropout, seed=probability_seed
-        )
-        context = checkpoint_name(context, "context")
+        rate = config.attention_dropout
+        if _is_fused(config):  # the probabilities are then a computation of their own, left out where nobody asks for them
+            context = fused_attention.attention(query, keys, value, bias, probability_seed, rate, _spec())
+            probabilities = functional.attention_probabilities(query, keys, bias)
+        else:
+            context, probabilities = functional.attention(query, keys, value, bias, rate=rate, seed=probability_seed)
+            context = checkpoint_name(context, "context")
         output = Dense(config, (config.hidden_width,), ("heads", "head_width", "model"), inputs=2, name="output")(context)
         output = functional.dropout(output, config.dropout, output_seed)
         x = LayerNorm(config.norm_eps, name="norm")(x + output)
         return x, {"queries": query, "keys": keys, "values": value, "attentions": probabilities}
+
+
+def _is_fused(config: EncoderConfig) -> bool:
+    if config.attention == "auto":
+        return config.compute_dtype == "bfloat16" and config.head_width in FUSED_WIDTHS and fused_attention.available()
+    return config.attention == "fused"
+
+
+def _spec() -> PartitionSpec | None:
+    """How queries [B, Q, N, H] lie on the mesh in context; None: there is none, or it is one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else nn.logical_to_mesh_axes(("batch", "length", "act_heads", "head_width"))
 
 
 class FeedForward(nn.Module):
