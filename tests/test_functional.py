@@ -279,6 +279,12 @@ def test_product_sums_the_gradient_of_a_kernel_in_its_own_dtype():
     exact = x.astype(jnp.float32).T @ weight.astype(jnp.float32)
     np.testing.assert_allclose(gradient(ours), exact, rtol=1e-5, atol=1e-4)
     assert np.abs(gradient(plain) - exact).max() > 0.01
-    tangent = jax.jvp(lambda k: ours(x, k), (kernel,), (kernel,))[1]  # linear in the kernel; forward mode works
-    np.testing.assert_allclose(tangent.astype(jnp.float32), ours(x, kernel).astype(jnp.float32), rtol=0.02, atol=0.05)
+    by_x, plain_by_x = (jax.grad(lambda x: (f(x, kernel) * weight).sum(dtype=jnp.float32))(x) for f in (ours, plain))  # noqa: B023
+    np.testing.assert_array_equal(by_x, plain_by_x)
+    text = jax.jit(jax.grad(lambda x, k: ours(x, k).astype(jnp.float32).sum(), (0, 1))).lower(x, kernel).as_text()
+    products = [line.split(" : ")[-1] for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 2 and all(line.split("->")[0].count("bf16") == 2 for line in products), "no operand is widened"
+    single = x.astype(jnp.float32)
+    tangent = jax.jvp(lambda k: functional.product(single, k, jnp.dtype("float32")), (kernel,), (kernel,))[1]
+    np.testing.assert_allclose(tangent, single @ kernel, rtol=1e-6)  # linear in the kernel; in float32 forward mode works
     assert functional.product(x, kernel, jnp.dtype("float32")).dtype == jnp.float32
