@@ -18,23 +18,26 @@ Activation = Literal["gelu", "gelu_new", "quick_gelu", "relu", "tanh"]
 
 
 def activate(x: Float[Array, "..."], form: Activation) -> Float[Array, "..."]:
-    """The nonlinearities of BERT-family encoders and heads.
+    """The nonlinearities of BERT-family encoders and heads, computed in float32, result in the dtype of ``x``.
 
     Three forms of the Gaussian error linear unit (Hendrycks & Gimpel 2016): ``gelu`` is x*Phi(x) through erf,
     ``gelu_new`` the tanh approximation of the TensorFlow originals, ``quick_gelu`` x*sigmoid(1.702 x). They differ by up
-    to 0.02, enough to break parity of a converted checkpoint.
+    to 0.02, enough to break parity of a converted checkpoint. (jax.nn.gelu rounds its constants to the dtype of ``x``, and goes
+    through erfc, for which XLA for GPUs needs a kernel of its own.)
     """
+    wide = x.astype(jnp.float32)
     match form:
         case "gelu":
-            return jax.nn.gelu(x, approximate=False)
+            result = wide * (0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5)))
         case "gelu_new":
-            return jax.nn.gelu(x, approximate=True)
+            result = jax.nn.gelu(wide, approximate=True)
         case "quick_gelu":
-            return x * jax.nn.sigmoid(1.702 * x)
+            result = wide * jax.nn.sigmoid(1.702 * wide)
         case "relu":
             return jax.nn.relu(x)
         case "tanh":
-            return jnp.tanh(x)
+            result = jnp.tanh(wide)
+    return result.astype(x.dtype)
 
 
 def product(x: Float[Array, "R K"], kernel: Float[Array, "K C"], dtype: jnp.dtype) -> Float[Array, "R C"]:

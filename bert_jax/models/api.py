@@ -31,6 +31,7 @@ Collect = Literal["hidden_states", "attentions", "queries", "keys", "values"]
 # layer's input is always kept. Everything else is computed again. Cheapest policy first.
 _PROJECTIONS = ("query", "key", "value", "context", "output")
 STORED = {
+    "masks": (*_PROJECTIONS, "intermediate", "probabilities", "activated", "normalised"),
     "elementwise": (*_PROJECTIONS, "intermediate", "probabilities"),
     "attention": (*_PROJECTIONS, "intermediate"),
     "feed_forward": _PROJECTIONS,

@@ -8,7 +8,7 @@ from bert_jax.errors import BertJaxError
 
 Activation = Literal["gelu", "gelu_new", "quick_gelu", "relu"]
 Share = Literal["none", "attention", "feed_forward", "all"]
-Remat = Literal["elementwise", "attention", "feed_forward", "full"]
+Remat = Literal["masks", "elementwise", "attention", "feed_forward", "full"]
 Attention = Literal["auto", "xla", "fused"]
 Positions = Literal["absolute", "relative"]
 Head = Literal["pooler", "mlm", "pair", "classifier", "tagger", "span", "choice", "discriminator"]
@@ -57,9 +57,10 @@ class EncoderConfig:
         interpreted, for tests); ``auto``: fused on Hopper (H100, H200) in bfloat16 with heads of a width in
         ``FUSED_WIDTHS``, otherwise xla. Relative positions are always xla.
       remat: what the backward pass computes again instead of storing, from cheap to thrifty, each with all before it:
-        ``elementwise`` everything that is no product of matrices (activations, layer norms, dropout masks; free on
-        accelerators, where reading them back would cost more), ``attention`` the scores and probabilities [B, N, L, L],
-        ``feed_forward`` the first of its products [B, L, F], ``full`` everything inside a layer.
+        ``masks`` dropout masks and the statistics of layer norms (what a product of matrices reads is kept: fastest on a GPU
+        with memory to spare), ``elementwise`` everything that is no product (activations and layer norms as well),
+        ``attention`` the scores and probabilities [B, N, L, L], ``feed_forward`` the first of its products [B, L, F], ``full``
+        everything inside a layer.
       unroll: a Python loop over layers instead of a scan: the same numbers, longer compilation.
     """
 

@@ -60,8 +60,10 @@ class Embeddings(nn.Module):
             segment = self.param(
                 "segment", truncated_normal(std, ("segment", "embedding")), (config.segments, x.shape[-1]), jnp.float32
             )
-            # The segment table is tiny: a one-hot product has a far cheaper gradient than a scatter with two targets.
-            x += jnp.equal(segment_ids[..., None], jnp.arange(config.segments)).astype(jnp.float32) @ segment
+            # The table is tiny: choosing has a far cheaper gradient than a scatter with two targets. (A one-hot product has one
+            # as well, but XLA for GPUs then lays out all that is added to it, layer after layer, as its transpose.)
+            for number in range(config.segments):
+                x += jnp.where((segment_ids == number)[..., None], segment[number], 0.0)
         if position_ids is None:
             return x + position[offset : offset + x.shape[1]]
         return x + jnp.take(position, position_ids + offset, axis=0)

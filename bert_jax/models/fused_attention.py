@@ -47,7 +47,7 @@ class Cut(NamedTuple):
 # By the most queries or keys that it is for; the last is for all.
 CUTS = (
     (64, Cut(Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))),
-    (128, Cut(Tiles(64, 128, 4, 1), Tiles(128, 128, 8, 1), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))),
+    (128, Cut(Tiles(128, 64, 8, 3), Tiles(128, 32, 4, 2), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))),
     (math.inf, Cut(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))),
 )
 _LOG2E = math.log2(math.e)

@@ -59,8 +59,9 @@ class Dense(nn.Module):
             change = functional.product(functional.product(x, down, dtype), up.reshape(up.shape[0], -1), dtype)
             flat += change * (self.config.lora_alpha / self.config.lora_rank)
         result = flat.reshape(*rows, *self.features)
-        if self.bias:
-            result += self.param("bias", constant(0.0, self.axes[self.inputs :]), self.features, jnp.float32).astype(dtype)
+        if self.bias:  # added in float32, in which its gradient is then summed
+            bias = self.param("bias", constant(0.0, self.axes[self.inputs :]), self.features, jnp.float32)
+            result = (result.astype(jnp.float32) + bias).astype(dtype)
         return checkpoint_name(result, self.name)
 
 
@@ -146,7 +147,7 @@ class SelfAttention(nn.Module):
             context = checkpoint_name(context, "context")
         output = Dense(config, (config.hidden_width,), ("heads", "head_width", "model"), inputs=2, name="output")(context)
         output = functional.dropout(output, config.dropout, output_seed)
-        x = LayerNorm(config.norm_eps, name="norm")(x + output)
+        x = checkpoint_name(LayerNorm(config.norm_eps, name="norm")(x + output), "normalised")
         return x, {"queries": query, "keys": keys, "values": value, "attentions": probabilities}
 
 
@@ -172,7 +173,7 @@ class FeedForward(nn.Module):
         config = self.config
         hidden = Dense(config, (config.ffn_width,), ("model", "ffn"), name="intermediate")(x)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "act_ffn"))
-        hidden = functional.activate(hidden, config.activation)
+        hidden = checkpoint_name(functional.activate(hidden, config.activation), "activated")
         output = Dense(config, (config.hidden_width,), ("ffn", "model"), name="output")(hidden)
         output = functional.dropout(output, config.dropout, seed)
         return LayerNorm(config.norm_eps, name="norm")(x + output)

@@ -88,8 +88,6 @@ def work(config: EncoderConfig, length: int, predictions: int) -> Work:
     forward = config.depth * layer
     if embedding != width:
         forward += 2 * length * embedding * width
-    if config.positions == "absolute":
-        forward += 2 * length * config.segments * embedding  # the segment table is read by a one-hot product
     if "mlm" in config.with_heads:
         forward += 2 * predictions * (width * embedding * config.mlm_transform + embedding * vocabulary)
     if "pooler" in config.with_heads:
@@ -97,7 +95,7 @@ def work(config: EncoderConfig, length: int, predictions: int) -> Work:
     if "pair" in config.with_heads:
         forward += 2 * width * 2
     repeated = config.depth * {
-        "elementwise": 0, "attention": scores, "feed_forward": scores + intermediate, "full": layer
+        "masks": 0, "elementwise": 0, "attention": scores, "feed_forward": scores + intermediate, "full": layer
     }[config.remat]
 
     size = 2 if config.compute_dtype == "bfloat16" else 4
@@ -107,7 +105,8 @@ def work(config: EncoderConfig, length: int, predictions: int) -> Work:
     moved = config.depth * per_layer + 2 * 4 * predictions * vocabulary
     again = config.depth * per_layer * repeated / (config.depth * layer)
     kept = length * width * (1 if config.remat == "full" else 7)
-    kept += length * ffn * (config.remat in ("elementwise", "attention")) + probabilities * (config.remat == "elementwise")
+    kept += length * ffn * (config.remat in ("masks", "elementwise", "attention"))
+    kept += probabilities * (config.remat in ("masks", "elementwise")) + length * (ffn + width) * (config.remat == "masks")
     stored = config.depth * size * kept + 2 * 4 * predictions * vocabulary
     return Work(forward, repeated, 3 * moved + again, stored)
 

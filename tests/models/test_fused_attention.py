@@ -163,7 +163,9 @@ def test_lowers_for_gpus(length):
         assert text.count("@__gpu$xla.gpu.triton") == (2 if length <= 128 else 3)
 
 
-@pytest.mark.parametrize(("policy", "kernels"), [("elementwise", 2), ("attention", 2), ("feed_forward", 2), ("full", 3)])
+@pytest.mark.parametrize(
+    ("policy", "kernels"), [("masks", 2), ("elementwise", 2), ("attention", 2), ("feed_forward", 2), ("full", 3)]
+)
 def test_kernel_runs_again_only_under_full(policy, kernels):
     """Forward and backward; what the backward kernel needs of the forward one is kept as ``context`` is."""
     params, batch = random_model()

@@ -41,7 +41,7 @@ def test_forward(config):
     assert work(config, LENGTH, PREDICTIONS).forward == pytest.approx(traced(config, False), rel=1e-9)
 
 
-@pytest.mark.parametrize("remat", ["elementwise", "attention", "feed_forward", "full"])
+@pytest.mark.parametrize("remat", ["masks", "elementwise", "attention", "feed_forward", "full"])
 @pytest.mark.parametrize("config", [BERT, ALBERT, RELATIVE], ids=["bert", "albert", "relative"])
 def test_with_what_is_computed_again(config, remat):
     """The embeddings' inputs are ids, so that a few products have one gradient less: a hundredth at these sizes."""
@@ -65,10 +65,10 @@ def test_a_task_costs_what_its_encoder_costs(remat):
 
 def test_policies_repeat_more_and_keep_less():
     found = [work(dataclasses.replace(BERT, remat=remat), LENGTH, PREDICTIONS)
-             for remat in ("elementwise", "attention", "feed_forward", "full")]
+             for remat in ("masks", "elementwise", "attention", "feed_forward", "full")]
     repeated, stored = [one.repeated for one in found], [one.stored for one in found]
-    assert repeated == sorted(repeated) and repeated[0] == 0 and len(set(repeated)) == 4
-    assert stored == sorted(stored, reverse=True) and len(set(stored)) == 4
+    assert repeated == sorted(repeated) and repeated[0] == 0 and len(set(repeated)) == 4  # what is elementwise is no product
+    assert stored == sorted(stored, reverse=True) and len(set(stored)) == 5
 
 
 def test_published_figure():
