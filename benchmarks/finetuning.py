@@ -2,32 +2,38 @@
 
     python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning          # goes on where it was interrupted
     python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning --only speed,RTE
+    python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning --size gpu --jobs 8 --deadline 540
     python benchmarks/finetuning.py report --dir runs/finetuning                             # docs/results/finetuning.md
 
 Every cell (a task, a seed, a side) is a process of its own, and the sides take turns, so that a busy machine is as unkind
-to one as to the other. Both have the same token ids, labels, hyper-parameters, number of updates and float32; both group
-sentences by length and pad a batch to its longest sentence (here: to one of a few lengths). Both are scored by the same
-code on the same batches, with the last parameters: nothing is chosen by the held-out data. ``speed`` is about time: three
-rounds of 2,000 sentences of SST-2.
+to one as to the other. Both have the same token ids, labels, hyper-parameters, number of updates and float32, in products of
+matrices as well; both group sentences by length and pad a batch to its longest sentence (here: to one of a few lengths). Both
+are scored by the same code on the same batches, with the last parameters: nothing is chosen by the held-out data. ``speed`` is
+about time: three rounds of 2,000 sentences of SST-2.
+
+``--jobs`` above 1 runs so many processes side by side, on a GPU all on that one; our seeds of a task are then one process,
+which compiles once. ``speed`` still comes first and alone, and only what ran alone counts as time. ``--deadline`` ends it all
+after so many seconds.
 
 ``--size cpu`` has 8,192 sentences of SST-2 and at most 600 updates of the tasks with one seed; ``full`` has all; ``gpu`` is
-``full`` with three epochs of SST-2 (PyTorch takes a GPU where it finds one, as jax does).
+``full`` with two or three lengths a task, since a GPU's programs take long to compile (PyTorch takes a GPU where it finds one,
+as jax does).
 """
 
 import argparse
 import dataclasses
-import importlib.metadata
+import functools
 import json
 import logging
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+
+import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/finetuning.json", ROOT / "docs/results/finetuning.md"
@@ -35,14 +41,20 @@ START = "all-MiniLM-L6-v2"
 SIDES = ("ours", "trainer")
 SENTENCES = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")  # with several seeds
 SINGLE = ("SQuAD", "WikiANN en", "WikiANN de", "UD POS")  # with one
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "accelerate", "numpy", "seqeval")
 RATE, WARM, BATCH, DECAY, EPS, CLIP = 5e-5, 0.1, 32, 0.01, 1e-6, 1.0
+FEW = {  # lengths of a size that has few; most batches of CoLA, whose longest sentence has 47 pieces, need but 16
+    "speed": (16, 32, 64), "SST-2": (16, 32, 128), "MRPC": (64, 128), "CoLA": (16, 48), "RTE": (64, 128), "STS-B": (32, 128),
+    "SQuAD": (192, 384), "WikiANN en": (32, 128), "WikiANN de": (32, 128), "UD POS": (32, 128),
+}
 ROUNDS, SPEED_ROWS, SPEED_EPOCHS = 3, 2_000, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
     """Rows of SST-2 (None: all); epochs of it and of the other tasks; seeds; updates at most of tasks with one seed; tasks
-    (empty: all); updates at most of any; held-out batches (None: all); rounds of ``speed``."""
+    (empty: all); updates at most of any; held-out batches (None: all); rounds of ``speed``; batches padded to the lengths in
+    ``FEW`` instead of those chosen from the data."""
 
     sst2_rows: int | None
     sst2_epochs: int
@@ -53,13 +65,14 @@ class Size:
     steps: int | None = None
     eval_batches: int | None = None
     rounds: int = ROUNDS
+    few: bool = False
 
 
 SIZES = {
     "cpu": Size(8_192, 3, 3, 5, 600),
     "full": Size(None, 1, 3, 5, None),
-    "gpu": Size(None, 3, 3, 5, None),
-    "test": Size(64, 1, 1, 1, 3, ("MRPC",), 3, 2, 0),
+    "gpu": Size(None, 1, 3, 5, None, few=True),
+    "test": Size(64, 1, 1, 1, 3, ("MRPC",), 3, 2, 0, True),
 }
 
 
@@ -69,6 +82,19 @@ def cells(size: Size) -> list[str]:
     names += [(task, seed) for seed in range(size.seeds) for task in SENTENCES if task in (size.tasks or SENTENCES)]
     names += [(task, 0) for task in SINGLE if task in (size.tasks or SINGLE)]
     return [f"{task}-{seed}-{side}" for task, seed in names for side in (SIDES if seed % 2 == 0 else SIDES[::-1])]
+
+
+def stages(names: list[str], jobs: int) -> list[processes.Stage]:
+    """How cells share processes. With one job each has its own, in order; with several those of ``speed`` come first, one
+    process alone after another, and our seeds of a task, and rounds, follow one another in a process."""
+    if jobs == 1:
+        return [processes.Stage(1, [[name] for name in names])]
+    groups: dict[bool, dict[tuple, list[str]]] = {True: {}, False: {}}
+    for name in names:
+        task, seed, side = name.rsplit("-", 2)
+        together = task == "speed" or side == "ours"
+        groups[task == "speed"].setdefault((task, side, None if together else seed), []).append(name)
+    return [processes.Stage(1, list(groups[True].values())), processes.Stage(jobs, list(groups[False].values()))]
 
 
 def recipe(task: str, seed: int, size: Size, data: Path, directory: Path, start: Path, encoder):
@@ -82,7 +108,8 @@ def recipe(task: str, seed: int, size: Size, data: Path, directory: Path, start:
     from bert_jax.training.experiment import Experiment, TrainConfig
     from bert_jax.training.optimizer import AdamW
 
-    batch, rate, most = BATCH, RATE, size.steps
+    batch, most = BATCH, size.steps
+    lengths = FEW[task] if size.few else (384 if task == "SQuAD" else 128,)
     if task in SENTENCES or task == "speed":
         name = "SST-2" if task == "speed" else task
         training, heldout, labels, score, _ = glue(data, directory)[name]
@@ -92,12 +119,12 @@ def recipe(task: str, seed: int, size: Size, data: Path, directory: Path, start:
         count = len(training.read().labels)
         epochs = SPEED_EPOCHS if task == "speed" else size.sst2_epochs if name == "SST-2" else size.epochs
         kind, more = (Classification, {}) if len(labels) > 1 else (Regression, {"offset": 2.7, "scale": 1.46})
-        config = kind(finetuned_encoder(encoder, labels), str(start), training, heldout, (128,), **more)
+        config = kind(finetuned_encoder(encoder, labels), str(start), training, heldout, lengths, **more)
     elif task == "SQuAD":  # by article: its training file is not at hand
         file, score, batch, epochs, most = str(data / "qa/squad/dev-v1.1.json"), "f1", 16, 2, size.single_steps
         training, heldout = Squad(file, (0, 0.75)), Squad(file, (0.75, 1))
         count = len(training.read().labels)
-        config = QuestionAnswering(finetuned_encoder(encoder, (), ("span",)), str(start), training, heldout, (384,))
+        config = QuestionAnswering(finetuned_encoder(encoder, (), ("span",)), str(start), training, heldout, lengths)
     else:
         epochs, most = size.epochs, size.single_steps
         if task == "UD POS":
@@ -107,12 +134,12 @@ def recipe(task: str, seed: int, size: Size, data: Path, directory: Path, start:
             language, score = task.split()[1], "f1"
             training, heldout = (wikiann(str(data / "ner/wikiann" / language / split), language) for split in ("train", "dev"))
         count = len(training.read().labels)
-        config = Tagging(finetuned_encoder(encoder, training.labels(), ("tagger",)), str(start), training, heldout, (128,))
+        config = Tagging(finetuned_encoder(encoder, training.labels(), ("tagger",)), str(start), training, heldout, lengths)
     steps = max(1, count * epochs // batch)
     steps = min(steps, most) if most else steps
     return Experiment(
         config,
-        AdamW(learning_rate=rate, warmup_steps=int(WARM * steps), weight_decay=DECAY, eps=EPS, clip_norm=CLIP,
+        AdamW(learning_rate=RATE, warmup_steps=int(WARM * steps), weight_decay=DECAY, eps=EPS, clip_norm=CLIP,
               bias_correction=True),
         TrainConfig(
             steps=steps, batch_size=batch, eval_every=steps, save_every=steps, log_every=window(steps),
@@ -126,50 +153,69 @@ def window(steps: int) -> int:
     return max(1, min(50, steps // 6))
 
 
-def one(cell: str, size_name: str, data: Path, directory: Path) -> None:
-    """Measures a cell, unless it is there."""
+@functools.lru_cache(maxsize=1)
+def prepared(config, start: Path):
+    """The task of ``config``, tokenised before the clock starts, for seeds that follow one another and their programs."""
+    from bert_jax.model import load
+    from bert_jax.training.finetune import finetuning_task
+
+    task = finetuning_task(config, load(start))
+    _ = task.training, task.evaluation
+    return task
+
+
+def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool = False) -> None:
+    """Measures a cell, unless it is there. ``alone``: nothing else was running, so that times count."""
     path = directory / f"{cell}.json"
     if path.exists():
         return
     import weights
 
     from bert_jax.model import load
-    from bert_jax.training.finetune import finetuning_task
 
     logging.basicConfig(format="%(message)s")
     task_name, seed, side = cell.rsplit("-", 2)
     size, start = SIZES[size_name], weights.weights_dir() / START
     if not (start / "config.json").exists():
         sys.exit(f"no weights in {start}: python benchmarks/weights.py {START}")
-    model = load(start)
-    experiment, score, count = recipe(task_name, int(seed), size, data, directory, start, model.config)
-    task = finetuning_task(experiment.task, model)
-    _ = task.training, task.evaluation  # tokenised before the clock starts, on both sides
+    experiment, score, count = recipe(task_name, int(seed), size, data, directory, start, load(start).config)
+    task = prepared(experiment.task, start)
     found = (ours if side == "ours" else trainers)(task, experiment, directory / "runs" / cell, start)
     per_update = statistics.median(found.pop("windows"))
     found |= {
         "size": dataclasses.asdict(size), "task": task_name, "seed": int(seed), "side": side, "score": score, "rows": count,
         "steps": experiment.train.steps, "seconds_per_epoch": per_update * count / experiment.train.batch_size,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "alone": alone, "machine": processes.machine(*PACKAGES),
     }
     path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
     path.with_suffix(".new").replace(path)
+
+
+def process_mib() -> float:
+    """The most memory that this process had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def ours(task, experiment, work: Path, start: Path) -> dict:
     """Fine-tunes with bert_jax. ``seconds``: of training and evaluation, compilation included; ``windows``: of an update."""
     import shutil
 
+    import jax
+
     from bert_jax.training.record import read
     from bert_jax.training.train import train
 
+    if jax.default_backend() != "cpu" and jax.config.jax_default_matmul_precision != "highest":
+        sys.exit("jax would not multiply in float32: JAX_DEFAULT_MATMUL_PRECISION=highest")
     began = time.monotonic()
     result = train(task, experiment, work)
     if not result.finished:
-        sys.exit(75)
+        sys.exit(processes.CONTINUES)
+    stats = jax.local_devices()[0].memory_stats()
     speeds = [row["sequences_per_second"] for row in read(work / "metrics.jsonl") if "sequences_per_second" in row]
     found = {"scores": result.evaluation, "seconds": time.monotonic() - began,
-             "windows": [experiment.train.batch_size / speed for speed in speeds[1:] or speeds]}  # compiled in the first
+             "windows": [experiment.train.batch_size / speed for speed in speeds[1:] or speeds],  # compiled in the first
+             "peak_mib": stats["peak_bytes_in_use"] / 2**20 if stats else process_mib()}
     shutil.rmtree(work)
     return found
 
@@ -233,7 +279,7 @@ def trainers(task, experiment, work: Path, start: Path) -> dict:
             weight_decay=optimizer.weight_decay, adam_epsilon=optimizer.eps, max_grad_norm=optimizer.clip_norm,
             train_sampling_strategy="group_by_length", seed=settings.seed, save_strategy="no", eval_strategy="no",
             logging_steps=settings.log_every, report_to="none", disable_tqdm=True, bf16=False, fp16=False,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
         ),
     )
     if trainer.accelerator.mixed_precision != "no":
@@ -259,31 +305,29 @@ def trainers(task, experiment, work: Path, start: Path) -> dict:
     found = {"scores": task.scores(outputs), "seconds": time.monotonic() - began}
     marks = [mark for mark in clock if mark[0] % settings.log_every == 0]
     times = [(later - earlier) / settings.log_every for (_, earlier), (_, later) in zip(marks, marks[1:], strict=False)]
-    return found | {"windows": times}
+    gpu = torch.cuda.is_available()
+    return found | {"windows": times, "peak_mib": torch.cuda.max_memory_allocated() / 2**20 if gpu else process_mib()}
 
 
-def run(data: Path, directory: Path, size_name: str, only: list[str] | None) -> None:
-    """Every cell that is not there yet, one after another."""
+def run(
+    data: Path, directory: Path, size_name: str, only: list[str] | None, jobs: int, deadline: float | None
+) -> None:
+    """Every cell that is not there yet."""
+    from objectives import glue
+
     directory.mkdir(parents=True, exist_ok=True)
+    glue(data, directory)  # writes a file that all processes read
     wanted = cells(SIZES[size_name])
     known = {cell.rsplit("-", 2)[0] for cell in wanted}
     if unknown := set(only or ()) - known:
         sys.exit(f"no task {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     wanted = [cell for cell in wanted if not only or cell.rsplit("-", 2)[0] in only]
-    environment = os.environ | {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
-        "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
-    }
-    for number, cell in enumerate(wanted, start=1):
-        if (directory / f"{cell}.json").exists():
-            continue
-        print(f"{number}/{len(wanted)} {cell}", flush=True)
-        done = subprocess.run(
-            [sys.executable, __file__, "one", "--cell", cell, "--data", str(data), "--dir", str(directory), "--size",
-             size_name], cwd=ROOT, env=environment,
-        )
-        if done.returncode:
-            sys.exit(f"{cell} ended with status {done.returncode}; the same command continues")
+
+    def command(stage: processes.Stage, group: list[str]) -> list[str]:
+        return [sys.executable, __file__, "one", "--cells", ",".join(group), "--data", str(data), "--dir", str(directory),
+                "--size", size_name, *(["--alone"] if stage.jobs == 1 else [])]
+
+    processes.run(stages(wanted, jobs), command, directory, deadline)
 
 
 def report(directory: Path, results: Path, page: Path) -> None:
@@ -292,10 +336,7 @@ def report(directory: Path, results: Path, page: Path) -> None:
     if len({json.dumps(row["size"]) for row in rows}) != 1:
         sys.exit(f"{directory} holds no results, or those of several sizes: one is needed")
     size = Size(**rows[0]["size"])
-    names = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "accelerate", "numpy", "seqeval")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, float32, Python {platform.python_version()}, " + ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in names
-    )
+    machine = processes.machines(rows)
     results.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     by = {(row["task"], row["seed"], row["side"]): row for row in rows}
 
@@ -326,23 +367,25 @@ def report(directory: Path, results: Path, page: Path) -> None:
     for task in ("speed", *SENTENCES, *SINGLE):
         mine, theirs = of(task, "ours"), of(task, "trainer")
         pairs = [(row, by[task, row["seed"], "trainer"]) for row in mine if (task, row["seed"], "trainer") in by]
+        pairs = [pair for pair in pairs if all(row.get("alone") for row in pair)]
         if not pairs:
             continue
         ratios = [other["seconds_per_epoch"] / row["seconds_per_epoch"] for row, other in pairs]
-        cells_ = [_median(side, "seconds_per_epoch") for side in zip(*pairs, strict=True)]
+        epoch = [_median(side, "seconds_per_epoch") for side in zip(*pairs, strict=True)]
         whole = [_median(side, "seconds") for side in zip(*pairs, strict=True)]
         peak = [_median(side, "peak_mib") for side in zip(*pairs, strict=True)]
         spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
         what = f"SST-2, {SPEED_ROWS:,} sentences" if task == "speed" else task
-        lines.append(f"| {what} | {cells_[0]:,.1f} | {cells_[1]:,.1f} | {statistics.median(ratios):.2f}{spread} | "
+        lines.append(f"| {what} | {epoch[0]:,.1f} | {epoch[1]:,.1f} | {statistics.median(ratios):.2f}{spread} | "
                      f"{whole[0]:,.0f} | {whole[1]:,.0f} | {peak[0]:,.0f} | {peak[1]:,.0f} |")
     _draw(of, page.with_suffix(".png"))
     page.write_text(INTRODUCTION.format(
         start=START, rate=RATE, batch=BATCH, decay=DECAY, eps=EPS, clip=CLIP, warm=WARM, epochs=size.epochs,
         sst2_epochs=size.sst2_epochs, sst2=f"the first {size.sst2_rows:,} of 67,349" if size.sst2_rows else "all 67,349",
         single=f"at most {size.single_steps:,} updates" if size.single_steps else f"{size.epochs} epochs, SQuAD 2",
-        seeds=size.seeds, tables="\n".join(lines), machine=machine, name=page.stem,
-        missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
+        lengths="two or three lengths chosen beforehand" if size.few else "at most 16 lengths chosen from the data",
+        arguments=" --size gpu --jobs 8" if size.few else "", seeds=size.seeds, tables="\n".join(lines), machine=machine,
+        name=page.stem, missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
     ))
     print(page)
 
@@ -388,19 +431,21 @@ INTRODUCTION = """# Fine-tuning here and with transformers' Trainer
 {start} (6 layers, D 384) fine-tuned on the same token ids with the same hyper-parameters by bert_jax and by the Trainer
 of transformers in PyTorch: AdamW with bias correction (rate {rate:g}, warm-up over {warm:.0%} of the updates, then
 falling linearly to 0, decay {decay}, eps {eps:g}), gradients clipped at norm {clip}, batch {batch} (SQuAD 16), dropout
-0.1, float32, at most 128 tokens (SQuAD 384, stride 128). SST-2: {sst2} sentences, {sst2_epochs} epoch(s); MRPC, CoLA, RTE
-and STS-B whole, {epochs} epochs; SQuAD (its development set, the first three quarters of the articles to train on, the
-rest held out), WikiANN and UD POS (EWT): {single}. STS-B's values less 2.7 over 1.46 on both sides. Held out are the
-development sets; the last parameters count, and nothing was chosen by these sets.
+0.1, float32 (on a GPU as well, no TF32 on either side), at most 128 tokens (SQuAD 384, stride 128). Our batches are padded
+to {lengths}, the Trainer's to their longest sentence. SST-2: {sst2} sentences, {sst2_epochs} epoch(s); MRPC, CoLA, RTE and
+STS-B whole, {epochs} epochs; SQuAD (its development set, the first three quarters of the articles to train on, the rest held
+out), WikiANN and UD POS (EWT): {single}. STS-B's values less 2.7 over 1.46 on both sides. Held out are the development sets;
+the last parameters count, and nothing was chosen by these sets.
 
 Scores times 100: mean and standard deviation over {seeds} seeds, which decide on the new head, the order and dropout. The two
 sides draw differently from the same seed, so seeds are not paired. "Within one deviation": the difference of the means is at
 most the root of the two variances' mean, the deviation of a single run.
 
-Each cell is a process of its own, and the sides take turns. Seconds an epoch: the median over windows of up to 50
-updates, without the first window, in which we compile, and without evaluation; each side's median over the seeds, and of
-the ratios of cells that ran one after the other, median and range. Whole run: training and evaluation with compilation
-(programs that are compiled once are kept for the next seed), without reading and tokenising. Peak: of the process,
+Seconds and memory are of cells that ran alone, the sides by turns; where many cells share a GPU only those of 2,000 sentences
+of SST-2 do. Seconds an epoch: the median over windows of up to 50 updates, without the first window, in which we compile, and
+without evaluation; each side's median over the seeds, and of the ratios of cells that ran one after the other, median and
+range. Whole run: training and evaluation with compilation (programs that are compiled once are kept for the next seed),
+without reading and tokenising. Peak: on a GPU what the side's framework had allocated there at most; else of the process,
 everything that it imports included (both sides import jax; ours imports torch too where it is installed, through
 tensorboardX).
 
@@ -414,7 +459,7 @@ Machine: {machine}.
 
 ```
 python benchmarks/weights.py all-MiniLM-L6-v2
-python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning
+python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning{arguments}
 python benchmarks/finetuning.py report --dir runs/finetuning
 ```
 """
@@ -435,17 +480,24 @@ def main() -> None:
             sub.add_argument("--size", choices=SIZES, default="cpu")
         if name == "run":
             sub.add_argument("--only", help="tasks, or speed, with commas between; default: all")
+            sub.add_argument("--jobs", type=int, default=1, help="processes at a time, on their shares of the cores or one GPU")
+            sub.add_argument("--deadline", type=float, help="seconds after which all ends")
         if name == "one":
-            sub.add_argument("--cell", required=True)
+            sub.add_argument("--cells", required=True, help="with commas between")
+            sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
+            sub.add_argument("--alone", action="store_true", help="nothing else is running")
     arguments = parser.parse_args()
     directory = arguments.dir.resolve()
     if arguments.command == "report":
         report(directory, arguments.results, arguments.page)
     elif arguments.command == "run":
         only = arguments.only.split(",") if arguments.only else None
-        run(arguments.data.resolve(), directory, arguments.size, only)
+        run(arguments.data.resolve(), directory, arguments.size, only, arguments.jobs, arguments.deadline)
     else:
-        one(arguments.cell, arguments.size, arguments.data.resolve(), directory)
+        if arguments.cores:  # before jax counts them
+            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+        data = arguments.data.resolve()
+        processes.each(arguments.cells.split(","), lambda cell: one(cell, arguments.size, data, directory, arguments.alone))
 
 
 if __name__ == "__main__":

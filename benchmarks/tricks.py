@@ -106,6 +106,34 @@ def gradual(experiment, task: str):
     return optimizer(unfreeze_every=max(1, experiment.train.steps // (2 * (LAYERS + 1))))(experiment, task)
 
 
+def freelb(experiment, task: str):
+    """Their settings for RTE."""
+    from bert_jax.tasks.freelb import FreeLB
+
+    return task_fields(tricks=(FreeLB(),))(experiment, task)
+
+
+def smart(experiment, task: str):
+    """The paper's algorithm and radius."""
+    from bert_jax.tasks.smart import Smart
+
+    return task_fields(tricks=(Smart(),))(experiment, task)
+
+
+def smart_code(experiment, task: str):
+    """As the authors' code has it: no proximal term, a perturbation as large as embeddings."""
+    from bert_jax.tasks.smart import Smart
+
+    return task_fields(tricks=(Smart(proximity=0.0, ascent="normalised", radius=1.0),))(experiment, task)
+
+
+def mixout(experiment, task: str):
+    """In place of dropout of hidden states, as in their code."""
+    from bert_jax.tasks.mixout import Mixout
+
+    return encoder(dropout=0.0)(task_fields(tricks=(Mixout(),))(experiment, task), task)
+
+
 TRICKS = {
     "plain": Trick("plain recipe"),
     "no_correction": Trick("without bias correction (counter-check)", optimizer(bias_correction=False)),
@@ -122,6 +150,12 @@ TRICKS = {
     "reinitialise_2": Trick("top two layers and pooler new", task_fields(reinitialise=2)),
     "gradual": Trick("gradual unfreezing until the middle of the run (Howard and Ruder 2018)", gradual),
     "lora": Trick(f"LoRA, rank 8, rate {LORA_RATE:g} (Hu et al. 2021)", lora),
+    "freelb": Trick("FreeLB, 3 steps (Zhu et al. 2020)", freelb),
+    "smart": Trick("SMART, radius 1e-5, with the proximal term (Jiang et al. 2020)", smart),
+    "smart_code": Trick("SMART as in its authors' code, radius 1", smart_code),
+    "mixout": Trick("mixout, p 0.9, for dropout (Lee et al. 2020)", mixout),
+    "balanced": Trick("labels weighted by their rarity", task_fields(balanced=True)),
+    "focal": Trick("focal loss, gamma 2 (Lin et al. 2017)", task_fields(focal=2.0)),
     "short": Trick("64 tokens: starts of texts", task_fields(lengths=(64,)), tasks=("RTE", "MRPC")),
     "head_tail": Trick("64 tokens: starts and ends (Sun et al. 2019)", task_fields(lengths=(64,), truncate="both"),
                        against="short", tasks=("RTE", "MRPC")),

@@ -9,7 +9,6 @@ figures were made with: the encoder that was trained to name reaction classes. `
 pre-trained alone, with the dropout and learning rate that upstream's training script has for it. Weights come from
 ``python benchmarks/weights.py rxnfp-ft rxnfp-pretrained``. Splits run one after another, or several with ``--jobs``.
 
-``--size epoch`` is one epoch, its learning rate falling to 0 within it (does it learn?). ``--size test``: a few steps.
 """
 
 import argparse
@@ -41,7 +40,7 @@ UPSTREAM = {
 # Dropout and learning rate: of the models behind UPSTREAM (their model_args.json), and of launch_suzuki_miyaura_training.py for
 # bert_pretrained ("pretrained": what was best for Buchwald-Hartwig reactions).
 STARTS = {"ft": ("rxnfp-ft", 0.7542, 9.116e-5), "pretrained": ("rxnfp-pretrained", 0.7987, 9.659e-5)}
-TRAINED, ALL = 4032, 5760
+TRAINED, ALL, EPOCHS = 4032, 5760, 15
 # As rxnfp/tokenization.py has it: everything that it does not match is left out.
 SMILES = (
     r"(\%\([0-9]{3}\)|\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\||\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9])"
@@ -58,7 +57,18 @@ class Size:
     shapes: int = 16
 
 
-SIZES = {"full": Size(3_780, TRAINED, ALL - TRAINED), "epoch": Size(252, TRAINED, ALL - TRAINED), "test": Size(4, 32, 16, 1)}
+SIZES = {"full": Size(3_780, TRAINED, ALL - TRAINED, 2), "test": Size(30, 32, 16, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What begins where; dropout of hidden states and of attention; learning rate at its begin; updates."""
+
+    init: Path
+    dropout: float
+    attention_dropout: float
+    rate: float
+    steps: int
 
 
 def smiles_tokenizer(vocabulary: list[str]) -> dict:
@@ -127,36 +137,45 @@ def one(start: str, split: int, size_name: str, data: Path, directory: Path) -> 
     training = Table(file, ("rxn",), "y", rows=(0, size.trained))
     test = Table(file, ("rxn",), "y", rows=(TRAINED, TRAINED + size.tested))
     values = [float(label) for label in training.read().labels]
-    recipe = load_config(CONFIG)
-    experiment = dataclasses.replace(
-        recipe,
-        task=dataclasses.replace(
-            recipe.task, encoder=dataclasses.replace(recipe.task.encoder, dropout=dropout), init=str(folder), data=training,
-            heldout=test, shapes=size.shapes, offset=statistics.mean(values), scale=statistics.stdev(values),
-        ),
-        optimizer=dataclasses.replace(recipe.optimizer, learning_rate=rate),
-        train=dataclasses.replace(recipe.train, steps=size.steps, eval_every=size.steps),
-    )
-    work = directory / "runs" / f"{start}-{split}"
-    task = finetuning_task(experiment.task, load(folder))
-    result = train(task, experiment, work)
-    if not result.finished:
-        sys.exit(75)
+    recipe, first = load_config(CONFIG), size.steps // EPOCHS
+    stages = {
+        "first": Stage(folder, dropout, recipe.task.encoder.attention_dropout, rate, first),
+        "rest": Stage(directory / "runs" / f"{start}-{split}" / "first", 0.0, 0.0, rate * (1 - 1 / EPOCHS), size.steps - first),
+    }
+    for name, stage in stages.items():
+        encoder = dataclasses.replace(recipe.task.encoder, dropout=stage.dropout, attention_dropout=stage.attention_dropout)
+        experiment = dataclasses.replace(
+            recipe,
+            task=dataclasses.replace(
+                recipe.task, encoder=encoder, init=str(stage.init), data=training, heldout=test, shapes=size.shapes,
+                offset=statistics.mean(values), scale=statistics.stdev(values),
+            ),
+            optimizer=dataclasses.replace(recipe.optimizer, learning_rate=stage.rate),
+            train=dataclasses.replace(recipe.train, steps=stage.steps, eval_every=stage.steps),
+        )
+        work = directory / "runs" / f"{start}-{split}" / name
+        task = finetuning_task(experiment.task, load(stage.init))
+        result = train(task, experiment, work)
+        if not result.finished:
+            sys.exit(75)
     began = time.monotonic()
     answers, _ = predict(task.predictor, task.finished(result.params), test.read().texts, experiment.task.lengths, 32)
     predicted = np.clip([100 * answer["yield"] for answer in answers], 0, 100)  # as upstream does
     measured = 100 * np.array([float(label) for label in test.read().labels])
-    record = read(work / "metrics.jsonl")
+    record = read(work.parent / "first" / "metrics.jsonl") + [
+        row | {"step": row["step"] + first} for row in read(work / "metrics.jsonl")
+    ]
     found = {
         "size": dataclasses.asdict(size), "start": start, "split": split, "r2": r2_score(measured, predicted),
         "rmse": float(np.sqrt(np.square(measured - predicted).mean())), "mae": mean_absolute_error(measured, predicted),
-        "seconds": max(row["time"] for row in record), "prediction_seconds": time.monotonic() - began,
+        "seconds": sum(max(row["time"] for row in read(work.parent / name / "metrics.jsonl")) for name in stages),
+        "prediction_seconds": time.monotonic() - began,
         "losses": [[row["step"], row["loss"]] for row in record if row["kind"] == "train"],
         "predicted": np.round(predicted, 3).tolist(), "measured": np.round(measured, 3).tolist(),
     }
     path.with_suffix(".new").write_text(json.dumps(found) + "\n")
     path.with_suffix(".new").replace(path)
-    shutil.rmtree(work)
+    shutil.rmtree(work.parent)
 
 
 def run(data: Path, directory: Path, size_name: str, start: str, splits: list[int], jobs: int) -> None:

@@ -1,7 +1,9 @@
 """Token, position and segment embeddings, factorised when their width differs from the model's."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from bert_jax import functional
@@ -48,7 +50,13 @@ class Embeddings(nn.Module):
         x = functional.dropout(x.astype(config.compute_dtype), config.dropout, seed)
         if width != config.hidden_width:
             x = Dense(config, (config.hidden_width,), (None, "model"), name="projection")(x)
-        return nn.with_logical_constraint(x, ("batch", "length", "act_model"))
+        x = nn.with_logical_constraint(x, ("batch", "length", "act_model"))
+        mesh = jax.sharding.get_abstract_mesh()
+        if config.unroll and (mesh.empty or mesh.size == 1):
+            # Without a scan XLA for GPUs keeps the lookup's layout, batch innermost, and transposes for every product. (On
+            # several devices the constraint would hide from XLA how the rows are shared out.)
+            x = with_layout_constraint(x, Layout((0, 1, 2)))
+        return x
 
     def _add_tables(
         self, x: Float[Array, "B L E"], segment_ids: Int[Array, "B L"], position_ids: Int[Array, "B L"] | None
@@ -60,8 +68,7 @@ class Embeddings(nn.Module):
             segment = self.param(
                 "segment", truncated_normal(std, ("segment", "embedding")), (config.segments, x.shape[-1]), jnp.float32
             )
-            # The table is tiny: choosing has a far cheaper gradient than a scatter with two targets. (A one-hot product has one
-            # as well, but XLA for GPUs then lays out all that is added to it, layer after layer, as its transpose.)
+            # The table is tiny: choosing has a far cheaper gradient than a scatter with two targets.
             for number in range(config.segments):
                 x += jnp.where((segment_ids == number)[..., None], segment[number], 0.0)
         if position_ids is None:

@@ -1,0 +1,1 @@
+"""Scripts that measure; `python benchmarks/NAME.py --help` explains each."""

@@ -1,0 +1,293 @@
+"""Whole training steps on one GPU against transformers in PyTorch (sdpa, torch.compile, bf16 autocast, fused AdamW).
+
+    python -m benchmarks.gpu --out benchmarks/results/gpu_h100.json                 # one call of at most ten minutes
+    python -m benchmarks.gpu --out gpu.json --cases base-128 --profile              # and the kernels that take the time
+    python -m benchmarks.gpu --render                                               # docs/results/gpu.md from the JSON file
+
+Every contestant is a process of its own, alone on the GPU: BERT with MLM and NSP, 15% of the positions predicted, dropout 0.1,
+AdamW and clipping, bf16 products with float32 parameters, all rows full, the batch on the device. The figure is the median of
+five windows, each of as many updates as take about a second. MFU counts forward and backward products (6 x parameters of
+matrices a token and attention, predicted positions only for the vocabulary, nothing for recomputation) against the device's
+dense bf16 peak. The file is written after every contestant, and what it has is not measured again.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "benchmarks/results/gpu_h100.json", ROOT / "docs/results/gpu.md"
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, NVIDIA's data sheets
+VOCABULARY = 30522
+UPDATES = 5  # of the first look at the speed
+# case -> preset, length, batches of ours, batches of PyTorch; the best of each side counts
+CASES = {
+    "base-128": ("bert-base", 128, (512, 256), (512, 256)),
+    "large-128": ("bert-large", 128, (256,), (128,)),
+    "large-512": ("bert-large", 512, (64,), (32,)),
+    "xxlarge-512": ("albert-xxlarge-v2", 512, (16,), ()),
+    "test": ("bert-tiny", 32, (8,), (8,)),
+}
+OURS = {"remat": "masks", "unroll": True, "vocab_multiple": 128}
+
+
+def contestants(names: list[str]) -> list[str]:
+    """``SIDE CASE BATCH``, ours and theirs by turns; first the first batch of every case."""
+    found = []
+    for rank in range(max(len(CASES[name][2]) for name in names)):
+        for name in names:
+            for side, batches in zip(("ours", "torch"), CASES[name][2:], strict=True):
+                found += [f"{side} {name} {batch}" for batch in batches[rank : rank + 1]]
+    return found
+
+
+def batch_of(rows: int, length: int) -> dict:
+    """A full batch of ordinary ids, the same for everybody."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, VOCABULARY, (rows, length), dtype=np.int32)
+    ids[:, 0], ids[:, -1] = 101, 102
+    return {
+        "input_ids": ids, "segment_ids": (np.arange(length) > length // 2).astype(np.int32) + np.zeros((rows, 1), np.int32),
+        "attention_mask": np.ones((rows, length), bool), "next_sentence_label": rng.integers(0, 2, rows, dtype=np.int32),
+    }
+
+
+def task_of(name: str, changes: dict):
+    """Our task of a case."""
+    from bert_jax.data.pairs import PairSpec
+    from bert_jax.models.config import preset
+    from bert_jax.objectives import MaskedLM, NextSentence
+    from bert_jax.objectives.base import Pieces
+    from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
+
+    model, length, *_ = CASES[name]
+    encoder = preset(model, compute_dtype="bfloat16", dropout=0.1, attention_dropout=0.1, **changes)
+    task = PretrainingTask(Pretraining(encoder, (MaskedLM(), NextSentence()), PairSpec(length, "nsp")), None)
+    task._pieces = Pieces(encoder.vocab_size, 0, 100, 101, 102, 103, (0, 100, 101, 102, 103))  # there is no store
+    return task
+
+
+def ours(name: str, rows: int, changes: dict, profile: bool) -> dict:
+    """Our step, as train() makes it."""
+    import jax
+    import numpy as np
+
+    from bert_jax.parallel.mesh import MeshConfig, make_mesh
+    from bert_jax.planning.flops import task_work
+    from bert_jax.training.optimizer import AdamW, make_optimizer
+    from bert_jax.training.step import abstract_state, init_state, make_train_step
+    from bert_jax.training.train import to_devices
+
+    task, length = task_of(name, changes), CASES[name][1]
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer = make_optimizer(AdamW(warmup_steps=10), 100_000, task.logical_axes())
+    abstract = abstract_state(task, optimizer, mesh)
+    batch = {key: value % task.config.encoder.vocab_size if key == "input_ids" else value
+             for key, value in batch_of(rows, length).items()}
+    with jax.set_mesh(mesh):
+        state = init_state(task, optimizer, abstract, jax.random.key(0))
+        step = make_train_step(task, optimizer, mesh, abstract, accumulate=1)
+        batch = to_devices(batch | {"word_starts": np.ones((rows, length), bool)}, mesh)
+
+        def run(updates: int) -> float:
+            nonlocal state
+            for _ in range(updates):
+                state, metrics = step(state, batch)
+            return float(metrics["loss"].sum)
+
+        found = measure(run, rows)
+        if profile:
+            with jax.profiler.trace("/tmp/bert_jax_trace"):
+                run(3)
+            found["kernels"] = kernels("/tmp/bert_jax_trace", 3)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return found | {
+        "changes": changes, "device": jax.devices()[0].device_kind, "useful_flops": task_work(task).useful,
+        "peak_gib": stats.get("peak_bytes_in_use", 0) / 2**30,
+    }
+
+
+def theirs(name: str, rows: int) -> dict:
+    """The same in PyTorch, as a good user writes it. It has its masks ready-made."""
+    import torch
+    from transformers import BertConfig, BertForPreTraining
+
+    from bert_jax.models.config import preset
+
+    model, length, *_ = CASES[name]
+    config, device = preset(model), "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    net = BertForPreTraining._from_config(BertConfig(
+        vocab_size=VOCABULARY, hidden_size=config.hidden_width, num_hidden_layers=config.depth,
+        num_attention_heads=config.heads, intermediate_size=config.ffn_width, attn_implementation="sdpa",
+    )).train().to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.01, eps=1e-6, fused=device == "cuda")
+    tensors = {key: torch.from_numpy(value).to(device) for key, value in batch_of(rows, length).items()}
+    labels = torch.full((rows, length), -100, device=device)
+    predicted = round(0.15 * length)
+    labels[:, 1 : 1 + predicted] = tensors["input_ids"][:, 1 : 1 + predicted].long()
+    arguments = {
+        "input_ids": tensors["input_ids"].long(), "token_type_ids": tensors["segment_ids"].long(), "labels": labels,
+        "next_sentence_label": tensors["next_sentence_label"].long(),  # no attention_mask: all rows are full, the faster path
+    }
+    forward = torch.compile(net) if device == "cuda" else net
+
+    def run(updates: int) -> float:
+        for _ in range(updates):
+            with torch.autocast(device, torch.bfloat16):
+                loss = forward(**arguments).loss
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+        return float(loss.detach())
+
+    found = measure(run, rows)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
+    return found | {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "peak_gib": peak}
+
+
+def measure(run, rows: int) -> dict:
+    """Seconds of the first update, compilation included, and of an update afterwards."""
+    began = time.perf_counter()
+    first_loss = run(1)
+    first = time.perf_counter() - began
+    run(2)
+    began = time.perf_counter()
+    run(UPDATES)
+    updates = max(2, round(UPDATES / (time.perf_counter() - began)))
+    windows = []
+    for _ in range(5):
+        began = time.perf_counter()
+        last_loss = run(updates)
+        windows.append((time.perf_counter() - began) / updates)
+    seconds = statistics.median(windows)
+    return {"first_seconds": first, "seconds": seconds, "sequences_per_second": rows / seconds, "windows": windows,
+            "losses": [first_loss, last_loss]}
+
+
+def kernels(folder: str, updates: int) -> list:
+    """Milliseconds of an update and calls of every kernel on the device, longest first."""
+    import collections
+
+    import jax
+
+    path = max(Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    times, calls = collections.Counter(), collections.Counter()
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines if "GPU" in plane.name else ():
+            for event in line.events if "Stream" in line.name else ():
+                times[event.name[:90]] += event.duration_ns / 1e6 / updates
+                calls[event.name[:90]] += 1
+    return [[name, round(milliseconds, 4), calls[name] // updates] for name, milliseconds in times.most_common(60)]
+
+
+def one(side: str, name: str, rows: int, changes: dict, profile: bool) -> dict:
+    """What a contestant measures; an error is a result as well."""
+    try:
+        return ours(name, rows, changes, profile) if side == "ours" else theirs(name, rows)
+    except Exception as error:  # out of memory has a different type on either side
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+def run(out: Path, names: list[str], profile: bool, changes: dict) -> None:
+    """Every contestant that is not in ``out`` yet."""
+    record = json.loads(out.read_text()) if out.exists() else {"results": {}}
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "optax", "torch", "transformers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    record |= {"versions": versions, "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:])}
+    todo = [contestant for contestant in contestants(names) if contestant not in record["results"]]
+    for number, contestant in enumerate(todo, start=1):
+        command = [sys.executable, "-m", "benchmarks.gpu", "--one", contestant, "--changes", json.dumps(changes)]
+        done = subprocess.run(command + ["--profile"] * profile, cwd=ROOT, capture_output=True, text=True)
+        lines = done.stdout.strip().splitlines()
+        found = json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": done.stderr[-300:]}
+        record["results"][contestant] = found
+        out.write_text(json.dumps(record, indent=1) + "\n")
+        said = found.get("error") or (
+            f"{found['sequences_per_second']:,.0f} sequences/s, {1e3 * found['seconds']:.2f} ms, first update "
+            f"{found['first_seconds']:.0f} s, {found['peak_gib']:.1f} GiB"
+        )
+        print(f"{number}/{len(todo)} {contestant}: {said}", flush=True)
+        for name, milliseconds, calls in found.get("kernels", [])[:40]:
+            print(f"{milliseconds:9.3f} ms {calls:5d} {name}")
+
+
+def render(results: Path) -> None:
+    """The page."""
+    record = json.loads(results.read_text())
+    lines = ["| case | ours, batch | sequences/s | ms | MFU | peak memory | first update | PyTorch, batch | sequences/s | "
+             "ours over PyTorch |", "|---" * 10 + "|"]
+    device = ""
+    for name in CASES:
+        best = {}
+        for side in ("ours", "torch"):
+            mine = {int(key.split()[2]): row for key, row in record["results"].items() if key.split()[:2] == [side, name]}
+            good = {batch: row for batch, row in mine.items() if "error" not in row}
+            if good:
+                best[side] = max(good.items(), key=lambda item: item[1]["sequences_per_second"])
+        if "ours" not in best:
+            continue
+        batch, row = best["ours"]
+        device = row["device"]
+        peak = next((value for key, value in PEAK.items() if key in device), None)
+        share = f"{row['useful_flops'] * row['sequences_per_second'] / peak:.1%}" if peak else "-"
+        other = best.get("torch")
+        cells = [name, str(batch), f"{row['sequences_per_second']:,.0f}", f"{1e3 * row['seconds']:.1f}", share,
+                 f"{row['peak_gib']:.1f} GiB", f"{row['first_seconds']:.0f} s"]
+        cells += [str(other[0]), f"{other[1]['sequences_per_second']:,.0f}",
+                  f"{row['sequences_per_second'] / other[1]['sequences_per_second']:.2f} x"] if other else ["-", "-", "-"]
+        lines.append("| " + " | ".join(cells) + " |")
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    peaks = ", ".join(f"{key} {value / 1e12:.0f}" for key, value in PEAK.items())
+    PAGE.write_text(f"""# A training step on a GPU
+
+Whole updates (forward, backward, clipping, AdamW; MLM and NSP, 15% of the positions predicted, dropout 0.1 everywhere, bf16
+with float32 parameters), alone on one {device}; the best batch of each side. PyTorch: transformers
+with sdpa, torch.compile, bf16 autocast and fused AdamW; it has its masks ready-made and no padding mask, ours draws masks in
+the step. It computes the vocabulary for all positions, as its users do. Ours: `{json.dumps(OURS)}`.
+
+{chr(10).join(lines)}
+
+MFU: 6 x parameters of matrices a token and attention, predicted positions only for the vocabulary, nothing for what is
+computed again, over the dense bf16 peak of the data sheet ({peaks} TFLOP/s).
+
+{versions}. `{record['command']}`;
+[all figures](../../benchmarks/results/{results.name}), [what was tried](../../benchmarks/NOTES.md).
+""")
+    print(PAGE)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file, extended if it is there")
+    parser.add_argument("--cases", default="base-128,large-128,large-512,xxlarge-512", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--profile", action="store_true", help="trace three updates of ours and list their kernels")
+    parser.add_argument("--changes", type=json.loads, default=OURS, help="JSON: fields of our encoder")
+    parser.add_argument("--render", action="store_true", help="only write the page")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        side, name, rows = arguments.one.split()
+        print(json.dumps(one(side, name, int(rows), arguments.changes, arguments.profile)))
+    elif arguments.render:
+        render(arguments.out)
+    else:
+        run(arguments.out.resolve(), arguments.cases.split(","), arguments.profile, arguments.changes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Cells of a benchmark, each a JSON file, measured in processes of their own: several at a time, resumable, until a deadline.
+
+A process takes a group of cells one after another, for instance the seeds of a task, which share what is compiled. A cell
+that fails stops no other one. On a processor every job has its share of the cores; a GPU all jobs share (NVIDIA's MPS lets
+their kernels run side by side: ``nvidia-cuda-mps-control -d``).
+"""
+
+import importlib.metadata
+import os
+import platform
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTINUES = 75  # status of a process that was asked to stop and has saved what it had
+GRACE = 30.0  # seconds for that
+
+
+class Stage(NamedTuple):
+    """Groups of cells, in the order in which they begin, and how many of them run at a time."""
+
+    jobs: int
+    groups: list[list[str]]
+
+
+def has_gpu() -> bool:
+    """Whether this machine has NVIDIA's tools, asked without waking the driver."""
+    return shutil.which("nvidia-smi") is not None
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """What the processes of a benchmark see. Compiled programs lie in ``directory``, however small and quickly made; the
+    jobs share a GPU's memory, and its products of float32 matrices are float32 as on a processor and in PyTorch, not TF32."""
+    ours = {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages for the heap
+        "HF_HUB_OFFLINE": "1", "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
+    gpu = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    return os.environ | ours | (gpu if has_gpu() else {})
+
+
+def machine(*packages: str) -> str:
+    """The accelerator or processor of this process, the precision of float32 products, and versions of ``packages``."""
+    import jax
+
+    device, precision = jax.devices()[0], jax.config.jax_default_matmul_precision
+    if device.platform == "cpu":
+        where = f"{platform.machine()}, {os.cpu_count()} cores, float32"
+    else:
+        products = "float32" if precision in ("highest", "float32") else f"float32 with jax's {precision or 'default'} products"
+        where = f"{device.device_kind}, {os.cpu_count()} cores, {products}"
+    flags = [f"XLA_FLAGS {os.environ['XLA_FLAGS']}"] if os.environ.get("XLA_FLAGS") else []
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return ", ".join([where, f"Python {platform.python_version()}", *versions, *flags])
+
+
+def machines(rows: list[dict]) -> str:
+    """Where ``rows`` were measured."""
+    return "; ".join(sorted({row.get("machine", "not recorded") for row in rows}))
+
+
+def each(cells: list[str], measure: Callable[[str], None]) -> None:
+    """Measures every cell, in a process of its own; ends it with status 1 where one failed."""
+    failed = False
+    for cell in cells:
+        try:
+            measure(cell)
+        except Exception:  # whatever it is, the other cells can still be measured
+            traceback.print_exc()
+            failed = True
+    if failed:
+        sys.exit(1)
+
+
+def run(
+    stages: list[Stage], command: Callable[[Stage, list[str]], list[str]], directory: Path, deadline: float | None = None
+) -> None:
+    """Measures the cells of ``stages`` that have no ``directory/CELL.json`` yet, one stage after another.
+
+    Args:
+      command: makes the command line of a process that measures the cells of a group.
+      deadline: seconds after which nothing more begins and what runs is asked to save and to end.
+
+    Processes that run beside others write into ``directory/logs``. Ends with status 1 and one line where cells failed, else
+    with 75 where the time was not enough; the same command continues.
+    """
+    began = time.monotonic()
+    todo = [
+        Stage(stage.jobs, [left for group in stage.groups if (left := [c for c in group if not _is_there(directory, c)])])
+        for stage in stages
+    ]
+    total, number = (sum(len(group) for stage in which for group in stage.groups) for which in (stages, todo))
+    done = total - number
+    if done:
+        print(f"{done} of {total} cells are there", flush=True)
+    errors: list[str] = []
+    over, lock = threading.Event(), threading.Lock()
+
+    def measure(stage: Stage, group: list[str], cores: list[int]) -> None:
+        nonlocal done
+        begin, name = time.monotonic(), group[0] if len(group) == 1 else f"{group[0]} ... {group[-1]}"
+        print(f"{done}/{total} {name} begins at {begin - began:.0f} s", flush=True)
+        line = command(stage, group) + (["--cores", ",".join(map(str, cores))] if cores else [])
+        log = directory / "logs" / f"{group[0]}.log"
+        log.parent.mkdir(exist_ok=True)
+        with open(log, "a", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                line, cwd=ROOT, env=environment(directory), stdout=file if stage.jobs > 1 else None,
+                stderr=subprocess.STDOUT if stage.jobs > 1 else None,
+            )
+            _wait(process, over, deadline and began + deadline)
+        left = [cell for cell in group if not _is_there(directory, cell)]
+        with lock:
+            done += len(group) - len(left)
+            now = time.monotonic()
+            print(f"{done}/{total} {name} {'stopped' if left else 'done'} after {now - begin:.0f} s", flush=True)
+            if left and not over.is_set():
+                errors.append(f"{', '.join(left)} ended with status {process.returncode}")
+                text = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                print("\n".join([errors[-1], *(f"    {row}" for row in text[-20:])]), flush=True)
+
+    for stage in todo:
+        waiting = queue.SimpleQueue()
+        for group in stage.groups:
+            waiting.put(group)
+
+        def work(job: int, stage: Stage = stage, waiting: queue.SimpleQueue = waiting) -> None:
+            cores = [] if has_gpu() or stage.jobs == 1 else sorted(os.sched_getaffinity(0))[job :: stage.jobs]
+            while not over.is_set():
+                try:
+                    group = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                measure(stage, group, cores)
+
+        with ThreadPoolExecutor(stage.jobs) as pool:
+            try:
+                list(pool.map(work, range(stage.jobs)))
+            except KeyboardInterrupt:
+                over.set()
+                raise
+    if errors:
+        print(f"{len(errors)} failed: {'; '.join(errors)}; the same command continues", file=sys.stderr)
+        sys.exit(1)
+    if done < total:
+        print(f"the time is over, {done} of {total} cells are there: the same command continues", file=sys.stderr)
+        sys.exit(CONTINUES)
+
+
+def _is_there(directory: Path, cell: str) -> bool:
+    return (directory / f"{cell}.json").exists()
+
+
+def _wait(process: subprocess.Popen, over: threading.Event, end: float | None) -> None:
+    """Until ``process`` has ended; at ``end`` it is asked to, and a little later made to."""
+    while process.poll() is None:
+        if end is not None and time.monotonic() > end:
+            over.set()
+            process.terminate()
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        time.sleep(0.1)
