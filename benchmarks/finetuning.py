@@ -284,6 +284,8 @@ def trainers(task, experiment, work: Path, start: Path) -> dict:
     )
     if trainer.accelerator.mixed_precision != "no":
         sys.exit("the Trainer would not compute in float32")
+    if trainer.args.n_gpu > 1:
+        sys.exit("the Trainer would take a batch for each GPU: hide all but one (CUDA_VISIBLE_DEVICES=0)")
     began = time.monotonic()
     trainer.train()
 
@@ -361,9 +363,10 @@ def report(directory: Path, results: Path, page: Path) -> None:
             within = "yes" if abs(difference) <= ((statistics.variance(a) + statistics.variance(b)) / 2) ** 0.5 else "**no**"
         lines.append(f"| {task} | {name} | {mine[0]['rows']:,} | {mine[0]['steps']:,} | {_spread(a)} | {_spread(b)} | "
                      f"{difference:+.2f} | {within} | {_each(a)} | {_each(b)} |")
-    lines += ["", "## Seconds and memory", "",
-              "| | seconds an epoch, ours | Trainer | Trainer / ours | whole run, ours | Trainer | peak MiB, ours | Trainer |",
-              "|---" * 8 + "|"]
+    times = ["", "## Seconds and memory", "",
+             "| | seconds an epoch, ours | Trainer | Trainer / ours | whole run, ours | Trainer | peak MiB, ours | Trainer |",
+             "|---" * 8 + "|"]
+    head = len(times)
     for task in ("speed", *SENTENCES, *SINGLE):
         mine, theirs = of(task, "ours"), of(task, "trainer")
         pairs = [(row, by[task, row["seed"], "trainer"]) for row in mine if (task, row["seed"], "trainer") in by]
@@ -376,8 +379,9 @@ def report(directory: Path, results: Path, page: Path) -> None:
         peak = [_median(side, "peak_mib") for side in zip(*pairs, strict=True)]
         spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
         what = f"SST-2, {SPEED_ROWS:,} sentences" if task == "speed" else task
-        lines.append(f"| {what} | {epoch[0]:,.1f} | {epoch[1]:,.1f} | {statistics.median(ratios):.2f}{spread} | "
+        times.append(f"| {what} | {epoch[0]:,.1f} | {epoch[1]:,.1f} | {statistics.median(ratios):.2f}{spread} | "
                      f"{whole[0]:,.0f} | {whole[1]:,.0f} | {peak[0]:,.0f} | {peak[1]:,.0f} |")
+    lines += times if len(times) > head else [*times[:3], "No cell of either side ran alone yet."]
     _draw(of, page.with_suffix(".png"))
     page.write_text(INTRODUCTION.format(
         start=START, rate=RATE, batch=BATCH, decay=DECAY, eps=EPS, clip=CLIP, warm=WARM, epochs=size.epochs,
@@ -441,7 +445,7 @@ Scores times 100: mean and standard deviation over {seeds} seeds, which decide o
 sides draw differently from the same seed, so seeds are not paired. "Within one deviation": the difference of the means is at
 most the root of the two variances' mean, the deviation of a single run.
 
-Seconds and memory are of cells that ran alone, the sides by turns; where many cells share a GPU only those of 2,000 sentences
+Seconds and memory are of cells that ran alone, one process after another; where the others share a GPU, only 2,000 sentences
 of SST-2 do. Seconds an epoch: the median over windows of up to 50 updates, without the first window, in which we compile, and
 without evaluation; each side's median over the seeds, and of the ratios of cells that ran one after the other, median and
 range. Whole run: training and evaluation with compilation (programs that are compiled once are kept for the next seed),

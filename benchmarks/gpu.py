@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/gpu_h100.json", ROOT / "docs/results/gpu.md"
+ATTENTION = ROOT / "benchmarks/results/attention_h100.json"
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, NVIDIA's data sheets
 VOCABULARY = 30522
 UPDATES = 5  # of the first look at the speed
@@ -251,6 +252,11 @@ def render(results: Path) -> None:
                   f"{row['sequences_per_second'] / other[1]['sequences_per_second']:.2f} x"] if other else ["-", "-", "-"]
         lines.append("| " + " | ".join(cells) + " |")
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    attention = ["| | xla | fused | xla, no dropout | fused, no dropout | cuDNN, no dropout |", "|---" * 6 + "|"]
+    for size, parts in json.loads(ATTENTION.read_text())["milliseconds"].items():
+        for part, times in parts.items():
+            columns = ("xla", "fused", "xla no dropout", "fused no dropout", "cudnn no dropout")
+            attention.append(f"| {size}, {part} | " + " | ".join(f"{times[column]:.2f}" for column in columns) + " |")
     peaks = ", ".join(f"{key} {value / 1e12:.0f}" for key, value in PEAK.items())
     PAGE.write_text(f"""# A training step on a GPU
 
@@ -263,6 +269,13 @@ the step. It computes the vocabulary for all positions, as its users do. Ours: `
 
 MFU: 6 x parameters of matrices a token and attention, predicted positions only for the vocabulary, nothing for what is
 computed again, over the dense bf16 peak of the data sheet ({peaks} TFLOP/s).
+
+## Attention alone
+
+Milliseconds, heads of width 64, bf16, the second half of a row padded at random (`benchmarks/attention.py`,
+[all figures](../../benchmarks/results/{ATTENTION.name}); block sizes at 128 tokens were changed afterwards by this sweep).
+
+{chr(10).join(attention)}
 
 {versions}. `{record['command']}`;
 [all figures](../../benchmarks/results/{results.name}), [what was tried](../../benchmarks/NOTES.md).

@@ -17,10 +17,8 @@ accelerator. ``--deadline`` stops after so many seconds, everything saved.
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import queue
 import shutil
 import statistics
@@ -30,6 +28,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/objectives.json", ROOT / "docs/results/objectives.md"
@@ -223,6 +223,7 @@ def one(name: str, size_name: str, data: Path, directory: Path) -> None:
         work = task_work(PretrainingTask(value.task, None))
         speeds = [row["sequences_per_second"] for row in read(run / "metrics.jsonl") if "sequences_per_second" in row]
         keep(
+            machine=processes.machine("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn"),
             size=dataclasses.asdict(size), steps=value.train.steps, operations=work.useful * size.batch * value.train.steps,
             cpu_seconds=time.process_time() - before,
             wall_seconds=time.monotonic() - started,
@@ -395,13 +396,11 @@ def report(directory: Path) -> None:
     sizes = {json.dumps(row["size"]) for row in rows.values()}
     if len(sizes) != 1:
         sys.exit(f"{directory} holds results of {len(sizes)} sizes: one is needed")
-    size = Size(**json.loads(sizes.pop()))
+    size = Size(**(found := json.loads(sizes.pop())) | {"lengths": tuple(found["lengths"])})
     known = recipes(size)
     rows = {name: rows[name] for name in known if name in rows}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, float32, Python {platform.python_version()}, " + ", ".join(
-        f"{n} {importlib.metadata.version(n)}" for n in ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
-    )
-    RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    machine = processes.machines(list(rows.values()))
+    RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     base = rows["mlm"]["operations"] if "mlm" in rows else None
     lines = []
     for group in dict.fromkeys(recipe.group for recipe in known.values()):
@@ -411,12 +410,15 @@ def report(directory: Path) -> None:
         lines += [f"## {group[0].upper()}{group[1:]}", "", "| | compute | MLM acc. | NSP probe | SOP probe | "
                   + " | ".join(COLUMNS) + " | mean |", "|---" * (6 + len(COLUMNS)) + "|"]
         lines += [_line(known[name].what, rows[name], base) for name in names] + [""]
-    _draw({name: rows[name] for name in rows if len(rows[name].get("glue", {})) == len(COLUMNS)}, known,
-          PAGE.with_suffix(".png"))
-    missing = [name for name in known if len(rows.get(name, {}).get("glue", {})) < len(COLUMNS)]
+    _draw({name: rows[name] for name in rows if rows[name].get("glue")}, known, PAGE.with_suffix(".png"))
+    missing = [name for name in known if name not in rows]
+    partial = [name for name in rows if any(len(rows[name].get("glue", {}).get(task, ())) < len(SEEDS) for task in COLUMNS)]
     PAGE.write_text(INTRODUCTION.format(
         size=size, seeds=len(SEEDS), machine=machine, probes=f"{PROBE_EXAMPLES:,}", heldout=f"{HELDOUT_EXAMPLES:,}",
-        missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
+        missing="\n".join(
+            [f"Not measured yet: {', '.join(missing)}."] * bool(missing)
+            + [f"Fewer than {len(SEEDS)} seeds of fine-tuning, or none, in some column: {', '.join(partial)}."] * bool(partial)
+        ), option="" if size == SIZES["cpu"] else f" --size {next(name for name, one in SIZES.items() if one == size)}",
         tables="\n".join(lines), claims=_claims(rows),
     ))
     print(PAGE)
@@ -441,7 +443,8 @@ def _means(glue: dict[str, list[float]]) -> list[float]:
 def _spread(scores: list[float]) -> str:
     if not scores:
         return ""
-    return f"{100 * statistics.mean(scores):.1f}" + (f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else "")
+    spread = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{100 * statistics.mean(scores):.1f}{spread}" + (f" ({len(scores)})" if len(scores) < len(SEEDS) else "")
 
 
 def _claims(rows: dict[str, dict]) -> str:
@@ -481,9 +484,10 @@ def _draw(rows: dict[str, dict], known: dict[str, Recipe], picture: Path) -> Non
     places = range(len(rows))
     for panel, task in zip(axes, COLUMNS, strict=True):
         for place, row in zip(places, rows.values(), strict=True):
-            scores = [100 * score for score in row["glue"][task]]
+            scores = [100 * score for score in row["glue"].get(task, ())]
             panel.plot(scores, [place] * len(scores), "o", color="C0", alpha=0.4, markersize=4)
-            panel.plot(statistics.mean(scores), place, "|", color="C1", markersize=14, markeredgewidth=2)
+            if scores:
+                panel.plot(statistics.mean(scores), place, "|", color="C1", markersize=14, markeredgewidth=2)
         panel.set(title=task)
         panel.grid(alpha=0.3)
     axes[0].set_yticks(list(places), [known[name].what for name in rows])
@@ -497,9 +501,7 @@ INTRODUCTION = """# Pre-training objectives side by side
 
 The same encoder ({size.layers} layers, D {size.width}, F {size.width}x4, V {size.vocabulary:,}), data (109 public-domain
 books, one side held out), updates ({size.steps:,} of {size.batch} rows of {size.length} tokens, AdamW with bias
-correction and beta2 0.98, peak rate {size.rate:g}, no dropout, since hardly any text comes twice) and seed (0) for every row.
-Depth and rate were chosen by masked language modelling alone: three layers were still at the unigram distribution after 1,500
-updates at 3e-3 and at 6e-3 (and after 640 of 64 rows at 1e-3), two layers at 3e-3 had left it after 500.
+correction and beta2 0.98, peak rate {size.rate:g}, no dropout, products in {size.dtype}) and seed (0) for every row.
 
 - `compute`: products of matrices of the whole pre-training, generators and decoders included, relative to the first row.
 - `MLM acc.`: held-out accuracy at 15% masking, 80/10/10, where the model has a masked-language-model head.
@@ -510,7 +512,8 @@ updates at 3e-3 and at 6e-3 (and after 640 of 64 rows at 1e-3), two layers at 3e
   fine-tuning (head, order, dropout 0.1); rate {size.finetuning_rate:g}, batch 32, one epoch of SST-2 and three of the others,
   the last parameters, nothing chosen by the development set.
 
-One pre-training seed: differences between rows within a deviation or two say nothing.
+One pre-training seed: differences between rows within a deviation or two say nothing. A deviation here is that of fine-tuning
+seeds alone, in parentheses how many there are where they are not {seeds}.
 
 ![fine-tuning scores](objectives.png)
 
@@ -524,7 +527,7 @@ One pre-training seed: differences between rows within a deviation or two say no
 Machine: {machine}.
 
 ```
-python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives
+python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives{option}
 python benchmarks/objectives.py report --dir runs/objectives
 ```
 """

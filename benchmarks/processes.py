@@ -137,7 +137,7 @@ def run(
 
         def work(job: int, stage: Stage = stage, waiting: queue.SimpleQueue = waiting) -> None:
             cores = [] if has_gpu() or stage.jobs == 1 else sorted(os.sched_getaffinity(0))[job :: stage.jobs]
-            while not over.is_set():
+            while not over.is_set() and (deadline is None or time.monotonic() - began < deadline):
                 try:
                     group = waiting.get_nowait()
                 except queue.Empty:

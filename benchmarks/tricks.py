@@ -2,23 +2,26 @@
 
     python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks            # goes on where it was interrupted
     python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks --only mix,lora --tasks RTE
+    python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks --size gpu --jobs 12 --deadline 540
     python benchmarks/tricks.py report --dir runs/tricks                               # docs/results/tricks.md
 
 A task with a seed is a process: it runs the plain recipe and every trick one after another, so that all of them have the
 same data order, the same new head where its shape is the same, and about the same neighbours on the machine. Whatever a
 trick has of its own is its paper's default, untuned; the last parameters count, and nothing is chosen by the held-out data.
 
-``--size cpu`` trains on the first 1,000 rows of RTE and MRPC and 2,000 of CoLA; ``full`` on all; ``gpu`` for ten epochs on
-all.
+With ``--jobs`` above 1, on a GPU all on that one, a process is a trick on a task with all its seeds, which compile once; times
+then mean nothing and are left out. ``--deadline`` ends it all after so many seconds.
+
+``--size cpu`` trains on the first 1,000 rows of RTE and MRPC and 2,000 of CoLA; ``full`` on all; ``gpu`` likewise, with two
+lengths a task, since a GPU's programs take long to compile.
 """
 
 import argparse
 import dataclasses
-import importlib.metadata
+import functools
 import json
 import logging
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -26,19 +29,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/tricks.json", ROOT / "docs/results/tricks.md"
 START = "all-MiniLM-L6-v2"
 TASKS = {"RTE": "accuracy", "MRPC": "f1", "CoLA": "matthews"}
 RATE, LORA_RATE, WARM, BATCH, LAYERS = 5e-5, 5e-4, 0.1, 32, 6
 SIGNIFICANT = 0.05
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+FEW = {  # lengths of a size that has few; most batches of CoLA, whose longest sentence has 47 pieces, need but 16
+    "RTE": (64, 128), "MRPC": (64, 128), "CoLA": (16, 48), "stsb": (32, 128), "sick": (32, 128),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
     """Rows of RTE, MRPC, CoLA and of intermediate tasks (None: all); epochs; seeds; updates at most (None: as many as that
-    takes); updates of further pre-training; held-out batches (None: all); lengths of batches at most; tricks (empty: all);
-    tasks."""
+    takes); updates of further pre-training; held-out batches (None: all); lengths of batches at most, where there is one
+    alone; tricks (empty: all); tasks; the lengths in ``FEW`` instead of those chosen from the data."""
 
     rows: tuple[int | None, ...]
     intermediate: int | None
@@ -50,13 +59,18 @@ class Size:
     shapes: int = 16
     tricks: tuple[str, ...] = ()
     tasks: tuple[str, ...] = tuple(TASKS)
+    few: bool = False
+
+    def lengths(self, name: str) -> tuple[int, ...]:
+        """Of a task, or of an intermediate one."""
+        return FEW[name] if self.few else (128,)
 
 
 SIZES = {
     "cpu": Size((1_000, 1_000, 2_000), 2_000, 3, 5, 100),
     "full": Size((None, None, None), None, 3, 5, 300),
-    "gpu": Size((None, None, None), None, 10, 5, 1_000),
-    "test": Size((64, 64, 64), 64, 1, 1, 2, 2, 1, 1, ("plain", "mix"), ("RTE",)),
+    "gpu": Size((None, None, None), None, 3, 5, 300, shapes=1, few=True),
+    "test": Size((64, 64, 64), 64, 1, 2, 2, 2, 1, 1, ("plain", "mix"), ("RTE",), True),
 }
 
 
@@ -173,7 +187,8 @@ def plain(task: str, seed: int, size: Size, data: Path, directory: Path, start: 
     training, heldout, labels, _, _ = glue(data, directory)[task]
     rows = dict(zip(TASKS, size.rows, strict=True))[task]
     training = dataclasses.replace(training, rows=(0, rows)) if rows else training
-    kind = Classification(finetuned_encoder(config, labels), str(start), training, heldout, (128,), size.shapes)
+    kind = Classification(finetuned_encoder(config, labels), str(start), training, heldout, size.lengths(task),
+                          size.shapes)
     return Experiment(kind, *settings(len(training.read().labels), seed, size))
 
 
@@ -226,7 +241,7 @@ def begun(kind: str, task: str, seed: int, size: Size, data: Path, directory: Pa
         (first, heldout), labels, more = sick(data, directory), ("CONTRADICTION", "ENTAILMENT", "NEUTRAL"), {}
     first = dataclasses.replace(first, rows=(0, size.intermediate)) if size.intermediate else first
     config = (Regression if more else Classification)(
-        finetuned_encoder(model.config, labels), str(start), first, heldout, (128,), size.shapes, **more
+        finetuned_encoder(model.config, labels), str(start), first, heldout, size.lengths(kind), size.shapes, **more
     )
     finetune(Experiment(config, *settings(len(first.read().labels), seed, size)), work, model)  # a finished one is read again
     return work
@@ -262,65 +277,90 @@ def further(task: str, size: Size, directory: Path, start: Path, model, training
     return work
 
 
-def one(task: str, seed: int, size_name: str, tricks: list[str], data: Path, directory: Path) -> None:
-    """Every trick on a task with a seed that is not there yet; the plain recipe first."""
+def groups(tasks: list[str], tricks: list[str], seeds: int, jobs: int) -> list[list[str]]:
+    """Cells ``TASK-SEED-TRICK`` by process, in order: all tricks of a seed on a task; or with several jobs all seeds of a trick
+    on a task, those that begin with an intermediate task on all tasks, which share it, and before the other tricks."""
+    grouped: dict[tuple, list[str]] = {}
+    slow = {name: TRICKS[name].begin in ("stsb", "sick") for name in tricks}
+    for trick in sorted(tricks, key=lambda name: (name != "plain", not slow[name])) if jobs > 1 else tricks:
+        for seed in range(seeds):
+            for task in tasks:
+                if task in TRICKS[trick].tasks:
+                    key = (seed, task) if jobs == 1 else (trick,) if slow[trick] else (trick, task)
+                    grouped.setdefault(key, []).append(f"{task}-{seed}-{trick}")
+    return list(grouped.values())
+
+
+@functools.lru_cache(maxsize=1)
+def prepared(config, init: Path):
+    """The task of ``config`` with the model in ``init``: seeds that follow one another share it and what it compiles."""
+    from bert_jax.model import load
+    from bert_jax.training.finetune import finetuning_task
+
+    return finetuning_task(config, load(init))
+
+
+def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool) -> None:
+    """Measures a cell, unless it is there. ``alone``: nothing else was running, so that times count."""
+    path = directory / f"{cell}.json"
+    if path.exists():
+        return
     import weights
 
     from bert_jax.model import load
-    from bert_jax.training.finetune import finetune
     from bert_jax.training.record import read
+    from bert_jax.training.train import train
 
     logging.basicConfig(format="%(message)s")
-    size, start = SIZES[size_name], weights.weights_dir() / START
+    task, seed, name = cell.split("-")
+    size, start, trick = SIZES[size_name], weights.weights_dir() / START, TRICKS[name]
     if not (start / "config.json").exists():
         sys.exit(f"no weights in {start}: python benchmarks/weights.py {START}")
-    model = load(start)
-    base = plain(task, seed, size, data, directory, start, model.config)
-    for name in tricks:
-        trick, path = TRICKS[name], directory / f"{task}-{seed}-{name}.json"
-        if path.exists() or task not in trick.tasks:
-            continue
-        print(f"{task}, seed {seed}: {trick.what}", flush=True)
-        experiment, loaded = base, model
-        if trick.begin:
-            before = begun(trick.begin, task, seed, size, data, directory, start, model, base.task.data)
-            loaded = load(before)
-            experiment = task_fields(init=str(before))(experiment, task)
-        experiment = trick.change(experiment, task)
-        work = directory / "runs" / f"{task}-{seed}-{name}"
-        scores = finetune(experiment, work, loaded)
-        speeds = [row["sequences_per_second"] for row in read(work / "metrics.jsonl") if "sequences_per_second" in row]
-        found = {
-            "size": dataclasses.asdict(size), "task": task, "seed": seed, "trick": name, "scores": scores,
-            "rows": len(base.task.data.read().labels), "steps": base.train.steps,
-            "seconds_per_update": BATCH / statistics.median(speeds[1:] or speeds),  # compiled in the first window
-        }
-        path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".new").replace(path)
-        shutil.rmtree(work)
+    print(f"{task}, seed {seed}: {trick.what}", flush=True)
+    model, init = load(start), start
+    base = plain(task, int(seed), size, data, directory, start, model.config)
+    experiment = base
+    if trick.begin:
+        init = begun(trick.begin, task, int(seed), size, data, directory, start, model, base.task.data)
+        experiment = task_fields(init=str(init))(experiment, task)
+    experiment = trick.change(experiment, task)
+    work = directory / "runs" / cell
+    result = train(prepared(experiment.task, init), experiment, work)
+    if not result.finished:
+        sys.exit(processes.CONTINUES)
+    speeds = [row["sequences_per_second"] for row in read(work / "metrics.jsonl") if "sequences_per_second" in row]
+    found = {
+        "size": dataclasses.asdict(size), "task": task, "seed": int(seed), "trick": name, "scores": result.evaluation,
+        "rows": len(base.task.data.read().labels), "steps": base.train.steps,
+        "seconds_per_update": BATCH / statistics.median(speeds[1:] or speeds),  # compiled in the first window
+        "alone": alone, "machine": processes.machine(*PACKAGES),
+    }
+    path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
+    path.with_suffix(".new").replace(path)
+    shutil.rmtree(work)
 
 
-def run(data: Path, directory: Path, size_name: str, only: list[str] | None, tasks: list[str]) -> None:
-    """Every task with every seed in a process of its own."""
+def run(
+    data: Path, directory: Path, size_name: str, only: list[str] | None, tasks: list[str], jobs: int, deadline: float | None
+) -> None:
+    """Every cell that is not there yet."""
+    from objectives import glue
+
     directory.mkdir(parents=True, exist_ok=True)
     for given, known in ((only or [], TRICKS), (tasks, TASKS)):
         if unknown := set(given) - set(known):
             sys.exit(f"{', '.join(sorted(unknown))}: not there; there are {', '.join(known)}")
-    only = only or list(SIZES[size_name].tricks or TRICKS)
+    glue(data, directory)  # writes a file that all processes read
+    size = SIZES[size_name]
+    only = only or list(size.tricks or TRICKS)
     wanted = {*only, *(TRICKS[trick].against for trick in only), "plain"}
     chosen = [name for name in TRICKS if name in wanted]
-    environment = os.environ | {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
-        "PYTHONPATH": str(ROOT),
-    }
-    for seed in range(SIZES[size_name].seeds):
-        for task in tasks:
-            done = subprocess.run(
-                [sys.executable, __file__, "one", "--task", task, "--seed", str(seed), "--tricks", ",".join(chosen), "--data",
-                 str(data), "--dir", str(directory), "--size", size_name], cwd=ROOT, env=environment,
-            )
-            if done.returncode:
-                sys.exit(f"{task}, seed {seed}, ended with status {done.returncode}; the same command continues")
+
+    def command(stage: processes.Stage, group: list[str]) -> list[str]:
+        return [sys.executable, __file__, "one", "--cells", ",".join(group), "--data", str(data), "--dir", str(directory),
+                "--size", size_name, *(["--alone"] if stage.jobs == 1 else [])]
+
+    processes.run([processes.Stage(jobs, groups(tasks, chosen, size.seeds, jobs))], command, directory, deadline)
 
 
 def compare(scores: list[float], base: list[float]) -> tuple[float, float]:
@@ -349,9 +389,7 @@ def report(directory: Path, results: Path, page: Path) -> None:
     if len({json.dumps(row["size"]) for row in rows}) != 1:
         sys.exit(f"{directory} holds no results, or those of several sizes: one is needed")
     size = Size(**rows[0]["size"])
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, float32, Python {platform.python_version()}, " + ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
-    )
+    machine = processes.machines(rows)
     results.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     by = {(row["task"], row["trick"], row["seed"]): row for row in rows}
 
@@ -370,11 +408,11 @@ def report(directory: Path, results: Path, page: Path) -> None:
             if trick != "plain" and len(found := pairs(task, trick)) > 1:
                 compared[task, trick] = compare([score(a) for a, _ in found], [score(b) for _, b in found])
     corrected = holm({key: p for key, (_, p) in compared.items()})
-    lines, missing = [], []
+    lines, missing = [], {}
     for task, metric in TASKS.items():
         found = [pairs(task, trick) for trick in TRICKS]
         if not any(found):
-            missing.append(task)
+            missing[task] = ["everything"]
             continue
         first = next(rows for rows in found if rows)[0][0]
         lines += [f"## {task}: {metric}, {first['rows']:,} rows, {first['steps']:,} updates", "",
@@ -385,7 +423,8 @@ def report(directory: Path, results: Path, page: Path) -> None:
             if task not in value.tasks:
                 continue
             if len(mine) < size.seeds:
-                missing.append(f"{value.what} on {task} ({len(mine)} of {size.seeds} seeds)")
+                some = f" ({len(mine)} of {size.seeds} seeds)" if mine else ""
+                missing.setdefault(task, []).append(f"{value.what.split(' (')[0]}{some}")
             if not mine:
                 continue
             scores = [score(row) for row, _ in mine]
@@ -397,8 +436,8 @@ def report(directory: Path, results: Path, page: Path) -> None:
                 cells += [TRICKS[value.against].what, f"{difference:+.2f}", f"{p:.3f}", verdict]
             else:
                 cells += ["", "", "", ""]
-            ratio = statistics.median(a["seconds_per_update"] / b["seconds_per_update"] for a, b in mine)
-            lines.append("| " + " | ".join([*cells, f"{ratio:.2f}"]) + " |")
+            ratios = [a["seconds_per_update"] / b["seconds_per_update"] for a, b in mine if a.get("alone") and b.get("alone")]
+            lines.append("| " + " | ".join([*cells, f"{statistics.median(ratios):.2f}" if ratios else "-"]) + " |")
         lines.append("")
     _draw(by, score, page.with_suffix(".png"))
     page.write_text(INTRODUCTION.format(
@@ -408,7 +447,8 @@ def report(directory: Path, results: Path, page: Path) -> None:
         if size.rows[0] else "all",
         intermediate=f"the first {size.intermediate:,} rows" if size.intermediate else "all rows",
         tables="\n".join(lines).rstrip(), machine=machine, name=page.stem,
-        missing=f"Not measured yet: {'; '.join(missing)}." if missing else "",
+        missing="\n\n".join(f"Not measured yet on {task}: {'; '.join(names)}." for task, names in missing.items()),
+        arguments=" --size gpu --jobs 12" if size.few else "",
     ))
     print(page)
 
@@ -454,9 +494,10 @@ about {expected:.1f} among so many. The development sets are small (RTE has 277 
 points for any model), and that part of the noise no number of seeds shows.
 
 Seconds are the median over seeds of the ratio to the row that the trick is compared with, of the same seed, in the same
-process; a first stage (STS-B, SICK: {intermediate}, {epochs} epochs; further pre-training: {further} updates of 32 x 128
-tokens) is not in them. The start has no masked-language-model head, so that further pre-training begins with a new one:
-what comes of that is no measure of what in-domain pre-training does for a model that has its head.
+process that ran alone (-: many shared a GPU); a first stage (STS-B, SICK: {intermediate}, {epochs} epochs; further
+pre-training: {further} updates of 32 x 128 tokens) is not in them. The start has no masked-language-model head, so that
+further pre-training begins with a new one: what comes of that is no measure of what in-domain pre-training does for a model
+that has its head.
 
 ![scores]({name}.png)
 
@@ -468,7 +509,7 @@ Machine: {machine}.
 
 ```
 python benchmarks/weights.py all-MiniLM-L6-v2
-python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks
+python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks{arguments}
 python benchmarks/tricks.py report --dir runs/tricks
 ```
 """
@@ -490,10 +531,12 @@ def main() -> None:
         if name == "run":
             sub.add_argument("--only", help="tricks, with commas between; default: all")
             sub.add_argument("--tasks", help="with commas between; default: all three")
+            sub.add_argument("--jobs", type=int, default=1, help="processes at a time, on their shares of the cores or one GPU")
+            sub.add_argument("--deadline", type=float, help="seconds after which all ends")
         if name == "one":
-            sub.add_argument("--task", choices=TASKS, required=True)
-            sub.add_argument("--seed", type=int, required=True)
-            sub.add_argument("--tricks", required=True)
+            sub.add_argument("--cells", required=True, help="with commas between")
+            sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
+            sub.add_argument("--alone", action="store_true", help="nothing else is running")
     arguments = parser.parse_args()
     directory = arguments.dir.resolve()
     if arguments.command == "report":
@@ -501,9 +544,12 @@ def main() -> None:
     elif arguments.command == "run":
         only = arguments.only.split(",") if arguments.only else None
         tasks = arguments.tasks.split(",") if arguments.tasks else list(SIZES[arguments.size].tasks)
-        run(arguments.data.resolve(), directory, arguments.size, only, tasks)
+        run(arguments.data.resolve(), directory, arguments.size, only, tasks, arguments.jobs, arguments.deadline)
     else:
-        one(arguments.task, arguments.seed, arguments.size, arguments.tricks.split(","), arguments.data.resolve(), directory)
+        if arguments.cores:  # before jax counts them
+            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+        data = arguments.data.resolve()
+        processes.each(arguments.cells.split(","), lambda cell: one(cell, arguments.size, data, directory, arguments.alone))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""Cells of a benchmark in processes of their own: what is there stays, a failure stops nothing, a deadline everything."""
+
+import json
+import sys
+import time
+
+import pytest
+
+from benchmarks.processes import CONTINUES, Stage, environment, run
+
+WRITE = """
+import os, pathlib, sys, time
+folder, cells, cores = pathlib.Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[4:]
+for cell in cells:
+    if cell.startswith("bad"):
+        print("this cell", cell, "is bad")
+        sys.exit(3)
+    if cell.startswith("slow"):
+        time.sleep(60)
+    with open(folder / "order", "a") as file:
+        file.write(cell + "\\n")
+    (folder / f"{cell}.json").write_text('"' + ",".join(cores) + '"')
+"""
+
+
+def command_in(directory):
+    return lambda stage, group: [sys.executable, "-c", WRITE, str(directory), ",".join(group)]
+
+
+def order(directory) -> list[str]:
+    return (directory / "order").read_text().split()
+
+
+def test_cells_run_in_order_stage_by_stage_and_those_that_are_there_stay(tmp_path, capsys):
+    (tmp_path / "b.json").write_text("1")
+    run([Stage(1, [["a", "b"], ["c"]]), Stage(2, [["d", "e"]])], command_in(tmp_path), tmp_path)
+    assert order(tmp_path) == ["a", "c", "d", "e"]
+    said = capsys.readouterr().out
+    assert "1 of 5 cells are there" in said and "5/5 d ... e done" in said
+    run([Stage(1, [["a", "b"], ["c"]])], command_in(tmp_path), tmp_path)  # nothing is left
+    assert order(tmp_path) == ["a", "c", "d", "e"]
+
+
+def test_a_failure_stops_no_other_cell_and_is_reported(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run([Stage(2, [["a", "bad", "never"], ["b"], ["c"]])], command_in(tmp_path), tmp_path)
+    assert caught.value.code == 1
+    assert sorted(order(tmp_path)) == ["a", "b", "c"]
+    said = capsys.readouterr()
+    assert "bad, never ended with status 3" in said.err and "this cell bad is bad" in said.out
+
+
+def test_nothing_begins_after_the_deadline_and_what_runs_ends(tmp_path, capsys):
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        run([Stage(1, [["a"], ["slow"], ["b"]]), Stage(1, [["c"]])], command_in(tmp_path), tmp_path, deadline=2.0)
+    assert caught.value.code == CONTINUES and time.monotonic() - began < 30
+    assert order(tmp_path) == ["a"]
+    assert "1 of 4 cells are there" in capsys.readouterr().err
+
+
+def test_jobs_share_the_cores_unless_there_is_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {4, 5, 6})
+    for gpu, expected in ((False, {"4,6", "5"}), (True, {""})):
+        folder = tmp_path / str(gpu)
+        folder.mkdir()
+        monkeypatch.setattr("benchmarks.processes.has_gpu", lambda gpu=gpu: gpu)
+        run([Stage(2, [["a"], ["b"], ["c"], ["d"]])], command_in(folder), folder)
+        assert {json.loads((folder / f"{cell}.json").read_text()) for cell in "abcd"} <= expected
+
+
+def test_processes_find_the_packages_of_the_caller_and_multiply_in_float32(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setattr("benchmarks.processes.has_gpu", lambda: True)
+    found = environment(tmp_path)
+    assert found["PYTHONPATH"].endswith(":/elsewhere") and found["JAX_DEFAULT_MATMUL_PRECISION"] == "highest"
+    assert found["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
