@@ -347,11 +347,7 @@ def run(data: Path, directory: Path, size_name: str, only: list[str] | None, job
         subprocess.run([*command, "prepare", text, "--documents", "formfeed", "--heldout", "0.03", "--case", "--tokenizer",
                         tokenizer, "--out", store], check=True, cwd=ROOT)
         subprocess.run([*command, "annotate", store, "--phrases"], check=True, cwd=ROOT)
-    # Large pages for glibc's heap; compiled programs kept for the next seed and recipe; memory of the accelerator as needed.
-    environment = os.environ | {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": str(ROOT),
-    }
+    environment = processes.environment(directory)
     names = list(recipes(SIZES[size_name]))
     if unknown := set(only or ()) - set(names):
         sys.exit(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(names)}")
@@ -362,7 +358,7 @@ def run(data: Path, directory: Path, size_name: str, only: list[str] | None, job
 
     def work(job: int) -> None:
         """Recipes, until there are none."""
-        cores = mine if shutil.which("nvidia-smi") else mine[job::jobs]
+        cores = mine if processes.has_gpu() else mine[job::jobs]
         while not waiting.empty() and not over.is_set():
             number, name = waiting.get()
             print(f"{number}/{len(names)} {name} at {time.monotonic() - began:.0f} s", flush=True)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTINUES = 75  # status of a process that was asked to stop and has saved what it had
-GRACE = 30.0  # seconds for that
+GRACE = 50.0  # seconds for that, after which it is killed
 
 
 class Stage(NamedTuple):

@@ -9,7 +9,8 @@ The recipe is configs/finetune/suzuki_yields.py, which says where it comes from.
 figures were made with: the encoder that was trained to name reaction classes. ``--start pretrained`` is the one that was
 pre-trained alone, with the dropout and learning rate that upstream's training script has for it. Weights come from
 ``python benchmarks/weights.py rxnfp-ft rxnfp-pretrained``. Splits run one after another, or several with ``--jobs``, on their
-shares of the cores or on one GPU. ``--deadline`` stops after so many seconds, everything saved. ``--size test``: a few steps.
+shares of the cores or on one GPU. ``--deadline``: seconds after which all is asked to save and to
+end. ``--size test``: a few steps.
 """
 
 import argparse
@@ -293,7 +294,7 @@ def main() -> None:
             sub.add_argument("--start", choices=STARTS, default="ft")
         if name == "run":
             sub.add_argument("--jobs", type=int, default=1, help="splits at a time, on their shares of the cores or one GPU")
-            sub.add_argument("--deadline", type=float, help="seconds after which all is saved and the command ends")
+            sub.add_argument("--deadline", type=float, help="seconds after which all is asked to save and to end")
             sub.add_argument("--splits", default=",".join(map(str, SPLITS)), help="with commas between; default: all five")
         if name == "one":
             sub.add_argument("--split", type=int, required=True)
