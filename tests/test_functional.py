@@ -54,7 +54,11 @@ def test_gelu(form):
     x = np.linspace(-6, 6, 241, dtype=np.float32)
     expected = [GELUS[form](float(v)) for v in x]
     np.testing.assert_allclose(checked.activate(jnp.asarray(x), form), expected, atol=2e-6)
-    assert checked.activate(jnp.zeros(3, jnp.bfloat16), form).dtype == jnp.bfloat16
+    coarse = jnp.asarray(x).astype(jnp.bfloat16)  # only the result is rounded to eight bits, no constant on the way
+    found = checked.activate(coarse, form)
+    assert found.dtype == jnp.bfloat16
+    exact = np.array([GELUS[form](float(v)) for v in coarse])
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2.0**-8, atol=2e-6)
 
 
 def test_gelu_forms_differ():
