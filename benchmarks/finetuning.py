@@ -166,8 +166,8 @@ def prepared(config, start: Path):
 
 def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool = False) -> None:
     """Measures a cell, unless it is there. ``alone``: nothing else was running, so that times count."""
-    path = directory / f"{cell}.json"
-    if path.exists():
+    size, path = SIZES[size_name], directory / f"{cell}.json"
+    if processes.found(path, dataclasses.asdict(size)):
         return
     import weights
 
@@ -175,7 +175,7 @@ def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool = Fa
 
     logging.basicConfig(format="%(message)s")
     task_name, seed, side = cell.rsplit("-", 2)
-    size, start = SIZES[size_name], weights.weights_dir() / START
+    start = weights.weights_dir() / START
     if not (start / "config.json").exists():
         sys.exit(f"no weights in {start}: python benchmarks/weights.py {START}")
     experiment, score, count = recipe(task_name, int(seed), size, data, directory, start, load(start).config)
@@ -329,7 +329,7 @@ def run(
         return [sys.executable, __file__, "one", "--cells", ",".join(group), "--data", str(data), "--dir", str(directory),
                 "--size", size_name, *(["--alone"] if stage.jobs == 1 else [])]
 
-    processes.run(stages(wanted, jobs), command, directory, deadline)
+    processes.run(stages(wanted, jobs), command, directory, dataclasses.asdict(SIZES[size_name]), deadline)
 
 
 def report(directory: Path, results: Path, page: Path) -> None:
@@ -388,7 +388,7 @@ def report(directory: Path, results: Path, page: Path) -> None:
         sst2_epochs=size.sst2_epochs, sst2=f"the first {size.sst2_rows:,} of 67,349" if size.sst2_rows else "all 67,349",
         single=f"at most {size.single_steps:,} updates" if size.single_steps else f"{size.epochs} epochs, SQuAD 2",
         lengths="two or three lengths chosen beforehand" if size.few else "at most 16 lengths chosen from the data",
-        arguments=" --size gpu --jobs 8" if size.few else "", seeds=size.seeds, tables="\n".join(lines), machine=machine,
+        arguments=processes.option(rows[0]["size"], SIZES), seeds=size.seeds, tables="\n".join(lines), machine=machine,
         name=page.stem, missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
     ))
     print(page)

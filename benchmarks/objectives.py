@@ -40,7 +40,7 @@ PROBE_EXAMPLES, HELDOUT_EXAMPLES = 8192, 2048
 @dataclasses.dataclass(frozen=True)
 class Size:
     """The encoder's layers, width D (heads D / 64, F = 4 D), V, L; updates, rows of an update, peak learning rates; dtype of
-    products; lengths to which batches are padded in fine-tuning, each of which is a program."""
+    products; lengths to which batches are padded in fine-tuning, each of which is a program; rows of SST-2, where not all."""
 
     layers: int
     width: int
@@ -52,12 +52,13 @@ class Size:
     finetuning_rate: float
     dtype: str = "float32"
     lengths: tuple[int, ...] = ()
+    sst2_rows: int | None = None
 
 
 SIZES = {
-    "cpu": Size(2, 128, 8192, 64, 4_000, 32, 2e-3, 2e-4, lengths=(32, 64)),
+    "cpu": Size(2, 128, 8192, 64, 4_000, 32, 2e-3, 2e-4, lengths=(16, 32, 64), sst2_rows=16_384),
     "gpu": Size(4, 256, 8192, 128, 10_000, 64, 1e-3, 1e-4, "bfloat16", (32, 64, 128)),
-    "test": Size(1, 64, 8192, 32, 8, 8, 1e-3, 2e-4, lengths=(32,)),
+    "test": Size(1, 64, 8192, 32, 8, 8, 1e-3, 2e-4, lengths=(32,), sst2_rows=64),
 }
 
 
@@ -174,8 +175,8 @@ def experiment(name: str, size: Size, recipe_of: dict[str, Recipe]):
     )
 
 
-def glue(data: Path, directory: Path) -> dict[str, tuple]:
-    """Task -> (training table, held-out table, labels, score, epochs)."""
+def glue(data: Path, directory: Path, sst2_rows: int | None = None) -> dict[str, tuple]:
+    """Task -> (training table, of SST-2 the first ``sst2_rows``, held-out table, labels, score, epochs)."""
     from bert_jax.tasks.tables import Table
 
     folder, joined = data / "glue", directory / "cola-dev.tsv"
@@ -186,9 +187,10 @@ def glue(data: Path, directory: Path) -> dict[str, tuple]:
     def tables(train: Path, dev: Path, texts: tuple[str, ...], label: str) -> tuple[Table, Table]:
         return Table(str(train), texts, label), Table(str(dev), texts, label)
 
+    sentences, heldout = tables(folder / "sst2/train.tsv", folder / "sst2/dev.tsv", ("sentence",), "label")
+    sentences = dataclasses.replace(sentences, rows=(0, sst2_rows) if sst2_rows else ())
     return {
-        "SST-2": (*tables(folder / "sst2/train.tsv", folder / "sst2/dev.tsv", ("sentence",), "label"),
-                  ("0", "1"), "accuracy", 1),
+        "SST-2": (sentences, heldout, ("0", "1"), "accuracy", 1),
         "MRPC": (*tables(folder / "mrpc/msr-para-train.tsv", folder / "mrpc/msr-para-val.tsv", ("#1 String", "#2 String"),
                          "Quality"), ("0", "1"), "f1", 3),
         "CoLA": (*tables(folder / "cola/raw/in_domain_train.tsv", joined, ("3",), "1"), ("0", "1"), "matthews", 3),
@@ -208,7 +210,7 @@ def one(name: str, size_name: str, data: Path, directory: Path) -> None:
 
     size = SIZES[size_name]
     value, run, path = experiment(name, size, recipes(size)), directory / name, directory / f"{name}.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = processes.found(path, dataclasses.asdict(size))
 
     def keep(**more) -> None:
         found.update(more)
@@ -306,7 +308,7 @@ def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict
 
     model = load(run)
     scores = found.get("glue", {})
-    tasks = glue(data, directory)
+    tasks = glue(data, directory, size.sst2_rows)
     first = list(recipes(size)).index(run.name) % len(tasks)  # recipes that begin together do not all compile the same
     for task in [*tasks, *tasks][first : first + len(tasks)]:
         training, heldout, labels, score, epochs = tasks[task]
@@ -410,11 +412,12 @@ def report(directory: Path) -> None:
     missing = [name for name in known if name not in rows]
     partial = [name for name in rows if any(len(rows[name].get("glue", {}).get(task, ())) < len(SEEDS) for task in COLUMNS)]
     PAGE.write_text(INTRODUCTION.format(
-        size=size, seeds=len(SEEDS), machine=machine, probes=f"{PROBE_EXAMPLES:,}", heldout=f"{HELDOUT_EXAMPLES:,}",
+        size=size, sst2=f" ({size.sst2_rows:,} of its rows)" if size.sst2_rows else "", seeds=len(SEEDS), machine=machine,
+        probes=f"{PROBE_EXAMPLES:,}", heldout=f"{HELDOUT_EXAMPLES:,}",
         missing="\n".join(
             [f"Not measured yet: {', '.join(missing)}."] * bool(missing)
             + [f"Fewer than {len(SEEDS)} seeds of fine-tuning, or none, in some column: {', '.join(partial)}."] * bool(partial)
-        ), option="" if size == SIZES["cpu"] else f" --size {next(name for name, one in SIZES.items() if one == size)}",
+        ), option=processes.option(dataclasses.asdict(size), SIZES),
         tables="\n".join(lines), claims=_claims(rows),
     ))
     print(PAGE)
@@ -505,8 +508,8 @@ correction and beta2 0.98, peak rate {size.rate:g}, no dropout, products in {siz
   on {heldout} held-out ones; chance is 0.5.
 - The tasks, times 100: accuracy (SST-2, RTE), F1 (MRPC), Matthews correlation (CoLA, both development sets) and Spearman
   correlation (STS-B) on the development sets after fine-tuning: mean and standard deviation over {seeds} seeds of the
-  fine-tuning (head, order, dropout 0.1); rate {size.finetuning_rate:g}, batch 32, one epoch of SST-2 and three of the others,
-  the last parameters, nothing chosen by the development set.
+  fine-tuning (head, order, dropout 0.1); rate {size.finetuning_rate:g}, batch 32, one epoch of SST-2{sst2}
+  and three of the others, the last parameters, nothing chosen by the development set.
 
 One pre-training seed: differences between rows within a deviation or two say nothing. A deviation here is that of fine-tuning
 seeds alone, in parentheses how many there are where they are not {seeds}.

@@ -5,7 +5,9 @@ that fails stops no other one. On a processor every job has its share of the cor
 their kernels run side by side: ``nvidia-cuda-mps-control -d``).
 """
 
+import dataclasses
 import importlib.metadata
+import json
 import os
 import platform
 import queue
@@ -70,6 +72,20 @@ def machines(rows: list[dict]) -> str:
     return "; ".join(sorted({row.get("machine", "not recorded") for row in rows}))
 
 
+def found(path: Path, size: dict) -> dict:
+    """What ``path`` holds of a cell, empty where there is no such file; ends the process where it was measured with another
+    ``size`` (the fields of a benchmark's ``Size``) or does not say with which."""
+    if not path.exists():
+        return {}
+    row = json.loads(path.read_text(encoding="utf-8"))
+    other, size = row.get("size", {}), _as_json(size)
+    if other != size:
+        fields = {key: (other.get(key), size.get(key)) for key in other | size if other.get(key) != size.get(key)}
+        sys.exit(f"{path} is of another size ({', '.join(f'{k} {a}, not {b}' for k, (a, b) in fields.items())}): "
+                 "take another --dir, or delete the file")
+    return row
+
+
 def each(cells: list[str], measure: Callable[[str], None]) -> None:
     """Measures every cell, in a process of its own; ends it with status 1 where one failed."""
     failed = False
@@ -83,23 +99,32 @@ def each(cells: list[str], measure: Callable[[str], None]) -> None:
         sys.exit(1)
 
 
+def option(size: dict, sizes: dict) -> str:
+    """What a command line says to get ``size``, where ``sizes`` (name -> ``Size``) has it: for a page of results."""
+    names = [name for name, one in sizes.items() if _as_json(dataclasses.asdict(one)) == _as_json(size)]
+    return f" --size {names[0]}" if names else " --size ...  # one that this script no longer has"
+
+
 def run(
-    stages: list[Stage], command: Callable[[Stage, list[str]], list[str]], directory: Path, deadline: float | None = None
+    stages: list[Stage], command: Callable[[Stage, list[str]], list[str]], directory: Path, size: dict,
+    deadline: float | None = None,
 ) -> None:
     """Measures the cells of ``stages`` that have no ``directory/CELL.json`` yet, one stage after another.
 
     Args:
       command: makes the command line of a process that measures the cells of a group.
+      size: the fields of the benchmark's ``Size``; where a cell was measured with another, all ends, see :func:`found`.
       deadline: seconds after which nothing more begins and what runs is asked to save and to end.
 
     Processes that run beside others write into ``directory/logs``. Ends with status 1 and one line where cells failed, else
     with 75 where the time was not enough; the same command continues.
     """
     began = time.monotonic()
-    todo = [
-        Stage(stage.jobs, [left for group in stage.groups if (left := [c for c in group if not _is_there(directory, c)])])
-        for stage in stages
-    ]
+
+    def missing(group: list[str]) -> list[str]:
+        return [cell for cell in group if not found(directory / f"{cell}.json", size)]
+
+    todo = [Stage(stage.jobs, [left for group in stage.groups if (left := missing(group))]) for stage in stages]
     total, number = (sum(len(group) for stage in which for group in stage.groups) for which in (stages, todo))
     done = total - number
     if done:
@@ -120,7 +145,7 @@ def run(
                 stderr=subprocess.STDOUT if stage.jobs > 1 else None,
             )
             _wait(process, over, deadline and began + deadline)
-        left = [cell for cell in group if not _is_there(directory, cell)]
+        left = missing(group)
         with lock:
             done += len(group) - len(left)
             now = time.monotonic()
@@ -158,8 +183,9 @@ def run(
         sys.exit(CONTINUES)
 
 
-def _is_there(directory: Path, cell: str) -> bool:
-    return (directory / f"{cell}.json").exists()
+def _as_json(size: dict) -> dict:
+    """With lists for tuples, as a file has them."""
+    return json.loads(json.dumps(size))
 
 
 def _wait(process: subprocess.Popen, over: threading.Event, end: float | None) -> None:

@@ -302,8 +302,8 @@ def prepared(config, init: Path):
 
 def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool) -> None:
     """Measures a cell, unless it is there. ``alone``: nothing else was running, so that times count."""
-    path = directory / f"{cell}.json"
-    if path.exists():
+    size, path = SIZES[size_name], directory / f"{cell}.json"
+    if processes.found(path, dataclasses.asdict(size)):
         return
     import weights
 
@@ -313,7 +313,7 @@ def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool) -> 
 
     logging.basicConfig(format="%(message)s")
     task, seed, name = cell.split("-")
-    size, start, trick = SIZES[size_name], weights.weights_dir() / START, TRICKS[name]
+    start, trick = weights.weights_dir() / START, TRICKS[name]
     if not (start / "config.json").exists():
         sys.exit(f"no weights in {start}: python benchmarks/weights.py {START}")
     print(f"{task}, seed {seed}: {trick.what}", flush=True)
@@ -360,7 +360,8 @@ def run(
         return [sys.executable, __file__, "one", "--cells", ",".join(group), "--data", str(data), "--dir", str(directory),
                 "--size", size_name, *(["--alone"] if stage.jobs == 1 else [])]
 
-    processes.run([processes.Stage(jobs, groups(tasks, chosen, size.seeds, jobs))], command, directory, deadline)
+    stage = processes.Stage(jobs, groups(tasks, chosen, size.seeds, jobs))
+    processes.run([stage], command, directory, dataclasses.asdict(size), deadline)
 
 
 def compare(scores: list[float], base: list[float]) -> tuple[float, float]:
@@ -448,7 +449,7 @@ def report(directory: Path, results: Path, page: Path) -> None:
         intermediate=f"the first {size.intermediate:,} rows" if size.intermediate else "all rows",
         tables="\n".join(lines).rstrip(), machine=machine, name=page.stem,
         missing="\n\n".join(f"Not measured yet on {task}: {'; '.join(names)}." for task, names in missing.items()),
-        arguments=" --size gpu --jobs 12" if size.few else "",
+        arguments=processes.option(rows[0]["size"], SIZES),
     ))
     print(page)
 

@@ -48,12 +48,14 @@ SMILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Updates, rows that are trained on, test rows; lengths that batches may have, each of which takes a compilation."""
+    """Updates, rows that are trained on, test rows; lengths that batches may have, each of which takes a compilation; epochs
+    of the fifteen in which dropout acts."""
 
     steps: int
     trained: int
     tested: int
     shapes: int = 16
+    dropout_epochs: int = 1
 
 
 SIZES = {"full": Size(3_780, TRAINED, ALL - TRAINED, 2), "test": Size(30, 32, 16, 1)}
@@ -128,7 +130,7 @@ def one(start: str, split: int, size_name: str, data: Path, directory: Path) -> 
 
     logging.basicConfig(format="%(message)s")
     size, path = SIZES[size_name], directory / f"{start}-{split}.json"
-    if path.exists():
+    if processes.found(path, dataclasses.asdict(size)):
         return
     folder = prepare(start, directory, data)
     _, dropout, rate = STARTS[start]
@@ -136,10 +138,11 @@ def one(start: str, split: int, size_name: str, data: Path, directory: Path) -> 
     training = Table(file, ("rxn",), "y", rows=(0, size.trained))
     test = Table(file, ("rxn",), "y", rows=(TRAINED, TRAINED + size.tested))
     values = [float(label) for label in training.read().labels]
-    recipe, first = load_config(CONFIG), size.steps // EPOCHS
+    recipe, first = load_config(CONFIG), size.steps * size.dropout_epochs // EPOCHS
     stages = {
         "first": Stage(folder, dropout, recipe.task.encoder.attention_dropout, rate, first),
-        "rest": Stage(directory / "runs" / f"{start}-{split}" / "first", 0.0, 0.0, rate * (1 - 1 / EPOCHS), size.steps - first),
+        "rest": Stage(directory / "runs" / f"{start}-{split}" / "first", 0.0, 0.0, rate * (1 - first / size.steps),
+                      size.steps - first),
     }
     for name, stage in stages.items():
         encoder = dataclasses.replace(recipe.task.encoder, dropout=stage.dropout, attention_dropout=stage.attention_dropout)
@@ -191,7 +194,7 @@ def run(
                 "--dir", str(directory), "--size", size_name]
 
     cells = [[f"{start}-{split}"] for split in splits]
-    processes.run([processes.Stage(jobs, cells)], command, directory, deadline)
+    processes.run([processes.Stage(jobs, cells)], command, directory, dataclasses.asdict(SIZES[size_name]), deadline)
 
 
 def report(directory: Path, results: Path, page: Path) -> None:

@@ -1,12 +1,13 @@
 """Cells of a benchmark in processes of their own: what is there stays, a failure stops nothing, a deadline everything."""
 
+import dataclasses
 import json
 import sys
 import time
 
 import pytest
 
-from benchmarks.processes import CONTINUES, Stage, environment, run
+from benchmarks.processes import CONTINUES, Stage, environment, option, run
 
 WRITE = """
 import os, pathlib, sys, time
@@ -19,8 +20,16 @@ for cell in cells:
         time.sleep(60)
     with open(folder / "order", "a") as file:
         file.write(cell + "\\n")
-    (folder / f"{cell}.json").write_text('"' + ",".join(cores) + '"')
+    (folder / f"{cell}.json").write_text('{"size": {"rows": [1, 2]}, "cores": "' + ",".join(cores) + '"}')
 """
+
+
+SIZE = {"rows": (1, 2)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    rows: tuple
 
 
 def command_in(directory):
@@ -32,18 +41,32 @@ def order(directory) -> list[str]:
 
 
 def test_cells_run_in_order_stage_by_stage_and_those_that_are_there_stay(tmp_path, capsys):
-    (tmp_path / "b.json").write_text("1")
-    run([Stage(1, [["a", "b"], ["c"]]), Stage(2, [["d", "e"]])], command_in(tmp_path), tmp_path)
+    (tmp_path / "b.json").write_text('{"size": {"rows": [1, 2]}}')
+    run([Stage(1, [["a", "b"], ["c"]]), Stage(2, [["d", "e"]])], command_in(tmp_path), tmp_path, SIZE)
     assert order(tmp_path) == ["a", "c", "d", "e"]
     said = capsys.readouterr().out
     assert "1 of 5 cells are there" in said and "5/5 d ... e done" in said
-    run([Stage(1, [["a", "b"], ["c"]])], command_in(tmp_path), tmp_path)  # nothing is left
+    run([Stage(1, [["a", "b"], ["c"]])], command_in(tmp_path), tmp_path, SIZE)  # nothing is left
     assert order(tmp_path) == ["a", "c", "d", "e"]
+
+
+def test_what_was_measured_with_another_size_is_not_taken_for_this_one(tmp_path):
+    for kept, said in (('{"size": {"rows": [1, 3]}}', r"rows \[1, 3\], not"), ('{"score": 1}', r"rows None, not \[1, 2\]")):
+        (tmp_path / "b.json").write_text(kept)
+        with pytest.raises(SystemExit, match=f"b.json is of another size .*{said}.*another --dir"):
+            run([Stage(1, [["a"], ["b"]])], command_in(tmp_path), tmp_path, SIZE)
+    assert not (tmp_path / "order").exists()  # nothing has begun
+
+
+def test_a_page_names_its_size():
+    sizes = {"small": Rows((1, 2)), "large": Rows((3,))}
+    assert option({"rows": [3]}, sizes) == " --size large"
+    assert "no longer" in option({"rows": [4]}, sizes)
 
 
 def test_a_failure_stops_no_other_cell_and_is_reported(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        run([Stage(2, [["a", "bad", "never"], ["b"], ["c"]])], command_in(tmp_path), tmp_path)
+        run([Stage(2, [["a", "bad", "never"], ["b"], ["c"]])], command_in(tmp_path), tmp_path, SIZE)
     assert caught.value.code == 1
     assert sorted(order(tmp_path)) == ["a", "b", "c"]
     said = capsys.readouterr()
@@ -53,7 +76,7 @@ def test_a_failure_stops_no_other_cell_and_is_reported(tmp_path, capsys):
 def test_nothing_begins_after_the_deadline_and_what_runs_ends(tmp_path, capsys):
     began = time.monotonic()
     with pytest.raises(SystemExit) as caught:
-        run([Stage(1, [["a"], ["slow"], ["b"]]), Stage(1, [["c"]])], command_in(tmp_path), tmp_path, deadline=2.0)
+        run([Stage(1, [["a"], ["slow"], ["b"]]), Stage(1, [["c"]])], command_in(tmp_path), tmp_path, SIZE, deadline=2.0)
     assert caught.value.code == CONTINUES and time.monotonic() - began < 30
     assert order(tmp_path) == ["a"]
     assert "1 of 4 cells are there" in capsys.readouterr().err
@@ -65,8 +88,8 @@ def test_jobs_share_the_cores_unless_there_is_a_gpu(tmp_path, monkeypatch):
         folder = tmp_path / str(gpu)
         folder.mkdir()
         monkeypatch.setattr("benchmarks.processes.has_gpu", lambda gpu=gpu: gpu)
-        run([Stage(2, [["a"], ["b"], ["c"], ["d"]])], command_in(folder), folder)
-        assert {json.loads((folder / f"{cell}.json").read_text()) for cell in "abcd"} <= expected
+        run([Stage(2, [["a"], ["b"], ["c"], ["d"]])], command_in(folder), folder, SIZE)
+        assert {json.loads((folder / f"{cell}.json").read_text())["cores"] for cell in "abcd"} <= expected
 
 
 def test_processes_find_the_packages_of_the_caller_and_multiply_in_float32(tmp_path, monkeypatch):
