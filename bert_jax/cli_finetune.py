@@ -26,6 +26,9 @@ def add(command, start_jax: Callable[[], None]) -> None:
     sub.add_argument("--workdir", required=True, help="folder for all that it makes")
     sub.add_argument("--seeds", type=int, default=None, help="runs that differ in their seed alone; default: 5 with --config, "
                                                              "1 with --data")
+    sub.add_argument("--at-once", type=int, default=1, metavar="N",
+                     help="seeds that train as one program: with a small model on a large GPU or TPU N take little longer than "
+                          "one, and N times its memory; default: 1")
     sub.add_argument("--export", choices=["first", "best"], default="first",
                      help="the seed whose model is written; the best by the held-out data looks better than it is")
     sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments",
@@ -86,7 +89,10 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
         experiment = config.override(experiment, arguments.assignments)
     seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
     command = shlex.join(["bert-jax", *(arguments.command_line or sys.argv[1:])])
-    done = finetune(experiment, arguments.workdir, seeds=seeds, model=model, export=arguments.export, command=command)
+    done = finetune(
+        experiment, arguments.workdir, seeds=seeds, at_once=arguments.at_once, model=model, export=arguments.export,
+        command=command,
+    )
     if not done.finished:
         return TEMPORARY
     table.show(done.scores, Console())

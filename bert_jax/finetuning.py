@@ -89,12 +89,14 @@ def _kinds() -> str:
 
 
 def finetune(
-    experiment: Experiment, workdir: Path | str, *, seeds: int = 5, model: Model | None = None, export: Export = "first",
-    command: str = "",
+    experiment: Experiment, workdir: Path | str, *, seeds: int = 5, at_once: int = 1, model: Model | None = None,
+    export: Export = "first", command: str = "",
 ) -> Finetuned:
     """Fine-tunes ``experiment`` with as many seeds, from ``train.seed`` on, or goes on with what is in ``workdir``.
 
     Args:
+      at_once: seeds that train as one program (:mod:`bert_jax.training.together`), which takes as many times the memory, and on
+        a large device with a small model little more time than one.
       model: of an experiment that :func:`fit` made, what it gave with it; None: it is fitted here.
       export: whose model is written: that of the first seed, or of the best by the held-out data, which flatters it.
       command: what was called, for the report.
@@ -103,8 +105,9 @@ def finetune(
       BertJaxError: see :func:`bert_jax.training.train.train`; ``workdir`` holds something else.
     """
     workdir, console = Path(workdir), Console(stderr=True)
-    if seeds < 1:
-        raise BertJaxError(f"seeds is {seeds}: it must be at least 1")
+    for name, value in (("seeds", seeds), ("at_once", at_once)):
+        if value < 1:
+            raise BertJaxError(f"{name} is {value}: it must be at least 1")
     if model is None:
         experiment, model = fit(experiment)
     numbers = range(experiment.train.seed, experiment.train.seed + seeds)
@@ -119,6 +122,10 @@ def finetune(
     results: dict[int, dict[str, Any]] = {}
     kept: dict[int, api.Params] = {}  # of the one seed that may be exported
     primary = primary_score(experiment)
+    for group in _groups(numbers, at_once, workdir):
+        console.print(f"seeds {', '.join(map(str, group))} together", highlight=False)
+        if not _together(task, experiment, group, workdir):
+            return Finetuned(False, None, workdir)
     for seed in numbers:
         folder = workdir / f"seed-{seed}"
         if (folder / RESULT).is_file():
@@ -179,6 +186,28 @@ def _check(workdir: Path, plan: dict[str, Any]) -> None:
 
 def _with_seed(experiment: Experiment, seed: int) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, seed=seed))
+
+
+def _groups(numbers: Sequence[int], at_once: int, workdir: Path) -> list[list[int]]:
+    """The seeds that train together: those that have begun so, and then ``at_once`` at a time of those that have not begun."""
+    begun = [[int(seed) for seed in path.parent.name.split("-")[1:]] for path in sorted(workdir.glob("seeds-*/checkpoints"))]
+    taken = {seed for group in begun for seed in group}
+    waiting = [seed for seed in numbers if seed not in taken and not (workdir / f"seed-{seed}").exists()]
+    new = [waiting[first : first + at_once] for first in range(0, len(waiting), at_once)] if at_once > 1 else []
+    return [*begun, *(group for group in new if len(group) > 1)]
+
+
+def _together(task: FinetuningTask, experiment: Experiment, seeds: Sequence[int], workdir: Path) -> bool:
+    """Trains seeds as one program, up to the work directory that each alone would leave; False after a request to stop."""
+    joint = workdir / f"seeds-{'-'.join(map(str, seeds))}"
+    folders = {seed: joint / f"seed-{seed}" for seed in seeds}
+    if not train(task, experiment, joint, runs=folders).finished:
+        return False
+    for folder in folders.values():
+        if not (workdir / folder.name).exists():  # else this had been interrupted
+            folder.rename(workdir / folder.name)
+    shutil.rmtree(joint / "checkpoints")
+    return True
 
 
 def _run(task: FinetuningTask, experiment: Experiment, folder: Path) -> tuple[api.Params | None, dict[str, Any]]:

@@ -227,6 +227,20 @@ def test_transformers_pipelines_answer_the_same(kind, run):
             assert np.exp(answer["log probability of red"]) == pytest.approx(theirs["red"], abs=1e-5)
 
 
+def test_seeds_at_once_come_to_the_same_table(run, tiny_checkpoint, tmp_path):
+    config, folder = run("Classification").parent / "Classification.py", tmp_path / "run"
+    arguments = ["finetune", "--config", str(config), "--checkpoint", str(tiny_checkpoint), "--workdir", str(folder)]
+    assert cli.main([*arguments, "--seeds", "2", "--at-once", "2"]) == 0
+    found, expected = (json.loads((one / "scores.json").read_text())["scores"] for one in (folder, run("Classification")))
+    for name, row in expected.items():
+        assert found[name]["seeds"] == pytest.approx(row["seeds"], abs=1e-3), name
+    assert {path.name for path in folder.iterdir()} == {path.name for path in run("Classification").iterdir()} | {"seeds-0-1"}
+    assert not (folder / "seeds-0-1/checkpoints").exists()
+    assert cli.main([*arguments, "--seeds", "3", "--at-once", "2"]) == 0  # one more: alone
+    assert sorted(json.loads((folder / "scores.json").read_text())["scores"]["accuracy"]["seeds"]) == ["0", "1", "2"]
+    assert bert_jax.load(folder / "seed-1").config.labels == ("red", "blue")
+
+
 def test_a_choice_model_loads(run):
     transformers = pytest.importorskip("transformers")
     folder = run("Choice")

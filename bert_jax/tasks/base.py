@@ -289,7 +289,9 @@ class FinetuningTask:
         rows = Rows([self.heldout.texts[k] for k in items], [self.heldout.labels[k] for k in items])
         return self.score(rows, self.predictor.answers(rows.texts, encoded, sorted_outputs), sorted_outputs)
 
-    def train_batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> TrainBatches:
+    def train_batches(
+        self, batch_size: int, seed: int | tuple[int, ...], rows: np.ndarray | None = None
+    ) -> TrainBatches:
         return TrainBatches(
             self.training, self.config.lengths, batch_size, rows, self.tokenizer.pad_id, seed, self.config.shapes
         )

@@ -4,6 +4,9 @@ The examples of every epoch come in a new random order. A stretch of it, up to s
 into batches, and those come in random order: rows of a batch are about equally long, and a batch is padded to one of a few
 lengths, for each of which the step is compiled once. transformers does likewise with stretches of fifty
 (``get_length_grouped_indices``), never longer than a quarter of an epoch, so that the batches of every epoch are new.
+
+Which examples a batch has is the seed's matter. How long the batches are that follow each other is the same for every seed, or
+nearly so: seeds share what is compiled, and train side by side (:mod:`bert_jax.training.together`).
 """
 
 import logging
@@ -23,6 +26,7 @@ STRETCHES = 4  # at least
 PADDING = 0.09  # share of positions that lengths are chosen for: a little below a tenth, as no two epochs are alike
 PLANNED = 512  # batches, at least, whose longest examples decide on the lengths
 ORDER, BATCH = range(2)  # what keys are for
+EVERY_SEED = 0  # of what seeds have in common
 IGNORED = -1
 
 Keep = Literal["start", "end", "both"]
@@ -154,10 +158,13 @@ class _Batches:
         sizes = np.where(batches >= 0, self.sizes[batches], 0)
         self.lengths = np.array(choose_lengths(sizes.max(axis=1), sizes.sum() / self.batch_size, self.lengths[-1], shapes))
 
-    def make(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
-        """The wanted rows of the batch of the examples ``chosen`` (int64 [B]; -1: an empty row)."""
+    def length_of(self, chosen: np.ndarray) -> int:
+        """To which a batch of the examples ``chosen`` (int64 [B]; -1: an empty row) is padded."""
         longest = int(self.sizes[chosen[chosen >= 0]].max())
-        length = int(self.lengths[np.searchsorted(self.lengths, longest)])
+        return int(self.lengths[np.searchsorted(self.lengths, longest)])
+
+    def make(self, chosen: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """The wanted rows of the batch of the examples ``chosen`` (int64 [B]; -1: an empty row), padded to ``length``."""
         mine = chosen[self.rows]
         real = np.flatnonzero(mine >= 0)
         batch = {"example": mine.astype(np.int32)}
@@ -180,31 +187,35 @@ class _Batches:
 
 
 class TrainBatches(_Batches):
-    """An endless iterator of batches; :class:`bert_jax.task.Examples`. The state counts examples; with another batch size the
-    stretches differ, so that some examples of the current one may come again.
+    """An endless iterator of batches; :class:`bert_jax.task.Examples`. The state counts examples of one seed; with another
+    batch size the stretches differ, so that some examples of the current one may come again.
 
     Attributes:
       epoch: examples in one epoch. lengths: to which batches are padded, ascending.
     """
 
     def __init__(
-        self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int, seed: int,
-        shapes: int = 1,
+        self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int,
+        seed: int | tuple[int, ...], shapes: int = 1,
     ):
-        """``shapes`` above 1: where ``lengths`` is one alone, at most so many up to it are chosen from the data."""
+        """Args:
+          seed: of the order. Several: the batches of each side by side, [S, B, ...], padded to one length.
+          shapes: above 1, where ``lengths`` is one alone, at most so many up to it are chosen from the data.
+        """
         super().__init__(data, lengths, batch_size, rows, pad_id)
         self.epoch, self._seed, self._given = len(data.item), seed, 0
         self._stretch = min(STRETCH, max(1, self.epoch // (STRETCHES * batch_size)))
         if shapes > 1 and len(lengths) == 1:
             planned = max(-(-self.epoch // batch_size), PLANNED)
-            self.choose(np.concatenate([self._by_length(k) for k in range(-(-planned // self._stretch))]), shapes)
+            stretches = range(-(-planned // self._stretch))
+            self.choose(np.concatenate([self._by_length(k, EVERY_SEED) for k in stretches]), shapes)
 
-    def _by_length(self, stretch: int) -> np.ndarray:
+    def _by_length(self, stretch: int, seed: int) -> np.ndarray:
         """int64 [batches, B]: the examples of a stretch, the shortest first."""
         first = stretch * self._stretch * self.batch_size
         positions = np.arange(first, first + self._stretch * self.batch_size)
         epoch = positions // self.epoch
-        examples = randomness.permute(positions % self.epoch, self.epoch, randomness.key(self._seed, ORDER, epoch))
+        examples = randomness.permute(positions % self.epoch, self.epoch, randomness.key(seed, ORDER, epoch))
         return examples[np.argsort(self.sizes[examples], kind="stable")].reshape(self._stretch, -1)
 
     def __iter__(self) -> "TrainBatches":
@@ -212,10 +223,15 @@ class TrainBatches(_Batches):
 
     def __next__(self) -> dict[str, np.ndarray]:
         stretch, place = divmod(self._given // self.batch_size, self._stretch)
-        order = randomness.permute(np.arange(self._stretch), self._stretch, randomness.key(self._seed, BATCH, stretch))
-        batch = self.make(self._by_length(stretch)[order[place]])
+        order = randomness.permute(np.arange(self._stretch), self._stretch, randomness.key(EVERY_SEED, BATCH, stretch))
+        seeds = self._seed if isinstance(self._seed, tuple) else (self._seed,)
+        chosen = [self._by_length(stretch, seed)[order[place]] for seed in seeds]
+        length = self.length_of(np.concatenate(chosen))
+        batches = [self.make(one, length) for one in chosen]
         self._given += self.batch_size
-        return batch
+        if not isinstance(self._seed, tuple):
+            return batches[0]
+        return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
     def get_state(self) -> dict[str, Any]:
         return {"examples": self._given}
@@ -252,4 +268,4 @@ class EvalBatches(_Batches):
         return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return map(self.make, self._batches)
+        return (self.make(chosen, self.length_of(chosen)) for chosen in self._batches)

@@ -4,9 +4,13 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bert_jax.task import Ratio
+
+METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 15.0  # between lines where the output is no terminal
 
 
@@ -20,7 +24,7 @@ class Record:
     def __init__(self, workdir: Path, steps: int, start: int):
         from tensorboardX import SummaryWriter  # here: where torch is installed it imports it, which takes seconds
 
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / METRICS
         self._workdir = workdir
         self._steps = steps
         kept = [row for row in read(self._path) if row["step"] <= start]
@@ -92,6 +96,55 @@ class NoRecord:
 
     def close(self) -> None:
         pass
+
+
+class Window:
+    """Sums of the metrics since the last record, and the throughput."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._sums: dict[str, np.ndarray] = {}
+        self._started = False  # the first step compiles; the clock starts after it
+        self.line = ""
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock anew, so that pauses (compilation, evaluation, saving) do not count as training."""
+        self._steps, self._clock, self._tokens = 0, time.monotonic(), 0.0
+
+    def add(self, metrics: dict[str, Ratio]) -> dict[str, float]:
+        """Adds a step; returns its own values."""
+        if self._started:
+            self._steps += 1
+            self._tokens += float(metrics["tokens"].sum) if "tokens" in metrics else 0.0
+        else:
+            self._started = True
+            self.restart()
+        for name, ratio in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + np.array(ratio, np.float64)
+        values = {name: float(r.sum / max(r.weight, 1e-9)) for name, r in metrics.items()}
+        self.line = f"{summary(values)} {self._tokens / self._elapsed:,.0f} tokens/s"
+        return values
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call, and the speed."""
+        values = {n: float(s / max(w, 1e-9)) for n, (s, w) in self._sums.items() if n != "tokens"}
+        if self._steps:
+            values["sequences_per_second"] = self._batch_size * self._steps / self._elapsed
+            values["tokens_per_second"] = self._tokens / self._elapsed
+        self._sums = {}
+        self.restart()
+        return values
+
+    @property
+    def _elapsed(self) -> float:
+        return max(time.monotonic() - self._clock, 1e-9)
+
+
+def summary(values: dict[str, float]) -> str:
+    """The loss and the accuracies in a line."""
+    shown = {n: v for n, v in values.items() if n == "loss" or n.endswith("_accuracy")}
+    return " ".join(f"{name.replace('_accuracy', ' acc')} {value:.3f}" for name, value in shown.items())
 
 
 def read(path: Path) -> list[dict]:

@@ -1,11 +1,9 @@
 """The compiled functions of the loop: one update, one evaluation step, and the shardings of the state."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
@@ -13,22 +11,9 @@ from jaxtyping import Array, Key
 from bert_jax.models.api import sharding_rules
 from bert_jax.parallel.mesh import RULES, batch_sharding, parameter_shardings, replicated
 from bert_jax.task import Batch, Losses, Params, Ratio, Task
+from bert_jax.training import together
 from bert_jax.training.optimizer import matrices
-
-
-class TrainState(NamedTuple):
-    """Everything that an update reads and writes: updates done (int32), parameters, optimiser state, and the data of the random
-    key that a run has throughout (uint32). (As a constant of the program it would make every seed compile anew.)"""
-
-    step: Array
-    params: Params
-    optimizer: Any
-    key: Array
-
-
-def key_data(seed: int) -> np.ndarray:
-    """``TrainState.key`` of a seed."""
-    return np.asarray(jax.random.key_data(jax.random.key(seed)))
+from bert_jax.training.state import TrainState
 
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -50,26 +35,33 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def init_state(
-    task: Task, optimizer: optax.GradientTransformation, abstract: TrainState, key: Key[Array, ""], start: Params | None = None
+    task: Task, optimizer: optax.GradientTransformation, abstract: TrainState, key: Key[Array, "*S"],
+    start: Params | None = None,
 ) -> TrainState:
     """A fresh state, created sharded: no device ever holds the whole. ``start`` takes the place of random parameters; all other
-    randomness of the run comes from ``key``."""
+    randomness of the run comes from ``key``. Several runs have as many keys, and an axis for them in ``start``."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def state(params, key):
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key))
 
+    def fresh(key):
+        return state(task.init(key), key)
+
+    def compiled(one):
+        return jax.jit(jax.vmap(one, out_axes=together.ALONG) if key.ndim else one, out_shardings=shardings)
+
     if start is None:
-        return jax.jit(lambda key: state(task.init(key), key), out_shardings=shardings)(key)
+        return compiled(fresh)(key)
     params = jax.tree.map(  # (device_put would compare all of it between processes)
         lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), start, shardings.params
     )
-    return jax.jit(state, out_shardings=shardings)(params, key)
+    return compiled(state)(params, key)
 
 
 def make_train_step(
     task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, abstract: TrainState, *, accumulate: int,
-    reduce_dtype: str = "float32", frozen: Params | None = None,
+    reduce_dtype: str = "float32", frozen: Params | None = None, seeds: tuple[int, ...] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
     """The update: corrupt the batch, sum gradients over micro-batches, divide, step.
 
@@ -77,7 +69,8 @@ def make_train_step(
     of a gradient over devices has the dtype of the parameter that enters the model: ``reduce_dtype`` for matrices.
 
     Args:
-      frozen: True for the parameters of which no gradient is taken (0 is one number for each); None: there are none.
+      abstract: of one run. frozen: True for the parameters of which no gradient is taken (0 is one number for each); None:
+        there are none. seeds: those of several runs (:mod:`bert_jax.training.together`); none: it is one.
 
     Returns:
       A compiled function that consumes (donates) the state and returns the next one with the metrics of the batch, plus
@@ -120,10 +113,11 @@ def make_train_step(
         metrics["grad_norm"] = Ratio(optax.global_norm(gradients), one)
         return TrainState(state.step + 1, params, optimizer_state, state.key), metrics
 
-    return jax.jit(
-        step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-    )
+    whole, rows = shardings, batch_sharding(mesh)
+    if seeds:
+        step, rows = together.update(step, seeds), together.widened(rows)
+        whole = jax.tree.map(lambda x: x.sharding, together.abstract(abstract, len(seeds)))
+    return jax.jit(step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=(whole, replicated(mesh)))
 
 
 def make_eval_step(task: Task, mesh: Mesh) -> Callable[[Params, Batch, int], Losses]:

@@ -10,10 +10,11 @@ Every process of a run executes this same loop on its own rows. What is written 
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from bert_jax.errors import BertJaxError
 from bert_jax.parallel.cluster import Cluster, local_rows
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
 from bert_jax.task import Batch, Params, Ratio, Task
+from bert_jax.training import together
 from bert_jax.training.best import Best
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import AdamW, Lamb, frozen, make_optimizer, schedule
-from bert_jax.training.record import NoRecord, Record
-from bert_jax.training.step import TrainState, abstract_state, init_state, key_data, make_eval_step, make_train_step
+from bert_jax.training.record import METRICS, NoRecord, Record, Window, draw, read, summary
+from bert_jax.training.state import TrainState, key_data
+from bert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
 
 log = logging.getLogger("bert_jax")
 
@@ -49,45 +52,57 @@ class Result:
     finished: bool
 
 
-def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Cluster | None = None) -> Result:
+def train(
+    task: Task, experiment: Experiment, workdir: Path | str, cluster: Cluster | None = None,
+    runs: Mapping[int, Path] | None = None,
+) -> Result:
     """Trains, or continues the run in ``workdir``, until ``train.steps`` updates are done.
 
     SIGTERM and SIGINT, on any process, end the run with a checkpoint after a step on which all processes agree.
 
     Args:
       cluster: the processes that train together; None for this one alone.
+      runs: several runs as one program (:mod:`bert_jax.training.together`), by seed, in place of ``train.seed``, and for each
+        a work directory, which in the end holds what a run alone would leave there, but for TensorBoard's events: these are in
+        ``workdir``, with the means. Parameters in the result have an axis in front, its evaluation means and ``NAME.SEED``.
 
     Raises:
       BertJaxError: the mesh or batch does not fit, the work directory holds another experiment or is not shared by all
-        hosts, the loss is not finite, or a checkpoint cannot be written.
+        hosts, the loss is not finite, a checkpoint cannot be written, or several runs with ``train.best`` or processes.
     """
     workdir, settings, cluster = Path(workdir), experiment.train, cluster or Cluster()
+    seeds = tuple(runs or ())
+    if seeds and settings.best:
+        raise BertJaxError(f"train.best is {settings.best!r}: seeds that are trained together end together, leave one out")
+    if seeds and jax.process_count() > 1:
+        raise BertJaxError("seeds are trained together by one process, and there are several")
     mesh = make_mesh(experiment.mesh)
     eval_size = settings.eval_batch_size or settings.batch_size
     check_rows("train.batch_size / accumulate", settings.batch_size // settings.accumulate, mesh)
     check_rows("train.eval_batch_size", eval_size, mesh)
     learning_rate = schedule(experiment.optimizer, settings.steps)
     fresh = cluster.from_first(lambda: not (workdir / "experiment.json").exists())
-    first_key = jax.random.key(settings.seed)
-    begun = task.start(first_key) if fresh else None  # before anything is written: a refusal leaves no work directory behind
+    begun = _begin(task, settings.seed, seeds) if fresh else None  # before anything is written: a refusal leaves nothing behind
     cluster.from_first(lambda: _claim(workdir, experiment, task))
     _check_shared(workdir, experiment, cluster)
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep)
     optimizer, abstract, train_step, eval_step = _functions(
-        task, mesh, experiment.optimizer, settings.steps, settings.accumulate, settings.reduce_dtype
+        task, mesh, experiment.optimizer, settings.steps, settings.accumulate, settings.reduce_dtype, seeds
     )
+    identity = task.identity() | ({"seeds": ", ".join(map(str, seeds))} if seeds else {})
     restored = checkpoints.restore({"params": abstract.params, "optimizer": abstract.optimizer})
     sharding = batch_sharding(mesh)
-    batches = task.train_batches(settings.batch_size, settings.seed, local_rows(sharding, settings.batch_size))
+    batches = task.train_batches(settings.batch_size, seeds or settings.seed, local_rows(sharding, settings.batch_size))
     heldout = task.eval_batches(eval_size, settings.eval_batches, local_rows(sharding, eval_size))
     if restored is None:
-        state = init_state(task, optimizer, abstract, first_key, begun if fresh else task.start(first_key))
+        key = jax.random.wrap_key_data(key_data(seeds or settings.seed))
+        state = init_state(task, optimizer, abstract, key, begun if fresh else _begin(task, settings.seed, seeds))
         start = 0
     else:
-        _check_identity(restored.metadata["identity"], task.identity(), workdir)
+        _check_identity(restored.metadata["identity"], identity, workdir)
         step = jax.device_put(np.int32(restored.step), abstract.step.sharding)
-        key = jax.device_put(key_data(settings.seed), abstract.key.sharding)
+        key = jax.device_put(key_data(seeds or settings.seed), abstract.key.sharding)
         state = TrainState(step, restored.items["params"], restored.items["optimizer"], key)
         start = restored.step
         batches.set_state(restored.metadata["data"])
@@ -100,7 +115,7 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
         log.warning("the data has no held-out documents: this run is not evaluated")
     if start:
         record.say(f"continuing {workdir} from step {start} of {settings.steps}")
-    window = _Window(settings.batch_size)
+    window = Window(settings.batch_size * max(1, len(seeds)))
     evaluation: dict[str, float] = {}
     pending: tuple[int, int, dict[str, Ratio]] | None = None
 
@@ -129,8 +144,16 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
         if restored is None or step != restored.step:  # a damaged one that was skipped is replaced
             checkpoints.save(
                 step, {"params": state.params, "optimizer": state.optimizer},
-                {"data": batches.get_state(), "identity": task.identity(), "experiment": configuration.to_json(experiment)},
+                {"data": batches.get_state(), "identity": identity, "experiment": configuration.to_json(experiment)},
             )
+
+    def evaluated() -> dict[str, float]:
+        if not seeds:
+            return evaluate(task, eval_step, state.params, mesh, heldout)
+        return together.evaluation({
+            seed: evaluate(task, eval_step, together.state_of(run, state)[0], mesh, heldout)
+            for run, seed in enumerate(seeds)
+        })
 
     with (
         contextlib.closing(record), contextlib.closing(checkpoints), contextlib.closing(best), jax.set_mesh(mesh),
@@ -143,10 +166,10 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
             if len(heldout) and step != start and (step % settings.eval_every == 0 or last):
                 settle()
                 record.show(step, "evaluating")
-                evaluation = evaluate(task, eval_step, state.params, mesh, heldout)
+                evaluation = evaluated()
                 record.write(step, "eval", evaluation)
-                record.say(f"step {step} held out: " + _summary(evaluation))
-                best.offer(step, evaluation, state.params, task.identity())
+                record.say(f"step {step} held out: " + summary(evaluation))
+                best.offer(step, evaluation, state.params, identity)
                 window.restart()
             if not last and best.exhausted(step, settings.eval_every):
                 record.say(f"step {step}: the best {settings.best} was at step {best.step}, train.patience is over")
@@ -157,7 +180,9 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
                 window.restart()
             if last or stop:
                 break
-            state, metrics = train_step(state, to_devices(next(batches), mesh))
+            batch = next(batches)
+            batch = jax.device_put(batch, together.widened(sharding)) if seeds else to_devices(batch, mesh)
+            state, metrics = train_step(state, batch)
             settle()
             step += 1
             pending = (step, batches.get_state()["examples"], metrics)
@@ -165,23 +190,52 @@ def train(task: Task, experiment: Experiment, workdir: Path | str, cluster: Clus
         if not last:
             record.say(f"asked to stop: saved step {step} of {settings.steps}; the same command continues")
         if last and not evaluation and len(heldout):  # a finished run was started again
-            evaluation = evaluate(task, eval_step, state.params, mesh, heldout)
+            evaluation = evaluated()
         params = state.params
         if last and settings.best:
             params, evaluation = best.params(), best.evaluation
+    if last and runs:
+        for run, (seed, folder) in enumerate(runs.items()):
+            own = dataclasses.replace(experiment, train=dataclasses.replace(settings, seed=seed))
+            rows = together.record_of(seed, seeds, read(workdir / METRICS))
+            _leave(folder, task, own, step, together.state_of(run, state), batches.get_state(), rows)
     return Result(step, params, evaluation, last)
 
 
 @functools.lru_cache(maxsize=1)  # the next seed of the same task finds its programs compiled
-def _functions(task: Task, mesh: Mesh, config: AdamW | Lamb, steps: int, accumulate: int, reduce_dtype: str) -> tuple[Any, ...]:
+def _functions(
+    task: Task, mesh: Mesh, config: AdamW | Lamb, steps: int, accumulate: int, reduce_dtype: str, seeds: tuple[int, ...]
+) -> tuple[Any, ...]:
     """The optimiser, the shapes of the state, and the two compiled functions."""
     axes = task.logical_axes()
     optimizer = make_optimizer(config, steps, axes)
     abstract = abstract_state(task, optimizer, mesh)
     step = make_train_step(
-        task, optimizer, mesh, abstract, accumulate=accumulate, reduce_dtype=reduce_dtype, frozen=frozen(config, axes)
+        task, optimizer, mesh, abstract, accumulate=accumulate, reduce_dtype=reduce_dtype, frozen=frozen(config, axes),
+        seeds=seeds,
     )
-    return optimizer, abstract, step, make_eval_step(task, mesh)
+    return optimizer, together.abstract(abstract, len(seeds)) if seeds else abstract, step, make_eval_step(task, mesh)
+
+
+def _begin(task: Task, seed: int, seeds: tuple[int, ...]) -> Params | None:
+    """Host arrays that a run begins with, or several runs, with an axis for them; None where the task has none."""
+    if not seeds:
+        return task.start(jax.random.key(seed))
+    started = [task.start(jax.random.key(one)) for one in seeds]
+    return None if started[0] is None else together.stacked(started)
+
+
+def _leave(
+    workdir: Path, task: Task, experiment: Experiment, step: int, state: tuple[Params, Any], data: dict[str, Any],
+    rows: list[dict[str, Any]],
+) -> None:
+    """Makes ``workdir`` that of a finished run: its experiment, record and last checkpoint."""
+    _claim(workdir, experiment, task)
+    (workdir / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draw(workdir / METRICS, workdir / "curves.png")
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=1)) as checkpoints:
+        metadata = {"data": data, "identity": task.identity(), "experiment": configuration.to_json(experiment)}
+        checkpoints.save(step, {"params": state[0], "optimizer": state[1]}, metadata)
 
 
 def evaluate(
@@ -225,54 +279,6 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
         return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, of_device)
 
     return {name: place(rows) for name, rows in batch.items()}
-
-
-class _Window:
-    """Sums of the metrics since the last record, and the throughput."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._sums: dict[str, np.ndarray] = {}
-        self._started = False  # the first step compiles; the clock starts after it
-        self.line = ""
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts the clock anew, so that pauses (compilation, evaluation, saving) do not count as training."""
-        self._steps, self._clock, self._tokens = 0, time.monotonic(), 0.0
-
-    def add(self, metrics: dict[str, Ratio]) -> dict[str, float]:
-        """Adds a step; returns its own values."""
-        if self._started:
-            self._steps += 1
-            self._tokens += float(metrics["tokens"].sum) if "tokens" in metrics else 0.0
-        else:
-            self._started = True
-            self.restart()
-        for name, ratio in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + np.array(ratio, np.float64)
-        values = {name: float(r.sum / max(r.weight, 1e-9)) for name, r in metrics.items()}
-        self.line = f"{_summary(values)} {self._tokens / self._elapsed:,.0f} tokens/s"
-        return values
-
-    def take(self) -> dict[str, float]:
-        """The means since the last call, and the speed."""
-        values = {n: float(s / max(w, 1e-9)) for n, (s, w) in self._sums.items() if n != "tokens"}
-        if self._steps:
-            values["sequences_per_second"] = self._batch_size * self._steps / self._elapsed
-            values["tokens_per_second"] = self._tokens / self._elapsed
-        self._sums = {}
-        self.restart()
-        return values
-
-    @property
-    def _elapsed(self) -> float:
-        return max(time.monotonic() - self._clock, 1e-9)
-
-
-def _summary(values: dict[str, float]) -> str:
-    shown = {n: v for n, v in values.items() if n == "loss" or n.endswith("_accuracy")}
-    return " ".join(f"{name.replace('_accuracy', ' acc')} {value:.3f}" for name, value in shown.items())
 
 
 def _claim(workdir: Path, experiment: Experiment, task: Task) -> None:

@@ -59,7 +59,8 @@ def make_task(kind: str = "Classification", tricks: tuple = (), count: int = 24,
     encoder = dataclasses.replace(ENCODER, with_heads=heads, labels=labels, **changes)
     made_of = {"Classification": Classification, "Regression": Regression, "QuestionAnswering": QuestionAnswering,
                "Tagging": Tagging, "Choice": Choice, "MaskedWords": MaskedWords}[kind]
-    config = made_of(encoder, "memory", source, source, lengths=(16,), shapes=1, tricks=tricks, **own, **(fields or {}))
+    own = {"lengths": (16,), "shapes": 1, "tricks": tricks} | own | (fields or {})
+    config = made_of(encoder, "memory", source, source, **own)
     model = Model(jax.device_get(api.init(dataclasses.replace(encoder, with_heads=(), labels=()), jax.random.key(1))),
                   dataclasses.replace(encoder, with_heads=(), labels=()), TOKENIZER)
     task, rows = finetuning_task(config, model), Rows(texts, answers)
