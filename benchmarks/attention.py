@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from bert_jax import functional
 from bert_jax.models import fused_attention
-from bert_jax.models.fused_attention import CUTS, Cut, Tiles
+from bert_jax.models.fused_attention_gpu import CUTS, Cut, Tiles
 
 RATE, WIDTH = 0.1, 64
 # length -> rows, heads: as much as a large batch of BERT-base (128) and BERT-large (512) has in a layer

@@ -49,24 +49,29 @@ are made of micro-batches: `train.accumulate`.
 
 What the backward pass computes again: `elementwise` activations, layer norms and dropout masks; `attention` also scores and
 probabilities; `feed_forward` also the first product of the feed-forward block; `full` whole layers. The policy is
-`task.encoder.remat`.
+`task.encoder.remat`. Attention is `xla`, or where the table says so `task.encoder.attention=fused`: a kernel that
+keeps scores and probabilities on the chip under every policy (its speed was not measured: no TPU was at hand).
 """
 
 
 def cells():
+    """Topology, its mesh.fsdp, L, preset, remat policy, attention."""
     for topology, fsdp in SLICES.items():
         for length in LENGTHS:
             for name in PRESETS:
                 for policy in POLICIES:
                     if topology == "v5e:1x1" or (name == "bert-large" and length == 512):
-                        yield topology, fsdp, length, name, policy
+                        yield topology, fsdp, length, name, policy, "xla"
+    for name in ("bert-large", "bert-base"):
+        for policy in POLICIES:
+            yield "v5e:1x1", 1, 512, name, policy, "fused"
 
 
-def experiment(name: str, length: int, fsdp: int) -> Experiment:
+def experiment(name: str, length: int, fsdp: int, attention: str) -> Experiment:
     albert = name.startswith("albert")
     return Experiment(
         Pretraining(
-            preset(name, compute_dtype="bfloat16", vocab_multiple=1024),
+            preset(name, compute_dtype="bfloat16", vocab_multiple=1024, attention=attention),
             (MaskedLM(), SentenceOrder() if albert else NextSentence()), PairSpec(length, "sop" if albert else "nsp"),
         ),
         Lamb(), mesh=MeshConfig(data=1, fsdp=fsdp),
@@ -75,13 +80,13 @@ def experiment(name: str, length: int, fsdp: int) -> Experiment:
 
 def measure(only: str | None) -> None:
     done = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    have = {tuple(row[key] for key in ("topology", "length", "preset", "remat")) for row in done}
-    todo = [cell for cell in cells() if (cell[0], cell[2], cell[3], cell[4]) not in have and (only in (None, cell[3]))]
-    for number, (topology, fsdp, length, name, policy) in enumerate(todo, start=1):
+    have = {tuple(row[key] for key in ("topology", "length", "preset", "remat", "attention")) for row in done}
+    todo = [cell for cell in cells() if (cell[0], *cell[2:]) not in have and (only in (None, cell[3]))]
+    for number, (topology, fsdp, length, name, policy, attention) in enumerate(todo, start=1):
         began, chips = time.monotonic(), target(topology)
         refused = []
         try:
-            found = fit(experiment(name, length, fsdp), chips, (policy,), refused.append)[0]
+            found = fit(experiment(name, length, fsdp, attention), chips, (policy,), refused.append)[0]
             result = {"per_device": found.per_device} | {
                 key: value for key, value in dataclasses.asdict(found.plan).items()
                 if key in ("peak", "arguments", "temporaries", "limit", "refusal", "compile_seconds")
@@ -89,25 +94,28 @@ def measure(only: str | None) -> None:
         except BertJaxError as error:  # the compiler fails on something else than memory: that is what a user will meet
             result = {"per_device": None, "peak": None, "limit": chips.limit, "error": str(error)}
         done.append({
-            "topology": topology, "fsdp": fsdp, "length": length, "preset": name, "remat": policy, "jax": jax.__version__,
+            "topology": topology, "fsdp": fsdp, "length": length, "preset": name, "remat": policy, "attention": attention,
+            "jax": jax.__version__,
             "seconds": round(time.monotonic() - began, 1), "attempts": refused, **result,
         })
         RESULTS.write_text(json.dumps(done, indent=1) + "\n")
         table(done)
         took = done[-1]["seconds"]
         said = done[-1].get("error") or done[-1]["per_device"]
-        print(f"{number}/{len(todo)} {topology} {name} {length} {policy}: {said} in {took} s", flush=True)
+        print(f"{number}/{len(todo)} {topology} {name} {length} {policy} {attention}: {said} in {took} s", flush=True)
 
 
 def table(done: list[dict]) -> None:
     lines = [INTRODUCTION, f"| chips | model | tokens | {' | '.join(POLICIES)} |", "|---" * (3 + len(POLICIES)) + "|"]
     rows: dict[tuple, dict[str, dict]] = {}
     for row in done:
-        rows.setdefault((row["topology"], row["fsdp"], row["preset"], row["length"]), {})[row["remat"]] = row
-    for (topology, fsdp, name, length), by_policy in sorted(rows.items()):
+        rows.setdefault((row["topology"], row["fsdp"], row["preset"], row["length"], row["attention"]), {})[row["remat"]] = row
+    plain_first = sorted(rows.items(), key=lambda item: (item[0][:4], item[0][4] != "xla"))
+    for (topology, fsdp, name, length, attention), by_policy in plain_first:
         numbers = [_cell(by_policy.get(policy)) for policy in POLICIES]
         chips = topology + (f", fsdp {fsdp}" if fsdp > 1 else "")
-        lines.append(f"| {chips} | {name} | {length} | " + " | ".join(numbers) + " |")
+        model = name + (", fused" if attention == "fused" else "")
+        lines.append(f"| {chips} | {model} | {length} | " + " | ".join(numbers) + " |")
     limits = ", ".join(f"{name} {size:.2f} GiB" for name, size in {r["topology"]: r["limit"] / 2**30 for r in done}.items())
     lines += ["", f"Memory of a chip, as XLA says: {limits}.", ""]
     if errors := dict.fromkeys(row["error"] for row in done if "error" in row):

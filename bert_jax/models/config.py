@@ -53,9 +53,9 @@ class EncoderConfig:
         (8, as in peft).
       compute_dtype: of activations and matrix products; parameters, layer-norm statistics, softmax and losses are float32.
       attention: how it is computed, with the same result up to rounding, dropout's mask included: ``xla`` by plain products of
-        matrices; ``fused`` by kernels for NVIDIA GPUs (:mod:`bert_jax.models.fused_attention`; on other devices they are
-        interpreted, for tests); ``auto``: fused on Hopper (H100, H200) in bfloat16 with heads of a width in
-        ``FUSED_WIDTHS``, otherwise xla. Relative positions are always xla.
+        matrices; ``fused`` by kernels for NVIDIA's GPUs and for TPUs (:mod:`bert_jax.models.fused_attention`; on processors
+        they are interpreted, for tests); ``auto``: fused where that was measured to be faster, which is on Hopper (H100,
+        H200) in bfloat16 with heads of a width in ``FUSED_WIDTHS``, otherwise xla. Relative positions are always xla.
       remat: what the backward pass computes again instead of storing, from cheap to thrifty, each with all before it:
         ``masks`` dropout masks and the statistics of layer norms (what a product of matrices reads is kept: fastest on a GPU
         with memory to spare), ``elementwise`` everything that is no product (activations and layer norms as well),

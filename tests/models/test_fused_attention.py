@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax import functional
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api, fused_attention
+from bert_jax.models import fused_attention_tpu as tpu
 from bert_jax.models.config import EncoderConfig
-from bert_jax.models.fused_attention import Cut, Tiles
+from bert_jax.models.fused_attention_gpu import Cut, Tiles
 from bert_jax.parallel.mesh import RULES, MeshConfig, make_mesh
 
 SEED = jnp.asarray([123, 456], jnp.uint32)
@@ -25,17 +27,17 @@ XLA = EncoderConfig(
 FUSED = dataclasses.replace(XLA, attention="fused")
 
 
-def draw(queries: int, keys: int, width: int, dtype: str, kind: str):
+def draw(queries: int, keys: int, width: int, dtype: str, kind: str, heads: int = 3):
     """Queries, keys, values, a gradient of the context, and a bias of which one row's first query sees nothing."""
     rng = np.random.default_rng(queries)
-    arrays = [jnp.asarray(rng.standard_normal((2, n, 3, width)), dtype) for n in (queries, keys, keys, queries)]
+    arrays = [jnp.asarray(rng.standard_normal((2, n, heads, width)), dtype) for n in (queries, keys, keys, queries)]
     if kind == "padding":
         return *arrays, functional.attention_bias(jnp.arange(keys) < jnp.asarray([[keys // 2], [keys]]))
     if kind == "visibility":
         seen = rng.random((2, queries, keys)) < 0.5
         seen[0, 0] = False
         return *arrays, functional.attention_bias(jnp.asarray(seen))
-    return *arrays, jnp.asarray(rng.standard_normal((2, 3, queries, keys)), jnp.float32)
+    return *arrays, jnp.asarray(rng.standard_normal((2, heads, queries, keys)), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6, 7))
@@ -187,3 +189,62 @@ def test_auto_is_plain_without_a_gpu():
 def test_what_fused_cannot_is_refused(changes):
     with pytest.raises(BertJaxError, match="encoder.attention=fused needs"):
         dataclasses.replace(FUSED, **changes)
+
+
+def on_tpu(call, *operands, chip: str = "v5e:2x2") -> jax.stages.Compiled:
+    """Compiled for one chip that is not here."""
+    topologies = pytest.importorskip("jax.experimental.topologies")
+    pytest.importorskip("libtpu")
+    mesh = Mesh(np.array(topologies.get_topology_desc(platform="tpu", topology_name=chip).devices[:1]), ("x",))
+    whole = NamedSharding(mesh, PartitionSpec())
+    with jax.set_mesh(mesh):
+        return jax.jit(call, in_shardings=whole, out_shardings=whole).lower(*operands).compile()
+
+
+TPU_SHAPES = [  # queries, keys, heads, width, kind, rate
+    (128, 128, 4, 64, "padding", 0.1), (256, 128, 2, 64, "visibility", 0.1), (128, 128, 4, 32, "visibility", 0.0),
+    (128, 128, 3, 128, "padding", 0.5),
+]
+
+
+@pytest.mark.parametrize(("queries", "keys", "heads", "width", "kind", "rate"), TPU_SHAPES)
+def test_kernels_for_tpus_equal_plain_products(queries, keys, heads, width, kind, rate):
+    query, key, value, gradient, bias = draw(queries, keys, width, "float32", kind, heads)
+    words, places = fused_attention._places(query, key, SEED, rate)
+
+    def plain(query, key, value):
+        return functional.attention(query, key, value, bias, rate=rate, seed=SEED)[0]
+
+    context, *statistics = tpu.forward_call(query, key, value, bias, words, places, rate=rate, interpret=True)
+    found = tpu.backward_call(
+        query, key, value, bias, words, places, context, *statistics, gradient, rate=rate, interpret=True
+    )
+    expected, back = jax.vjp(plain, query, key, value)
+    for name, one, right in zip("cqkv", (context, *found), (expected, *back(gradient)), strict=True):
+        np.testing.assert_allclose(one, right, atol=1e-5, err_msg=name)
+        assert float(jnp.abs(right).max()) > 0.1, name
+
+
+@pytest.mark.tpu_compile
+def test_a_tpu_never_holds_the_scores():
+    batch, length = 32, 512  # large enough that the scores do not fit into the chip's fast memory
+    x = jax.ShapeDtypeStruct((batch, length, 16, 64), jnp.bfloat16)
+    for rows in (1, length):
+        bias = jax.ShapeDtypeStruct((batch, 1, rows, length), jnp.float32)
+        texts, bytes_ = [], []
+        for fused in (True, False):
+            compiled = on_tpu(lambda *given, fused=fused: with_gradients(*given, 0.1, fused), x, x, x, x, bias)
+            texts.append(compiled.as_text())
+            bytes_.append(compiled.memory_analysis().temp_size_in_bytes)
+        assert texts[0].count("tpu_custom_call") == 2 and "tpu_custom_call" not in texts[1]
+        scores = batch * 16 * length * length * 2  # in bfloat16
+        assert bytes_[0] < scores < bytes_[1]
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(("length", "heads", "said"), [(200, 4, "multiples of 128 up to 512"), (128, 3, "128 lanes")])
+def test_what_a_tpu_does_not_take_is_refused(length, heads, said):
+    x = jax.ShapeDtypeStruct((2, length, heads, 64), jnp.bfloat16)
+    bias = jax.ShapeDtypeStruct((2, 1, 1, length), jnp.float32)
+    with pytest.raises(BertJaxError, match=f"on a TPU: .*{said}"):
+        on_tpu(lambda *given: with_gradients(*given, 0.1, True), x, x, x, x, bias)
