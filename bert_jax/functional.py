@@ -164,6 +164,11 @@ def attention_bias(mask: Bool[Array, "B L"] | Bool[Array, "B L L"]) -> Float[Arr
     return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
 
 
+def block_diagonal(example_ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
+    """Which keys each query of a row of several examples sees: the real ones of its own example (Krell et al. 2021)."""
+    return (example_ids[:, :, None] == example_ids[:, None, :]) & mask[:, None, :]
+
+
 def attention(
     query: Float[Array, "B Q N H"],
     key: Float[Array, "B L N H"],

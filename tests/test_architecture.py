@@ -69,6 +69,7 @@ ALLOWED = {
     ),
     "bert_jax.embedding": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.models", "bert_jax.tokenizers",
+        "bert_jax.data.best_fit",
     ),
     "bert_jax.convert": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings",

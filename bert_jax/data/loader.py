@@ -3,7 +3,8 @@
 A whole batch is one element of a `grain.MapDataset`. With one record an element, Python and Grain spend a millisecond
 on each (1,000 sequences/s); a batch of 256 at a time NumPy makes about 100,000 of 128 tokens (`benchmarks/loader.py`).
 Example i is a pure function of (seed, i), so the state of an iterator is one number, the examples it has given, and resuming
-costs nothing. That number means the same with any number of processes and any batch size.
+costs nothing. That number means the same with any number of processes and any batch size. Where examples are packed,
+:mod:`bert_jax.data.packing` says which share a row; the state is the same number still.
 
 Grain imports jax, which is why this is the one module of `bert_jax.data` that has to be imported by its name.
 """
@@ -14,6 +15,7 @@ import grain
 import numpy as np
 
 from bert_jax.data.examples import AnyExamples
+from bert_jax.data.packing import PackedRows
 from bert_jax.data.rows import IGNORED, Batch, Examples
 from bert_jax.data.store import Split
 from bert_jax.errors import BertJaxError
@@ -26,23 +28,43 @@ HELDOUT_SEED = 12345  # google-research/bert's own default seed
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
-class _Batches:
-    """The `rows` of global batches that begin at example `start`, as a random-access source."""
+class _Rows:
+    """The rows from example `given` on, each an example; as :class:`bert_jax.data.packing.PackedRows` has those of several."""
 
-    def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray, start: int):
-        self.examples = examples
-        self.batch_size = batch_size
-        self.positions = start + rows
+    def __init__(self, examples: Examples, given: int = 0):
+        self._examples, self._given = examples, given
+
+    def at(self, numbers: np.ndarray) -> Batch:
+        return self._examples.at(self._given + numbers)
+
+    def state(self, rows: int) -> dict[str, int]:
+        return {"examples": self._given + rows}
+
+    def count(self, limit: int | None) -> int:
+        return self._examples.count if limit is None else min(limit, self._examples.count)
+
+
+def _rows_of(examples: Examples, state: dict[str, int]) -> _Rows | PackedRows:
+    """What comes after ``state``."""
+    given = state.get("examples", 0)
+    return PackedRows(examples, given, state.get("rows", 0)) if examples.spec.packing else _Rows(examples, given)
+
+
+class _Batches:
+    """The `rows` of global batches, as a random-access source."""
+
+    def __init__(self, source: _Rows | PackedRows, batch_size: int, rows: np.ndarray):
+        self.source, self.batch_size, self.rows = source, batch_size, rows
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, k: int) -> Batch:
-        return self.examples.at(int(k) * self.batch_size + self.positions)
+        return self.source.at(int(k) * self.batch_size + self.rows)
 
 
 class TrainBatches:
-    """An endless iterator of dictionaries, see `Examples.at`.
+    """An endless iterator of dictionaries, see `Examples.at` and `PackedRows.at`.
 
     Attributes:
       epoch: examples in one epoch.
@@ -50,43 +72,45 @@ class TrainBatches:
 
     def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray):
         self.epoch = examples.count
-        self._source = examples
+        self._examples = examples
         self._batch_size = batch_size
         self._rows = rows
-        self._begin(0)
+        self._begin({})
 
     def __iter__(self) -> "TrainBatches":
         return self
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        self._examples += self._batch_size
+        self._given += self._batch_size
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """How many examples of the global order were given, by all processes together; JSON."""
-        return {"examples": self._examples}
+        """How many examples of the global order were given, by all processes together, and where they are packed in how many
+        rows; JSON."""
+        return self._source.state(self._given)
 
     def set_state(self, state: dict[str, int]) -> None:
         """Goes on from there, in constant time. The batch size may have changed since: the next example is the next one."""
         if "examples" not in state:
             raise BertJaxError("this run was begun by an older version of bert_jax, which counted batches: begin a new one")
-        self._begin(state["examples"])
+        self._begin(state)
 
-    def _begin(self, examples: int) -> None:
-        self._examples = examples
-        source = _Batches(self._source, self._batch_size, self._rows, examples)
-        self._batches = iter(grain.MapDataset.source(source).to_iter_dataset(READ))
+    def _begin(self, state: dict[str, int]) -> None:
+        self._source, self._given = _rows_of(self._examples, state), 0
+        batches = _Batches(self._source, self._batch_size, self._rows)
+        self._batches = iter(grain.MapDataset.source(batches).to_iter_dataset(READ))
 
 
 class HeldoutBatches:
-    """The first `count` examples of one epoch; rows beyond them are empty. Iterating prefetches."""
+    """The first rows of one epoch, at most `limit`; rows beyond them are empty. Iterating prefetches."""
 
-    def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray, count: int):
+    def __init__(self, examples: Examples, batch_size: int, rows: np.ndarray, limit: int | None):
         self.examples = examples
+        self.source = _rows_of(examples, {})
         self.batch_size = batch_size
         self.rows = rows
-        self.count = count
+        self.count = self.source.count(limit)
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
@@ -97,7 +121,7 @@ class HeldoutBatches:
     def __getitem__(self, k: int) -> Batch:
         positions = int(k) * self.batch_size + self.rows
         real = positions < self.count
-        batch = self.examples.at(np.where(real, positions, 0))
+        batch = self.source.at(np.where(real, positions, 0))
         if not real.all():
             _make_empty(batch, ~real, self.examples)
         return batch
@@ -110,7 +134,7 @@ def train_batches(
     """Training batches without end, one exact shuffle of all examples after another.
 
     Args:
-      batch_size: B of the whole job; global batch k begins at example k * B.
+      batch_size: B, rows of the whole job; global batch k begins at row k * B.
       seed: with an example's position, it decides everything.
       columns: keys that are wanted beyond those that every batch has.
       rows: int, ascending: which of the B rows this process wants, None for all. Neither the global batches nor the state
@@ -133,7 +157,7 @@ def heldout_batches(
     rows: np.ndarray | None = None,
 ) -> HeldoutBatches:
     """One epoch of a split, the same every time: all of its examples (with a ``language_exponent`` as many, in those shares),
-    or `limit` of them chosen by the shuffle.
+    or `limit` of them (of their rows, where they are packed) chosen by the shuffle.
 
     Every batch has the same shape; rows beyond the last example are padding, with ``attention_mask`` False everywhere
     and label -1. Otherwise as `train_batches`.
@@ -141,8 +165,7 @@ def heldout_batches(
     if limit is not None and limit < 1:
         raise BertJaxError(f"limit={limit}: at least one example is needed, or None for all")
     examples = spec.open(split, seed=seed, columns=columns)
-    count = examples.count if limit is None else min(limit, examples.count)
-    return HeldoutBatches(examples, batch_size, _rows(batch_size, rows), count)
+    return HeldoutBatches(examples, batch_size, _rows(batch_size, rows), limit)
 
 
 def _rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:

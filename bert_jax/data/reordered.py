@@ -16,7 +16,7 @@ import numpy as np
 
 from bert_jax.data import randomness
 from bert_jax.data.chunks import DocumentExamples, TextKind
-from bert_jax.data.rows import Batch, Segments, sentence_at_or_before
+from bert_jax.data.rows import Segments, sentence_at_or_before
 from bert_jax.data.store import Split
 from bert_jax.errors import BertJaxError
 
@@ -59,6 +59,8 @@ class Reordered(TextKind):
 class ReorderedExamples(DocumentExamples):
     """What :meth:`Reordered.open` returns."""
 
+    between = 0
+
     def __init__(self, split: Split, spec: Reordered, *, seed: int, columns: Collection[str] = ()):
         super().__init__(split, spec, spec.length - 2, seed=seed, columns=columns)
         # orders[c]: which segments class c puts first, second, ...; unused places keep their number.
@@ -86,9 +88,6 @@ class ReorderedExamples(DocumentExamples):
         order = self.orders[label]
         starts, ends = np.take_along_axis(bounds, order, axis=1), np.take_along_axis(bounds, order + 1, axis=1)
         return Segments(starts, ends, label.astype(np.int32), key)
-
-    def assemble(self, segments: Segments, *, between: int = 0, restart: bool = False) -> Batch:
-        return super().assemble(segments, between=between, restart=restart)
 
     def _cuts(self, key: np.ndarray, number: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
         """`number` - 1 different ones of so many boundaries, ascending, int64 [R, m - 1]; beyond them a large number.

@@ -14,6 +14,7 @@ Batch = dict[str, np.ndarray]
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 IGNORED = -1
+SMALLEST = 3  # tokens of an example: [CLS], one of text, [SEP]
 EXAMPLE_SEEDS = 255  # stream of an example's key; kinds of examples count theirs from 0
 
 ALWAYS = {"input_ids": np.int32, "segment_ids": np.int32, "attention_mask": bool, "word_starts": bool}
@@ -46,6 +47,11 @@ class Segments:
         """Tokens of each segment, int64 [R, K]."""
         return self.ends - self.starts
 
+    def take(self, rows: np.ndarray) -> "Segments":
+        """Those of the examples with these numbers."""
+        parts = (self.starts, self.ends, self.label, self.key, self.ids)
+        return Segments(*(None if part is None else part[rows] for part in parts))
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -56,10 +62,13 @@ class Kind:
       copies: None: new cuts, pairs and masks in every epoch. n: n versions of every example are made, one after the other,
         and come again from epoch n on, in a new order (the original's `dupe_factor`, 10; a pass of a language, where those
         are sampled). Batches then have ``example_seeds`` uint32 [R, 2], from which masks are drawn that come again too.
+      packing: None: a row has one example, and padding after it. P: a row has up to P examples, as many as fit
+        (:mod:`bert_jax.data.packing`); a batch is as many rows, of more examples. Not with ``copies``.
     """
 
     length: int = 128
     copies: int | None = dataclasses.field(default=None, kw_only=True)
+    packing: int | None = dataclasses.field(default=None, kw_only=True)
 
     on_request: ClassVar[frozenset[str]] = frozenset(ON_REQUEST)
 
@@ -68,6 +77,14 @@ class Kind:
             raise BertJaxError(f"length={self.length}: at least 8 tokens are needed")
         if self.copies is not None and self.copies < 1:
             raise BertJaxError(f"copies={self.copies}: at least 1, or none for new examples in every epoch")
+        most = self.length // SMALLEST
+        if self.packing is not None and not 2 <= self.packing <= most:
+            raise BertJaxError(f"packing={self.packing}: from 2 to {most} examples in {self.length} tokens, or none")
+        if self.packing is not None and self.copies is not None:
+            raise BertJaxError(
+                f"packing={self.packing} with copies={self.copies}: masks are drawn for rows, and an example comes again in "
+                "another one; leave one of the two out"
+            )
 
     @property
     def label(self) -> str | None:
@@ -97,15 +114,19 @@ class Kind:
         wanted = self.optional(columns)
         layout = {key: ((rows, self.length), np.dtype(dtype)) for key, dtype in (ALWAYS | ON_REQUEST).items()
                   if key in ALWAYS or key in wanted}
+        if self.packing:
+            layout["example_ids"] = ((rows, self.length), np.dtype(np.int32))
+            layout["example_starts"] = ((rows, self.packing), np.dtype(np.int32))
         if self.label:
-            layout[self.label] = ((rows,), np.dtype(np.int32))
+            layout[self.label] = ((rows, self.packing) if self.packing else (rows,), np.dtype(np.int32))
         if self.copies is not None:
             layout["example_seeds"] = ((rows, 2), np.dtype(np.uint32))
         return layout
 
     def optional(self, columns: Collection[str]) -> frozenset[str]:
         """The optional keys of a batch for which ``columns`` are wanted."""
-        return (frozenset(columns) & self.on_request) | self.always
+        keys = (frozenset(columns) & self.on_request) | self.always
+        return (keys | {"position_ids"}) - {"context_ids"} if self.packing else keys  # a context is of one example
 
 
 class Examples:
@@ -114,12 +135,16 @@ class Examples:
     Attributes:
       split, spec: what they are made of. count: examples in an epoch.
       optional: which optional keys the batches have.
+      between: [SEP]s between two segments; of two, the second belongs to the segment after. restart: whether positions count
+        from 0 again at every segment, the [SEP] before it included if there are two.
 
     Raises:
       BertJaxError: an optional key needs what the store lacks.
     """
 
     count: int
+    between: int = 1
+    restart: bool = False
 
     def __init__(self, split: Split, spec: Kind, columns: Collection[str]):
         self.split, self.spec, self.optional = split, spec, spec.optional(columns)
@@ -158,12 +183,14 @@ class Examples:
         """The segments of the examples at `positions`, truncated to fit."""
         raise NotImplementedError
 
-    def assemble(self, segments: Segments, *, between: int = 1, restart: bool = False) -> Batch:
-        """Arrays of the segments, with that many [SEP] between two; of two, the second belongs to the segment after.
+    def sizes(self, segments: Segments) -> np.ndarray:
+        """Tokens of each example with its special ones, int64 [R]."""
+        used = (segments.lengths > 0).sum(axis=1)
+        return segments.lengths.sum(axis=1) + 2 + self.between * (used - 1)
 
-        ``restart``: positions count from 0 again at every segment, the [SEP] before it included if there are two.
-        """
-        split, frame = self.split, Frame(segments.lengths, self.spec.length, between)
+    def assemble(self, segments: Segments) -> Batch:
+        """Arrays of the segments, an example a row."""
+        split, frame = self.split, Frame(segments.lengths, self.spec.length, self.between)
         starts = segments.starts.ravel()
         raw = frame.spread(split.gather(starts, frame.sizes), split.dtype.type(split.pad_id))
         raw[frame.row] = split.cls_id
@@ -189,7 +216,7 @@ class Examples:
         batch["segment_ids"] = np.zeros(frame.shape, np.int32) if segments.ids is None else frame.of_segments(segments.ids)
         if "position_ids" in self.optional:
             places = np.tile(np.arange(self.spec.length, dtype=np.int32), (len(frame.row), 1))
-            batch["position_ids"] = places - frame.of_segments(frame.begin) if restart else places
+            batch["position_ids"] = places - frame.of_segments(frame.begin) if self.restart else places
         if "language_ids" in self.optional:
             document = np.searchsorted(split.documents[1:-1], segments.starts, side="right")
             batch["language_ids"] = frame.of_segments(split.document_language[document])

@@ -24,7 +24,7 @@ import numpy as np
 
 from bert_jax.data import randomness
 from bert_jax.data.grid import Grid
-from bert_jax.data.rows import ON_REQUEST, Batch, Examples, Kind, Segments
+from bert_jax.data.rows import ON_REQUEST, Examples, Kind, Segments
 from bert_jax.data.store import Split
 from bert_jax.errors import BertJaxError
 
@@ -60,6 +60,8 @@ class Translations(Kind):
 
 class TranslationExamples(Examples):
     """What :meth:`Translations.open` returns. Areas of the grid are documents in two languages, their tokens added."""
+
+    between, restart = 2, True
 
     def __init__(self, split: Split, spec: Translations, *, seed: int, columns: Collection[str] = ()):
         super().__init__(split, spec, columns)
@@ -115,9 +117,6 @@ class TranslationExamples(Examples):
         ids = np.broadcast_to([0, 1], pair.shape) if ids is None else ids
         segments = Segments(starts, ends, np.zeros(len(group), np.int32), cells.key, ids.astype(np.int32))
         return self._truncated(segments)
-
-    def assemble(self, segments: Segments, *, between: int = 2, restart: bool = True) -> Batch:
-        return super().assemble(segments, between=between, restart=restart)
 
     def _truncated(self, segments: Segments) -> Segments:
         lengths = segments.lengths

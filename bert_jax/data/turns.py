@@ -37,7 +37,8 @@ class TakingTurns:
 
     def get_state(self) -> dict[str, Any]:
         """Examples given in all, and by each source; JSON."""
-        return {"examples": int(self._given().sum()), "turns": [source.get_state() for source in self._sources]}
+        turns = [source.get_state() for source in self._sources]
+        return {"examples": sum(state["examples"] for state in turns), "turns": turns}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from there.
@@ -51,7 +52,9 @@ class TakingTurns:
             source.set_state(own)
 
     def _given(self) -> np.ndarray:
-        return np.array([source.get_state()["examples"] for source in self._sources])
+        """Rows by each source: shares are of updates, and a packed row has several examples."""
+        states = [source.get_state() for source in self._sources]
+        return np.array([state.get("rows", state["examples"]) for state in states])
 
 
 class OneAfterAnother:

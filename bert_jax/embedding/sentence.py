@@ -1,6 +1,7 @@
 """Texts to vectors: tokenise, run the encoder, pool, normalise. The numbers of sentence-transformers, without torch."""
 
 import functools
+import itertools
 import logging
 import re
 from collections import deque
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers.normalizers import Lowercase
 
+from bert_jax.data.best_fit import best_fit
 from bert_jax.embedding.settings import Pooling, SentenceSettings
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
@@ -23,12 +25,14 @@ from bert_jax.tokenizers import Tokenizer
 logger = logging.getLogger("bert_jax")
 
 _ENCODER = ("embeddings", "attention", "feed_forward")  # the parameters that final hidden states depend on
+_ROW, _SHARED = 64, 16  # tokens of a row that short texts share, and how many of them at most
 _TOKENISED_AT_ONCE = 4096  # texts: the library's records of an encoding are many times the size of its ids
 _IN_FLIGHT = 2  # batches dispatched and not yet fetched: the host prepares one while the device computes another
 
 
 def pool(
-    hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], pooling: tuple[Pooling, ...]
+    hidden: Float[Array, "B L D"], mask: Bool[Array, "B L"], pooling: tuple[Pooling, ...],
+    positions: Int[Array, "B L"] | None = None,
 ) -> Float[Array, "B K*D"]:
     """Summaries of the states that ``mask`` marks, concatenated in the order of ``pooling``; float32.
 
@@ -36,19 +40,20 @@ def pool(
     marked state, ``lasttoken`` the last one, ``mean_sqrt_len_tokens`` the sum over the square root of the number of
     tokens, ``weightedmean`` the mean with the positions 1 to L as weights (Muennighoff 2022, "SGPT"). A row in which
     nothing is marked gives zeros, but for ``cls``, which is its first state; the reference's maximum is -inf there.
+    ``positions`` count from 0, None: from the begin of the row.
     """
     hidden, marked = hidden.astype(jnp.float32), mask[:, :, None]
     anything = mask.any(axis=1, keepdims=True)
 
-    def weighted_sum(weights):
-        return jnp.where(marked, hidden * weights[:, :, None], 0.0).sum(axis=1)
+    def weighted_sum(weights):  # (weights are 0 where nothing is marked)
+        return jnp.einsum("bl,bld->bd", weights, hidden, precision="highest")
 
     def state_at(position):
         return jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
 
     def summary(mode: Pooling):
-        ones, positions = mask.astype(jnp.float32), mask * jnp.arange(1.0, mask.shape[1] + 1)
-        count, weight = (jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0) for weights in (ones, positions))
+        ones, places = mask.astype(jnp.float32), mask * (1.0 + (jnp.arange(mask.shape[1]) if positions is None else positions))
+        count, weight = (jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0) for weights in (ones, places))
         match mode:
             case "cls":
                 return state_at(jnp.argmax(mask, axis=1))
@@ -59,7 +64,7 @@ def pool(
             case "mean_sqrt_len_tokens":
                 return weighted_sum(ones) / jnp.sqrt(count)
             case "weightedmean":
-                return weighted_sum(positions) / weight
+                return weighted_sum(places) / weight
             case "lasttoken":
                 return jnp.where(anything, state_at(mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)), 0.0)
 
@@ -79,15 +84,16 @@ def embed(
 ) -> np.ndarray:
     """One vector per text, in the order of ``texts``: float32 [n, D * number of poolings].
 
-    Texts are sorted by length, so that a batch holds texts of about one length; it is padded to one of a few lengths,
-    and each of those compiles once in a process. ``[MASK]`` and its like in a text are the special tokens, as they are
-    in sentence-transformers. Texts of more than ``settings.max_length`` tokens (or than the position table has rows)
-    are cut; one warning line says how many.
+    Short texts share rows of 64 tokens, in which each sees itself alone: one shape, and hardly any padding. Longer ones, and
+    those of a call with few of them, are sorted by length, so that a batch holds texts of about one length; it is padded to
+    one of a few lengths, and each of those compiles once in a process. ``[MASK]`` and its like in a text are the special
+    tokens, as they are in sentence-transformers. Texts of more than ``settings.max_length`` tokens (or than the position table
+    has rows) are cut; one warning line says how many.
 
     Args:
       params, config: an encoder; its heads are not run. Give arrays on the device where calls are many and small.
       prompt: the name of one of ``settings.prompts``; None takes the default prompt, if there is one.
-      batch_size: texts in a batch.
+      batch_size: texts in a batch, or four times the rows that short texts share.
       progress: a bar on stderr, where that is a terminal.
 
     Raises:
@@ -124,10 +130,18 @@ def embed(
 
         def fetch():
             rows, computed = pending.popleft()
-            vectors[rows] = np.asarray(computed)[: len(rows)]
-            bar.update(task, advance=len(rows))
+            computed = np.asarray(computed)
+            there = rows >= 0  # of texts that share rows [B, P]; else all
+            vectors[rows[there]] = computed[: len(rows)][there]
+            bar.update(task, advance=int(there.sum()))
 
-        for rows, batch in _batches(ids, tokenizer.pad_id, batch_size, limit):
+        lengths = np.array([len(one) for one in ids], np.int32)
+        row = min(_ROW, limit)
+        short = np.flatnonzero(lengths <= row)
+        short = short if len(short) >= batch_size else short[:0]
+        others = np.setdiff1d(np.arange(len(ids)), short, assume_unique=True)
+        shared = _shared_rows(ids, short, row, tokenizer.pad_id, max(1, batch_size // 4)) if len(short) else ()
+        for rows, batch in itertools.chain(shared, _batches(ids, others, tokenizer.pad_id, batch_size, limit)):
             pending.append((rows, run(*batch)))
             if len(pending) > _IN_FLIGHT:
                 fetch()
@@ -140,17 +154,28 @@ def embed(
 def _sentence_vectors(
     params: api.Params,
     ids: Int[Array, "B L"],
-    lengths: Int[Array, " B"],
+    lengths: Int[Array, " B"] | Int[Array, "B P"],
     *,
     first: int,
     config: EncoderConfig,
     pooling: tuple[Pooling, ...],
     normalize: bool,
-) -> Float[Array, "B K*D"]:
-    positions = jnp.arange(ids.shape[1])
-    mask = positions < lengths[:, None]
-    hidden = api.apply(params, config, {"input_ids": ids, "attention_mask": mask}).hidden
-    vectors = pool(hidden, mask & (positions >= first), pooling)
+) -> Float[Array, "B *P K*D"]:
+    """Of texts of these ``lengths``, a row each, or side by side in rows [B, P] (0: none)."""
+    places = jnp.arange(ids.shape[1])
+    if lengths.ndim == 1:
+        mask = places < lengths[:, None]
+        hidden = api.apply(params, config, {"input_ids": ids, "attention_mask": mask}).hidden
+        vectors = pool(hidden, mask & (places >= first), pooling)
+    else:
+        ends = jnp.cumsum(lengths, axis=1)
+        inside = (places < ends[:, :, None]) & (places >= (ends - lengths)[:, :, None])  # [B, P, L]
+        example = (places >= ends[:, :, None]).sum(axis=1)
+        positions = places - jnp.where(inside, (ends - lengths)[:, :, None], 0).sum(axis=1)
+        batch = {"input_ids": ids, "attention_mask": inside.any(axis=1), "example_ids": example, "position_ids": positions}
+        hidden = api.apply(params, config, batch).hidden
+        each = jax.vmap(lambda mask: pool(hidden, mask, pooling, positions), in_axes=1, out_axes=1)
+        vectors = each(inside & (positions >= first)[:, None])
     if normalize:
         vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return vectors
@@ -213,16 +238,37 @@ def _lowercased(text: str, special: re.Pattern[str]) -> str:
     return "".join(parts) + lower(text[end:])
 
 
-def _batches(
-    ids: list[np.ndarray], pad_id: int, batch_size: int, limit: int
+def _shared_rows(
+    ids: list[np.ndarray], short: np.ndarray, length: int, pad_id: int, rows: int
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
-    """(indices of texts, (ids int32 [B, L], lengths int32 [B])), longest first; B and L take few values.
+    """(indices of texts [B, P], -1: none; (ids int32 [B, L], lengths int32 [B, P])) of the texts ``short``; B is always
+    ``rows`` and L always ``length``."""
+    sizes = np.array([len(ids[k]) for k in short])
+    row_of = best_fit(sizes, length, _SHARED)
+    order = np.argsort(row_of, kind="stable")
+    texts = np.split(short[order], np.flatnonzero(np.diff(row_of[order])) + 1)
+    for start in range(0, len(texts), rows):
+        chosen, lengths = np.full((rows, _SHARED), -1), np.zeros((rows, _SHARED), np.int32)
+        padded = np.full((rows, length), pad_id, np.int32)
+        for k, row in enumerate(texts[start : start + rows]):
+            joined = np.concatenate([ids[text] for text in row])
+            padded[k, : len(joined)] = joined
+            chosen[k, : len(row)], lengths[k, : len(row)] = row, [len(ids[text]) for text in row]
+        yield chosen, (padded, lengths)
+
+
+def _batches(
+    ids: list[np.ndarray], texts: np.ndarray, pad_id: int, batch_size: int, limit: int
+) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+    """(indices of ``texts``, (ids int32 [B, L], lengths int32 [B])), longest first; B and L take few values.
 
     A batch has ``batch_size`` rows, or the next power of two where texts are fewer; rows beyond the texts are empty.
     """
+    if not len(texts):
+        return
     lengths = np.array([len(one) for one in ids], np.int32)
-    order = np.argsort(-lengths, kind="stable")
-    rows = min(batch_size, 1 << (len(ids) - 1).bit_length())
+    order = texts[np.argsort(-lengths[texts], kind="stable")]
+    rows = min(batch_size, 1 << (len(texts) - 1).bit_length())
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
         padded = np.full((rows, min(_round_up(int(lengths[chosen[0]])), limit)), pad_id, np.int32)

@@ -48,7 +48,7 @@ class Outputs(NamedTuple):
     Attributes:
       hidden: the states that heads read [B, L, D], compute dtype: of the last layer, unless ``read_layers`` says otherwise;
         [B, L, K * D] where K layers are concatenated.
-      pooled: [B, D], or None without a pooler.
+      pooled: [B, D], or None without a pooler; [B, P, D] of packed rows, and likewise what heads make of it.
       logits: by head, float32; :mod:`bert_jax.models.heads` has the shapes. Those of ``mlm`` are [B, M, V padded] at
         ``masked_positions``, or at all L positions when the batch has none.
       collected: what ``collect`` asked for: hidden_states [1 + depth, B, L, D] (embeddings first), attentions
@@ -135,7 +135,9 @@ def apply(
       batch: ``input_ids`` int32 [B, L]; optional ``attention_mask`` bool [B, L] (real keys) or [B, L, L] (what each query
         sees; default: all), ``visibility`` bool [B, L, K] (in its place; with K < L nobody sees the slots from K on, which
         makes queries of them at less cost than K = L), ``segment_ids`` int32 [B, L] (default 0), ``position_ids`` int32 [B, L]
-        (default 0..L-1), ``query_slots`` bool [B, L] (with relative positions: slots that begin with the query vector),
+        (default 0..L-1), ``example_ids`` int32 [B, L] and ``example_starts`` int32 [B, P] (rows of up to P examples, which see
+        themselves alone, and where each begins: :mod:`bert_jax.data.packing`; the mask is then [B, L]), ``query_slots`` bool
+        [B, L] (with relative positions: slots that begin with the query vector),
         ``masked_positions`` int32 [B, M]: with it, only those positions reach the vocabulary product; ``perturbation`` float32
         [B, L, E], added to the word embeddings before positions, segments and layer norm (adversarial training).
         Ids must lie in their tables: JAX clips silently, so whoever makes a batch checks it on the host.
@@ -151,6 +153,8 @@ def apply(
         raise BertJaxError(f"sequences of {ids.shape[1]} tokens exceed the position table of {config.max_length}")
     mask = batch.get("visibility", batch.get("attention_mask"))
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
+    if "example_ids" in batch:
+        mask = functional.block_diagonal(batch["example_ids"], mask)
     segment_ids = batch.get("segment_ids")
     segment_ids = jnp.zeros_like(ids) if segment_ids is None else segment_ids
     seed = None if key is None else jax.random.bits(key, (2,), jnp.uint32)

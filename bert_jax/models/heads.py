@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
 
     Attributes:
       hidden: final states [B, L, D]. chosen: those at the masked positions [B, M, D] (all of them without such positions).
-      pooled: [B, D], None before the pooler has run. token_table: [V padded, E].
+      pooled: [B, D] ([B, P, D] of rows of P examples), None before the pooler has run. token_table: [V padded, E].
       batch: what the encoder was given; heads of single objectives find there what else they read.
     """
 
@@ -33,14 +33,17 @@ class Inputs(NamedTuple):
 
 
 class Pooler(nn.Module):
-    """An affine map of the first token's final state and ``pooler_activation``. [B, D], compute dtype."""
+    """An affine map of the first token's final state and ``pooler_activation``. [B, D], compute dtype; of the first token of
+    each example [B, P, D] in packed rows."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B D"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B *P D"]:
+        starts = inputs.batch.get("example_starts")
+        first = inputs.hidden[:, 0] if starts is None else functional.gather_positions(inputs.hidden, starts)
         # A square map: only one of its two axes may carry the model axis' sharding.
-        x = Dense(self.config, (self.config.hidden_width,), ("model", None), name="dense")(inputs.hidden[:, 0])
+        x = Dense(self.config, (self.config.hidden_width,), ("model", None), name="dense")(first)
         return functional.activate(x, self.config.pooler_activation)
 
 
@@ -83,7 +86,7 @@ class PairHead(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B 2"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B *P 2"]:
         return Dense(self.config, (2,), ("model", None), name="dense")(inputs.pooled).astype(jnp.float32)
 
 
@@ -93,7 +96,7 @@ class Classifier(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B C"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B *P C"]:
         x = functional.dropout(inputs.pooled, _dropout(self.config), seed)
         return Dense(self.config, (len(self.config.labels),), ("model", None), name="dense")(x).astype(jnp.float32)
 
@@ -125,9 +128,9 @@ class Choice(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, " B"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B *P"]:
         x = functional.dropout(inputs.pooled, _dropout(self.config), seed)
-        return Dense(self.config, (1,), ("model", None), name="dense")(x)[:, 0].astype(jnp.float32)
+        return Dense(self.config, (1,), ("model", None), name="dense")(x)[..., 0].astype(jnp.float32)
 
 
 class Discriminator(nn.Module):

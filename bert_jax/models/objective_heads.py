@@ -16,7 +16,7 @@ class SentenceClasses(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B C"]:
+    def __call__(self, inputs: Inputs, seed: UInt32[Array, "2"] | None) -> Float[Array, "B *P C"]:
         return Dense(self.config, (self.classes,), ("model", None), name="dense")(inputs.pooled).astype(jnp.float32)
 
 

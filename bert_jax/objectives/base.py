@@ -51,12 +51,14 @@ class Objective:
       heads: heads of the encoder that it needs. needs: batch keys that it needs from the data.
       rank: when it corrupts the batch, whatever its place in the configuration: -1 before any token has changed, 1 after the
         others, to leave alone what they chose.
+      packs: whether it is the same on rows of several examples (:mod:`bert_jax.data.packing`), whose labels are [B, P].
     """
 
     name: ClassVar[str]
     heads: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     rank: ClassVar[int] = 0
+    packs: ClassVar[bool] = False
     weight: float
 
     def check(self, encoder: EncoderConfig, length: int) -> None:
@@ -144,6 +146,6 @@ def scored_truth(logits: Float[Array, "B L2"], truths: Bool[Array, "B L"], weigh
     return {"loss": Ratio((entropy * weights).sum(), total), "accuracy": Ratio((hits * weights).sum(), total)}
 
 
-def scored_rows(logits: Float[Array, "B C"], labels: Int[Array, " B"]) -> dict[str, Ratio]:
-    """:func:`scored` for one label a row; rows labelled -1 have no weight."""
+def scored_examples(logits: Float[Array, "B *P C"], labels: Int[Array, "B *P"]) -> dict[str, Ratio]:
+    """:func:`scored` for one label an example; those labelled -1 have no weight."""
     return scored(logits, labels, (labels >= 0).astype(jnp.float32))

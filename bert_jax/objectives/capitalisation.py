@@ -27,6 +27,7 @@ class Capitalisation(Objective):
     name: ClassVar[str] = "capitalisation"
     needs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "capitalised")
     rank: ClassVar[int] = -1
+    packs: ClassVar[bool] = True
 
     def own_heads(self, encoder: EncoderConfig) -> api.Heads:
         return {self.name: TokenTruth(encoder)}

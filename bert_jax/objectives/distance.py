@@ -7,7 +7,7 @@ from bert_jax.models import api
 from bert_jax.models.api import Outputs
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.objective_heads import SentenceClasses
-from bert_jax.objectives.base import Objective, scored_rows
+from bert_jax.objectives.base import Objective, scored_examples
 from bert_jax.task import Batch, Ratio
 
 
@@ -20,10 +20,11 @@ class Distance(Objective):
     name: ClassVar[str] = "distance"
     heads: ClassVar[tuple[str, ...]] = ("pooler",)
     needs: ClassVar[tuple[str, ...]] = ("distance_label",)
+    packs: ClassVar[bool] = True
 
     def own_heads(self, encoder: EncoderConfig) -> api.Heads:
         return {self.name: SentenceClasses(encoder, 3)}
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:
-        """Cross entropy in nats and accuracy over the rows that carry a label."""
-        return scored_rows(outputs.logits[self.name], batch["distance_label"])
+        """Cross entropy in nats and accuracy over the examples that carry a label."""
+        return scored_examples(outputs.logits[self.name], batch["distance_label"])

@@ -37,20 +37,34 @@ class Candidates(NamedTuple):
     taken: Bool[Array, "B C"]
 
 
-def pieces(seeds: Seeds, maskable: Places, budget: Int[Array, " B"], slots: int) -> Int[Array, "B L"]:
+class Rivals(NamedTuple):
+    """Which places of a row share a budget, where it has several examples: ``example_ids`` int32 [B, L], and P, their most."""
+
+    example_ids: Int[Array, "B L"]
+    examples: int
+
+
+def pieces(
+    seeds: Seeds, maskable: Places, budget: Int[Array, "B *L"], slots: int, rivals: Rivals | None = None
+) -> Int[Array, "B L"]:
     """Single places, uniformly without replacement: the ``budget`` largest of uniform noise.
 
-    Here and below: ``maskable`` says where tokens may be chosen, at most ``budget`` (<= ``slots``) of a row are. Returns, where
-    a place is chosen, the place where its unit begins; -1 elsewhere.
+    Here and below: ``maskable`` says where tokens may be chosen, at most ``budget`` (<= ``slots``) of a row are; with
+    ``rivals`` of each example, whose budget stands at all of its places. Returns, where a place is chosen, the place where its
+    unit begins; -1 elsewhere.
     """
     noise = jnp.where(maskable, functional.uniform(seeds, maskable.shape), -1.0)
+    if rivals is not None:
+        chosen = maskable & (_ranks(noise, rivals) < budget)
+        return jnp.where(chosen, jnp.arange(maskable.shape[1]), -1)
     value, position = jax.lax.top_k(noise, slots)
     chosen = _scatter(position, (value >= 0) & (jnp.arange(slots) < budget[:, None]), maskable)
     return jnp.where(chosen, jnp.arange(maskable.shape[1]), -1)
 
 
 def words(
-    seeds: Seeds, maskable: Places, starts: Places, budget: Int[Array, " B"], slots: int, max_ngram: int
+    seeds: Seeds, maskable: Places, starts: Places, budget: Int[Array, "B *L"], slots: int, max_ngram: int,
+    rivals: Rivals | None = None,
 ) -> Int[Array, "B L"]:
     """Units of whole words in a random order of their first words, first come first served (ALBERT's
     create_pretraining_data.py): n words with p(n) proportional to 1/n for n <= ``max_ngram``; fewer where n exceed what is left
@@ -59,14 +73,23 @@ def words(
     # A unit fills at least one slot, so after 2M candidates the budget is spent but for words too long for it.
     starts = _segment_starts(starts, maskable)
     noise = jnp.where(starts & maskable, functional.uniform(order_seeds, maskable.shape), -1.0)
-    value, begin = jax.lax.top_k(noise, min(maskable.shape[1], 2 * slots))
+    many, mine = slots, None
+    if rivals is not None:  # the first of every example come first: twice its budget are among them, and four more
+        noise = jnp.where(noise >= 0, (budget + 2) / (1 + _ranks(noise, rivals)), -1.0)
+        many += 2 * rivals.examples
+    value, begin = jax.lax.top_k(noise, min(maskable.shape[1], 2 * many))
+    if rivals is None:
+        budget = budget[:, None]
+    else:
+        budget, number = (jnp.take_along_axis(of, begin, axis=1) for of in (budget, rivals.example_ids))
+        mine = number[:, :, None] == number[:, None]
     shares = 1.0 / np.arange(1, max_ngram + 1)
     size = _draw(functional.uniform(size_seeds, begin.shape), shares)
     ends = _word_ends(begin, starts, maskable, max_ngram)
 
     def judge(units: Candidates) -> Candidates:
         length = jnp.where(units.taken, units.end - units.begin, 0)
-        left = budget[:, None] - (jnp.cumsum(length, axis=1) - length)
+        left = budget - (jnp.cumsum(length, axis=1) - length if mine is None else _spent(length, mine))
         fits = (jnp.arange(max_ngram) < size[..., None]) & (ends - begin[..., None] <= left[..., None])
         end = jnp.where(fits, ends, begin[..., None]).max(axis=-1)  # the longest that fits
         free = ~_earlier((units.begin[:, None] < end[:, :, None]) & (begin[:, :, None] < units.end[:, None]), units.taken)
@@ -172,6 +195,21 @@ def _settle(judge: Callable[[Candidates], Candidates], first: Candidates) -> Can
     same = (units.taken == guess.taken) & ((units.end == guess.end) | ~units.taken)
     settled = jnp.cumsum(~same, axis=1) == 0
     return units._replace(taken=units.taken & settled)
+
+
+def _ranks(noise: Float[Array, "B L"], rivals: Rivals) -> Int[Array, "B L"]:
+    """How many places of the same example have more noise (as much, and stand before)."""
+    place = jnp.arange(noise.shape[1])
+    ahead = (noise[:, None] > noise[:, :, None]) | ((noise[:, None] == noise[:, :, None]) & (place < place[:, None]))
+    mine = rivals.example_ids[:, None] == rivals.example_ids[:, :, None]
+    return (mine & ahead).sum(axis=2)
+
+
+def _spent(length: Int[Array, "B C"], mine: Bool[Array, "B C C"]) -> Int[Array, "B C"]:
+    """The length of all candidates of the same example before each."""
+    count = length.shape[1]
+    before = jnp.arange(count)[:, None] > jnp.arange(count)
+    return jnp.where(mine & before, length[:, None], 0).sum(axis=2)
 
 
 def _earlier(conflict: Bool[Array, "B C C"], taken: Bool[Array, "B C"]) -> Bool[Array, "B C"]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
 from bert_jax import functional
+from bert_jax.data.rows import SMALLEST
 from bert_jax.errors import BertJaxError
 from bert_jax.models.api import Outputs
 from bert_jax.objectives import masking
@@ -22,8 +23,8 @@ class MaskedLM(Objective):
     """Predict hidden pieces. Fresh positions every step, drawn on the device.
 
     Attributes:
-      rate: share of a row's real tokens (specials counted, as BERT counts them; not counted for spans, as SpanBERT does) that
-        are predicted, at least one.
+      rate: share of an example's real tokens (specials counted, as BERT counts them; not counted for spans, as SpanBERT does)
+        that are predicted, at least one; of every example by itself where a row has several.
       final_rate, rate_steps: the rate goes in a straight line from ``rate`` to ``final_rate`` over so many updates and stays
         there. None: it is constant.
       eval_rate: of held-out batches; None: the last rate of training. MosaicBERT trains with 0.3 and evaluates with 0.15.
@@ -74,10 +75,18 @@ class MaskedLM(Objective):
         words = () if self.unit == "piece" else ("word_starts",)
         return ("input_ids", "attention_mask", *words, *([CONTINUES[self.unit]] if self.unit in CONTINUES else []))
 
-    def predictions(self, length: int) -> int:
+    @property
+    def packs(self) -> bool:
+        """All but spans: which of them the budget cuts short is settled for a row."""
+        return self.unit != "span"
+
+    def predictions(self, length: int, examples: int = 1) -> int:
         """M, the static number of prediction slots in a row of ``length`` tokens (19 for 128, 77 for 512 at 15%): enough for
-        the largest of the rates."""
-        most = max(self.rate, self.final_rate or 0.0, self.eval_rate or 0.0)
+        the largest of the rates. Of ``examples`` in a row each is rounded by itself (81 for 8 of them in 512)."""
+        rates = [rate for rate in (self.rate, self.final_rate, self.eval_rate) if rate is not None]
+        if examples > 1:  # n tokens have at most rate * n + 1/2 predictions; but the fewest, SMALLEST, have one
+            return max(int(rate * length + examples * max(0.5, 1 - rate * SMALLEST) + 1e-6) for rate in rates)
+        most = max(rates)
         return max(1, masking.most_of_share(most, length) if self.unit == "span" else int(most * length + 0.5))
 
     def rate_at(self, step: Int[Array, ""] | None) -> float | Float[Array, ""]:
@@ -93,12 +102,14 @@ class MaskedLM(Objective):
         ``span_left`` and ``span_right``, the places before and after the span of a slot, and ``span_place``, its place in it
         from 0 on."""
         ids, maskable = batch["input_ids"], pieces.maskable(batch)
-        slots = self.predictions(ids.shape[1])
+        examples = batch["example_starts"].shape[1] if "example_starts" in batch else 1
+        slots = self.predictions(ids.shape[1], examples)
         rate = self.rate_at(step)
         if self.unit == "span":
             budget = masking.ceil_share(rate, maskable.sum(axis=-1))
         else:  # halves up, as BERT
-            budget = jnp.floor(rate * batch["attention_mask"].sum(axis=-1) + 0.5).astype(jnp.int32)
+            tokens = batch["attention_mask"].sum(axis=-1) if examples == 1 else tokens_around(batch, examples)
+            budget = jnp.floor(rate * tokens + 0.5).astype(jnp.int32)
         budget = jnp.clip(budget, 1, slots)
 
         choice, action_seeds, random_seeds = (functional.fold(seeds, number) for number in range(3))
@@ -132,11 +143,19 @@ class MaskedLM(Objective):
 
     def _choose(self, seeds: Array, batch: Batch, maskable: Array, budget: Array, slots: int) -> Int[Array, "B L"]:
         """Where the unit begins that a chosen place belongs to, -1 elsewhere."""
+        rivals = masking.Rivals(batch["example_ids"], batch["example_starts"].shape[1]) if "example_ids" in batch else None
         if self.unit == "piece":
-            return masking.pieces(seeds, maskable, budget, slots)
+            return masking.pieces(seeds, maskable, budget, slots, rivals)
         starts = batch["word_starts"]
         if self.unit == "span":
             return masking.spans(seeds, maskable, starts, budget, slots)
         if self.unit in CONTINUES:
             starts &= ~batch[CONTINUES[self.unit]]
-        return masking.words(seeds, maskable, starts, budget, slots, self.max_ngram)
+        return masking.words(seeds, maskable, starts, budget, slots, self.max_ngram, rivals)
+
+
+def tokens_around(batch: Batch, examples: int) -> Int[Array, "B L"]:
+    """How many real tokens the example of each token has, itself counted, in rows of up to P ``examples``."""
+    one_hot = jax.nn.one_hot(batch["example_ids"], examples, dtype=jnp.int32)
+    tokens = (one_hot * batch["attention_mask"][..., None]).sum(axis=1)
+    return jnp.take_along_axis(tokens, batch["example_ids"], axis=1)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from bert_jax.models.api import Outputs
-from bert_jax.objectives.base import Objective, scored_rows
+from bert_jax.objectives.base import Objective, scored_examples
 from bert_jax.task import Batch, Ratio
 
 
@@ -17,7 +17,8 @@ class NextSentence(Objective):
     name: ClassVar[str] = "nsp"
     heads: ClassVar[tuple[str, ...]] = ("pooler", "pair")
     needs: ClassVar[tuple[str, ...]] = ("next_sentence_label",)
+    packs: ClassVar[bool] = True
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:
-        """Cross entropy and accuracy over the rows that carry a label."""
-        return scored_rows(outputs.logits["pair"], batch["next_sentence_label"])
+        """Cross entropy and accuracy over the examples that carry a label."""
+        return scored_examples(outputs.logits["pair"], batch["next_sentence_label"])

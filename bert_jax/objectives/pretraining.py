@@ -96,6 +96,11 @@ def _check(where: str, encoder: EncoderConfig, objectives: tuple[AnyObjective, .
     if not names or len(set(names)) < len(names):
         raise BertJaxError(f"{where}.objectives {names}: at least one, and each kind once")
     for objective in objectives:
+        if examples.packing and not objective.packs:
+            raise BertJaxError(
+                f"{objective} does not work on rows of several examples: leave out {where}.examples.packing, or give it a "
+                "turn of its own (task.turns)"
+            )
         for key in objective.needs:
             if key not in examples.provides:
                 raise BertJaxError(
@@ -214,7 +219,9 @@ class PretrainingTask:
         layout = own.examples.layout(batch_size, _columns(own))
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in layout.items()}
 
-    def train_batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> Examples:
+    def train_batches(self, batch_size: int, seed: int | tuple[int, ...], rows: np.ndarray | None = None) -> Examples:
+        if not isinstance(seed, int):
+            raise BertJaxError("pre-training runs one seed at a time")
         split = self._store.split("train")
         sources = [
             train_batches(split, turn.examples, batch_size=batch_size, seed=seed, columns=_columns(turn), rows=rows)

@@ -10,7 +10,7 @@ from bert_jax.models import api
 from bert_jax.models.api import Outputs
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.objective_heads import SentenceClasses
-from bert_jax.objectives.base import Objective, scored_rows
+from bert_jax.objectives.base import Objective, scored_examples
 from bert_jax.task import Batch, Ratio
 
 
@@ -28,6 +28,7 @@ class Reordering(Objective):
     name: ClassVar[str] = "reordering"
     heads: ClassVar[tuple[str, ...]] = ("pooler",)
     needs: ClassVar[tuple[str, ...]] = ("reorder_label",)
+    packs: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 2 <= self.most <= 7:
@@ -48,5 +49,5 @@ class Reordering(Objective):
         return {self.name: SentenceClasses(encoder, self.classes)}
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:
-        """Cross entropy in nats and accuracy over the rows that carry a label."""
-        return scored_rows(outputs.logits[self.name], batch["reorder_label"])
+        """Cross entropy in nats and accuracy over the examples that carry a label."""
+        return scored_examples(outputs.logits[self.name], batch["reorder_label"])

@@ -20,6 +20,7 @@ from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives.base import Objective, Pieces
 from bert_jax.task import Batch, Ratio
 
+READ = ("attention_mask", "segment_ids", "position_ids", "example_ids")  # by the generator, beside its own tokens
 _MASK, _POSITIONS, _SAMPLES = range(3)  # what a row's seed is folded with
 
 
@@ -56,6 +57,7 @@ class ReplacedTokens(Objective):
 
     name: ClassVar[str] = generator.PART
     heads: ClassVar[tuple[str, ...]] = ("discriminator",)
+    packs: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 0 < self.rate < 1:
@@ -119,7 +121,7 @@ class ReplacedTokens(Objective):
                 "ReplacedTokens cannot share its rows with an objective that masks tokens: give that one a turn of its own "
                 "(task.turns)"
             )
-        read = {name: batch[name] for name in ("attention_mask", "segment_ids", "position_ids") if name in batch}
+        read = {name: batch[name] for name in READ if name in batch}
         masked = read | {"input_ids": batch["rtd_input_ids"], "masked_positions": batch["rtd_positions"]}
         merged = generator.merged(params["embeddings"], params[self.name])
         logits = api.apply(merged, self.generator_config(encoder), masked, key=key).logits["mlm"]

@@ -39,6 +39,7 @@ class WordOrder(Objective):
     heads: ClassVar[tuple[str, ...]] = ("mlm",)
     needs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "segment_ids")
     rank: ClassVar[int] = 1
+    packs: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 0 < self.rate < 1:

@@ -17,7 +17,7 @@ from bert_jax.objectives.pretraining import PretrainingTask
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """For one sequence.
+    """For one sequence, or one row of several.
 
     Attributes:
       forward: operations of the matrix products of the forward pass, two for each multiplication with its addition.
@@ -56,7 +56,11 @@ def products(jaxpr: Any, times: int = 1) -> int:
 
 def task_work(task: PretrainingTask, rows: int = 8) -> Work:
     """:func:`work` of a task (of its first turn), generators, decoders and all: products counted in the traced program, traffic
-    and memory by the formula for its encoder."""
+    and memory by the formula for its encoder; so is what fused attention repeats, whose kernels are not traced."""
+    encoder, fused = task.config.encoder, task.config.encoder.attention == "fused"
+    if fused:
+        plain = dataclasses.replace(encoder, attention="xla")
+        task = PretrainingTask(dataclasses.replace(task.config, encoder=plain), None)
     key = jax.eval_shape(jax.random.key, 0)
     params = jax.eval_shape(task.init, key)
     batch = jax.eval_shape(lambda batch, key: task.corrupt(batch, key, None), task.batch_shapes(rows), key)
@@ -67,14 +71,16 @@ def task_work(task: PretrainingTask, rows: int = 8) -> Work:
     forward = products(jax.make_jaxpr(loss)(params, batch, key).jaxpr) / rows
     computed = products(jax.make_jaxpr(jax.grad(loss))(params, batch, key).jaxpr) / rows
     predictions = batch["masked_positions"].shape[1] if "masked_positions" in batch else 0
-    encoder = work(task.config.encoder, batch["input_ids"].shape[1], predictions)
-    again = encoder.repeated / encoder.forward if encoder.forward else 0.0
+    examples = batch["example_starts"].shape[1] if "example_starts" in batch else 1
+    formula = work(encoder, batch["input_ids"].shape[1], predictions, examples)
     # Gradients of what was only looked up make the backward pass a little less than twice the forward pass.
-    return dataclasses.replace(encoder, forward=forward, repeated=max(computed - 3 * forward, 0.0) if again else 0.0)
+    repeated = max(computed - 3 * forward, 0.0) if formula.repeated and not fused else formula.repeated
+    return dataclasses.replace(formula, forward=forward, repeated=repeated)
 
 
-def work(config: EncoderConfig, length: int, predictions: int) -> Work:
-    """Operations and traffic for a sequence of ``length`` tokens of which M = ``predictions`` are predicted.
+def work(config: EncoderConfig, length: int, predictions: int, examples: int = 1) -> Work:
+    """Operations and traffic for a sequence of ``length`` tokens of which M = ``predictions`` are predicted, or for a row of up
+    to P = ``examples``: P pooled states, a bias for every query and key, and all L^2 scores, those between examples too.
 
     Traffic assumes that every result of a product is written once and read once by what follows, in the compute dtype (scores
     in float32), that all else is fused into its neighbours, and that the backward pass moves twice what the forward pass does.
@@ -91,23 +97,26 @@ def work(config: EncoderConfig, length: int, predictions: int) -> Work:
     if "mlm" in config.with_heads:
         forward += 2 * predictions * (width * embedding * config.mlm_transform + embedding * vocabulary)
     if "pooler" in config.with_heads:
-        forward += 2 * width * width
+        forward += 2 * examples * width * width
     if "pair" in config.with_heads:
-        forward += 2 * width * 2
+        forward += 2 * examples * width * 2
+    fused = config.attention == "fused"  # scores are never stored; the backward pass makes them again
     repeated = config.depth * {
-        "masks": 0, "elementwise": 0, "attention": scores, "feed_forward": scores + intermediate, "full": layer
+        "masks": fused * scores, "elementwise": fused * scores, "attention": scores, "feed_forward": scores + intermediate,
+        "full": layer + fused * scores,
     }[config.remat]
 
     size = 2 if config.compute_dtype == "bfloat16" else 4
     results = 9 * length * width + length * ffn  # q, k, v, context, two outputs, two norms, the layer's input; intermediate
-    probabilities = config.heads * length * length
-    per_layer = 2 * (size * results + (4 + size) * probabilities)
+    probabilities = 0 if fused else config.heads * length * length
+    bias = 4 * length * length * (examples > 1)  # read by every layer, made once
+    per_layer = 2 * (size * results + (4 + size) * probabilities) + bias
     moved = config.depth * per_layer + 2 * 4 * predictions * vocabulary
     again = config.depth * per_layer * repeated / (config.depth * layer)
     kept = length * width * (1 if config.remat == "full" else 7)
     kept += length * ffn * (config.remat in ("masks", "elementwise", "attention"))
     kept += probabilities * (config.remat in ("masks", "elementwise")) + length * (ffn + width) * (config.remat == "masks")
-    stored = config.depth * size * kept + 2 * 4 * predictions * vocabulary
+    stored = config.depth * size * kept + 2 * 4 * predictions * vocabulary + bias
     return Work(forward, repeated, 3 * moved + again, stored)
 
 

@@ -43,6 +43,7 @@ class Plan:
       collectives: rows of :func:`bert_jax.planning.collectives.summary`.
       compute_time, memory_time, exchange_time: of an update if nothing else cost anything; None where no peaks are known.
       compile_seconds: tracing, lowering and compiling.
+      packing: P, where a row of ``length`` tokens has up to so many examples: what is said of sequences is then true of rows.
     """
 
     topology: str
@@ -67,6 +68,7 @@ class Plan:
     exchange_time: float | None
     peak_flops: float | None
     compile_seconds: float
+    packing: int | None = None
 
     @property
     def fits(self) -> bool:
@@ -94,10 +96,12 @@ class Plan:
 
     def __str__(self) -> str:
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
+        unit = "rows" if self.packing else "sequences"
+        packed = f" of up to {self.packing} examples" if self.packing else ""
         lines = [
             f"devices      {self.devices} ({self.topology}), mesh {mesh}",
-            f"model        {self.parameters:,} parameters, {self.length} tokens, remat {self.remat}",
-            f"batch        {self.batch_size:,} sequences an update, {self.per_device:g} a device"
+            f"model        {self.parameters:,} parameters, {self.length} tokens{packed}, remat {self.remat}",
+            f"batch        {self.batch_size:,} {unit} an update, {self.per_device:g} a device"
             + (f" in each of {self.accumulate} micro-batches" if self.accumulate > 1 else ""),
         ]
         limit = f" of {_gib(self.limit)}" if self.limit else ""
@@ -121,7 +125,7 @@ class Plan:
                 f"roofline     arithmetic {_ms(self.compute_time)}, memory {_ms(self.memory_time)}, exchange "
                 f"{_ms(self.exchange_time)}",
                 f"step         {_ms(fast)} if all of it overlaps, {_ms(slow)} if nothing does: MFU {high:.0%} to {low:.0%}, "
-                f"{self.batch_size / slow:,.0f} to {self.batch_size / fast:,.0f} sequences a second",
+                f"{self.batch_size / slow:,.0f} to {self.batch_size / fast:,.0f} {unit} a second",
                 f"assuming     {ASSUMPTIONS}",
             ]
         elif self.fits:
@@ -177,7 +181,7 @@ def plan(experiment: Experiment, target: Target) -> Plan:
         settings.accumulate, settings.batch_size / settings.accumulate / batch_shards(mesh),
         arguments, temporaries, peak, target.limit, refusal,
         work.useful * settings.batch_size, (work.useful + work.repeated) * settings.batch_size, summary(found, slices),
-        *times, target.chip and target.chip.flops, seconds,
+        *times, target.chip and target.chip.flops, seconds, experiment.task.examples.packing,
     )
 
 

@@ -63,6 +63,28 @@ def test_a_task_costs_what_its_encoder_costs(remat):
     assert (found.traffic, found.stored) == (formula.traffic, formula.stored)
 
 
+def test_packed_rows_cost_what_is_traced():
+    """A pooled state and a pair of logits for each of the examples a row may have, and slots for the masks of each."""
+    task = PretrainingTask(Pretraining(BERT, (MaskedLM(), NextSentence()), PairSpec(LENGTH, packing=6)), None)
+    slots = MaskedLM().predictions(LENGTH, 6)
+    found, formula = task_work(task), work(BERT, LENGTH, slots, 6)
+    assert found.forward == pytest.approx(formula.forward, rel=1e-9)
+    assert found.forward - work(BERT, LENGTH, slots).forward == 5 * 2 * 64 * (64 + 2)
+    assert (found.traffic, found.stored) == (formula.traffic, formula.stored)
+    assert formula.stored - work(BERT, LENGTH, slots).stored == 4 * LENGTH**2
+
+
+def test_fused_attention_stores_no_scores_and_makes_them_again():
+    config = dataclasses.replace(BERT, attention="fused", remat="elementwise")
+    task = PretrainingTask(Pretraining(config, (MaskedLM(), NextSentence()), PairSpec(LENGTH)), None)
+    found, formula, plain = task_work(task), work(config, LENGTH, PREDICTIONS), work(BERT, LENGTH, PREDICTIONS)
+    assert found.forward == pytest.approx(plain.forward, rel=1e-9)  # a kernel is a program for one row: it must not be counted
+    assert (found.repeated, found.traffic, found.stored) == (formula.repeated, formula.traffic, formula.stored)
+    assert formula.repeated == work(dataclasses.replace(BERT, remat="attention"), LENGTH, PREDICTIONS).repeated
+    assert plain.stored - formula.stored == 4 * BERT.layers * BERT.heads * LENGTH**2
+    assert formula.traffic < plain.traffic
+
+
 def test_policies_repeat_more_and_keep_less():
     found = [work(dataclasses.replace(BERT, remat=remat), LENGTH, PREDICTIONS)
              for remat in ("masks", "elementwise", "attention", "feed_forward", "full")]

@@ -51,6 +51,16 @@ def test_plan_for_cpu_devices(on_cpu):
     assert json.loads(json.dumps(found.to_json()))["fits"] is True
 
 
+def test_plan_of_packed_rows(tiny_experiment):
+    """The step that training runs, with its further arrays: the plan says rows."""
+    packed = config.override(tiny_experiment("bert"), ["task.examples.packing=4", "task.encoder.layers=1"])
+    found = plan(packed, target("cpu:8"))
+    assert found.fits and found.packing == 4
+    assert "16 tokens of up to 4 examples" in str(found) and "16 rows an update" in str(found)
+    one = plan(config.override(packed, ["task.examples.packing=null"]), target("cpu:8"))
+    assert found.arguments > one.arguments and found.model_flops > one.model_flops and "16 sequences an update" in str(one)
+
+
 def test_arguments_are_those_of_the_program(on_cpu):
     """State and batch by the shardings' own arithmetic against XLA's."""
     experiment, found = on_cpu
