@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Large pages for the heap of glibc: page faults cost a quarter of a training step on CPU without them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-fast test-beam weights lint bench clean help
+.PHONY: demo test test-fast test-beam weights lint bench bench-quick clean help
 
 help:
 	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
@@ -15,7 +15,8 @@ help:
 	@echo "make test-beam  that Apache Beam prepares the same store, in an environment of its own"
 	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"
-	@echo "make bench  training step against PyTorch (benchmarks/ has more, which need a corpus)"
+	@echo "make bench  training step and sentence embeddings against PyTorch and ONNX Runtime (benchmarks/ has more)"
+	@echo "make bench-quick  two of its ratios in two minutes, beside the committed ones"
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 to 3.13 is needed: make PYTHON=...")'
@@ -55,7 +56,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/weights.py all-MiniLM-L6-v2
+	$(BIN)/python benchmarks/step.py --out benchmarks/results/step_cpu.json
+	$(BIN)/python benchmarks/encode.py --out benchmarks/results/encode_cpu.json
+
+bench-quick: $(VENV)/.dev
+	$(BIN)/python benchmarks/quick.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-beam runs .cache

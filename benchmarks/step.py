@@ -3,22 +3,19 @@
   python benchmarks/step.py                          # both models below, every peer; about ten minutes
   python benchmarks/step.py --models tiny --rounds 3
 
-Every contestant lives in its own process and they take turns, a few steps each, so that a noisy machine meets all alike. The
-ratio is taken round by round and its median printed. PyTorch gets its masks ready-made; ours draws them inside the step.
-Both count sequences per second of whole optimiser steps at equal batch, length, vocabulary and number of predictions.
+Contestants take turns, a few steps each (:mod:`contest`); ratios are medians over rounds, with their range. PyTorch gets its
+masks ready-made; ours draws them inside the step. All count sequences per second of whole optimiser steps at equal batch,
+length, vocabulary and number of predictions.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import contest
+
 # name -> layers, width, batch; length 128 and vocabulary 30,522 throughout.
 MODELS = {"tiny": (2, 128, 32), "base4": (4, 768, 8)}
 PEERS = ("torch-eager", "torch-sdpa", "torch-compile")
@@ -112,46 +109,16 @@ def inputs(rows: int) -> dict:
     }
 
 
-def worker(contestant: str, model: str) -> None:
-    """Prepares a contestant, then answers every line ``n`` on stdin with the seconds that n steps took."""
-    run = ours(model) if contestant == "ours" else theirs(model, contestant.split("-")[1])
-    started = time.perf_counter()
-    run(2)
-    print(json.dumps({"first_seconds": time.perf_counter() - started}), flush=True)
-    for line in sys.stdin:
-        started = time.perf_counter()
-        run(int(line))
-        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
-
-
-def contest(model: str, contestants: list[str], rounds: int, steps: int) -> dict:
-    """Starts everybody, lets them take turns, and returns the figures."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    processes, first = {}, {}
-    for name in contestants:
-        processes[name] = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, "--models", model], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env=environment,
-        )
-        first[name] = json.loads(processes[name].stdout.readline())["first_seconds"]
-        print(f"{model}: {name} ready, first two steps {first[name]:.1f} s", file=sys.stderr)
-    seconds = {name: [] for name in contestants}
-    for number in range(rounds):
-        for name, process in processes.items():
-            process.stdin.write(f"{steps}\n")
-            process.stdin.flush()
-            seconds[name].append(json.loads(process.stdout.readline())["seconds"] / steps)
-        print(f"{model}: round {number + 1} of {rounds}", file=sys.stderr)
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
+def compare(model: str, peers: Sequence[str], rounds: int, steps: int) -> dict:
+    """Figures of ours and of every peer: sequences a second, and how many times as fast ours is, with the range over rounds."""
+    found = contest.contest(__file__, ["ours", *peers], ["--models", model], rounds, steps, f"{model}: ")
     rows = MODELS[model][2]
     return {
         name: {
-            "sequences_per_second": rows / statistics.median(times), "first_seconds": first[name],
-            "ours_over_it": statistics.median(t / o for t, o in zip(times, seconds["ours"], strict=True)),
+            "sequences_per_second": rows * steps / statistics.median(times.turns), "first_seconds": times.first,
+            "ours_over_it": contest.ratio(times.turns, found["ours"].turns),
         }
-        for name, times in seconds.items()
+        for name, times in found.items()
     }
 
 
@@ -166,19 +133,19 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.worker, arguments.models[0])
+        model = arguments.models[0]
+        contest.answer(ours(model) if arguments.worker == "ours" else theirs(model, arguments.worker.split("-")[1]), 2)
         return
-    results = {m: contest(m, ["ours", *arguments.peers], arguments.rounds, arguments.steps) for m in arguments.models}
+    results = {model: compare(model, arguments.peers, arguments.rounds, arguments.steps) for model in arguments.models}
     for model, rows in results.items():
         print(f"\n{model}: {MODELS[model]} (layers, width, batch), length {LENGTH}")
         for name, row in rows.items():
-            print(f"  {name:14s} {row['sequences_per_second']:8.1f} sequences/s   ours is {row['ours_over_it']:.2f} x")
+            middle, low, high = row["ours_over_it"]
+            speed = f"{row['sequences_per_second']:8.1f} sequences/s"
+            print(f"  {name:14s} {speed}   ours is {middle:.2f} x ({low:.2f} to {high:.2f})")
     if arguments.out:
-        import importlib.metadata as metadata
-
-        versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "torch", "transformers", "numpy")}
-        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        arguments.out.write_text(json.dumps({"environment": machine | versions, "results": results}, indent=2) + "\n")
+        versions = contest.environment("jax", "flax", "optax", "torch", "transformers", "numpy")
+        arguments.out.write_text(json.dumps({"environment": versions, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""Contestants in processes of their own, which take turns: a noisy machine meets all alike.
+
+A benchmark calls :func:`contest` in its own process, and in those of the contestants, ``python FILE --worker NAME ...``,
+:func:`answer`. Ratios are taken round by round.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Times(NamedTuple):
+    """Seconds of the first turn (compilation included) and of each later one, and what the contestant said of itself."""
+
+    first: float
+    turns: list[float]
+    said: dict
+
+
+def answer(run: Callable[[int], None], count: int, said: dict | None = None) -> None:
+    """What a contestant does: ``run(count)`` once, then ``run(n)`` for every line ``n`` on standard input, with the seconds."""
+    began = time.perf_counter()
+    run(count)
+    print(json.dumps({"first": time.perf_counter() - began, "said": said or {}}), flush=True)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        run(int(line))
+        print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
+
+
+def contest(
+    file: str, names: Sequence[str], arguments: Sequence[str], rounds: int, count: int, label: str = ""
+) -> dict[str, Times]:
+    """Starts everybody, lets them take ``rounds`` turns of ``count`` each, and says on standard error how far it is.
+
+    Raises:
+      SystemExit: a contestant did not start; its own error stands above.
+    """
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    processes, first = {}, {}
+    began = time.monotonic()
+    for name in names:
+        processes[name] = subprocess.Popen(
+            [sys.executable, file, "--worker", name, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment,
+        )
+        first[name] = _line(processes[name], name)
+        _say(f"{label}{name} ready, first turn {first[name]['first']:.1f} s")
+    turns: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name, process in processes.items():
+            process.stdin.write(f"{count}\n")
+            process.stdin.flush()
+            turns[name].append(_line(process, name)["seconds"])
+        left = (time.monotonic() - began) / (number + 1) * (rounds - number - 1)
+        _say(f"{label}round {number + 1} of {rounds}, {left:.0f} s left at most")
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    return {name: Times(first[name]["first"], turns[name], first[name]["said"]) for name in names}
+
+
+def _line(process: subprocess.Popen, name: str) -> dict:
+    while line := process.stdout.readline():
+        if line.startswith("{"):  # libraries print too
+            return json.loads(line)
+    sys.exit(f"{name} has ended with status {process.wait()}: see above")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def ratio(times: Sequence[float], ours: Sequence[float]) -> tuple[float, float, float]:
+    """How many times as long somebody's turns take as ours: median over rounds, smallest, largest."""
+    values = [one / other for one, other in zip(times, ours, strict=True)]
+    return statistics.median(values), min(values), max(values)
+
+
+def environment(*packages: str) -> dict[str, str | int]:
+    """Machine and versions."""
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()} | versions
