@@ -1,11 +1,12 @@
 """Texts to vectors: tokenise, run the encoder, pool, normalise. The numbers of sentence-transformers, without torch."""
 
+import contextlib
 import functools
-import itertools
 import logging
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ logger = logging.getLogger("bert_jax")
 
 _ENCODER = ("embeddings", "attention", "feed_forward")  # the parameters that final hidden states depend on
 _ROW, _SHARED = 64, 16  # tokens of a row that short texts share, and how many of them at most
-_TOKENISED_AT_ONCE = 4096  # texts: the library's records of an encoding are many times the size of its ids
+_TOKENISED_AT_ONCE = 4096  # texts: a portion is tokenised while the device computes the one before
 _IN_FLIGHT = 2  # batches dispatched and not yet fetched: the host prepares one while the device computes another
 
 
@@ -40,7 +41,7 @@ def pool(
     marked state, ``lasttoken`` the last one, ``mean_sqrt_len_tokens`` the sum over the square root of the number of
     tokens, ``weightedmean`` the mean with the positions 1 to L as weights (Muennighoff 2022, "SGPT"). A row in which
     nothing is marked gives zeros, but for ``cls``, which is its first state; the reference's maximum is -inf there.
-    ``positions`` count from 0, None: from the begin of the row.
+    ``positions`` count from 0; None: from the beginning of the row.
     """
     hidden, marked = hidden.astype(jnp.float32), mask[:, :, None]
     anything = mask.any(axis=1, keepdims=True)
@@ -84,11 +85,12 @@ def embed(
 ) -> np.ndarray:
     """One vector per text, in the order of ``texts``: float32 [n, D * number of poolings].
 
-    Short texts share rows of 64 tokens, in which each sees itself alone: one shape, and hardly any padding. Longer ones, and
-    those of a call with few of them, are sorted by length, so that a batch holds texts of about one length; it is padded to
-    one of a few lengths, and each of those compiles once in a process. ``[MASK]`` and its like in a text are the special
-    tokens, as they are in sentence-transformers. Texts of more than ``settings.max_length`` tokens (or than the position table
-    has rows) are cut; one warning line says how many.
+    Texts are tokenised in a thread, some thousands at a time, while the device computes those before. Short ones share rows of
+    64 tokens, in which each sees itself alone: one shape, and hardly any padding. Longer ones, and those of a call with few
+    of them, are sorted by length, so that a batch holds texts of about one length; it is padded to one of a few lengths, and
+    each of those compiles once in a process. ``[MASK]`` and its like in a text are the special tokens, as they are in
+    sentence-transformers. Texts of more than ``settings.max_length`` tokens (or than the position table has rows) are cut; one
+    warning line says how many.
 
     Args:
       params, config: an encoder; its heads are not run. Give arrays on the device where calls are many and small.
@@ -107,6 +109,7 @@ def embed(
     if not texts:
         return vectors
     limit = min(settings.max_length, config.max_length)
+    row = min(_ROW, limit)
     first = 0  # the first position that is pooled
     if opening and not settings.include_prompt:
         alone = tokenizer.build(_encode(tokenizer, [opening], settings.lowercase)[0])[0]
@@ -116,11 +119,9 @@ def embed(
 
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
-        ids = _sequences(tokenizer, texts, opening, settings.lowercase, limit, bar)
-        if (largest := max((int(one.max()) for one in ids if len(one)), default=0)) >= config.vocab_size:
-            raise BertJaxError(f"token id {largest} is beyond the vocabulary of {config.vocab_size}: not its tokenizer")
-
+    bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
+    portions = _sequences(tokenizer, texts, opening, settings.lowercase, limit)
+    with bar, contextlib.closing(portions):
         task = bar.add_task("embedding", total=len(texts))
         run = functools.partial(
             _sentence_vectors, jax.device_put({part: params[part] for part in _ENCODER}), first=first, config=config,
@@ -135,18 +136,32 @@ def embed(
             vectors[rows[there]] = computed[: len(rows)][there]
             bar.update(task, advance=int(there.sum()))
 
-        lengths = np.array([len(one) for one in ids], np.int32)
-        row = min(_ROW, limit)
-        short = np.flatnonzero(lengths <= row)
-        short = short if len(short) >= batch_size else short[:0]
-        others = np.setdiff1d(np.arange(len(ids)), short, assume_unique=True)
-        shared = _shared_rows(ids, short, row, tokenizer.pad_id, max(1, batch_size // 4)) if len(short) else ()
-        for rows, batch in itertools.chain(shared, _batches(ids, others, tokenizer.pad_id, batch_size, limit)):
-            pending.append((rows, run(*batch)))
-            if len(pending) > _IN_FLIGHT:
-                fetch()
+        def compute(batches):
+            for rows, batch in batches:
+                pending.append((rows, run(*batch)))
+                if len(pending) > _IN_FLIGHT:
+                    fetch()
+
+        ids: dict[int, np.ndarray] = {}
+        short, long, cut = [], [], 0  # texts that wait for others
+        for start, portion in portions:
+            if (largest := max((int(one.max()) for one, _ in portion if len(one)), default=0)) >= config.vocab_size:
+                raise BertJaxError(f"token id {largest} is beyond the vocabulary of {config.vocab_size}: not its tokenizer")
+            for number, (one, whole) in enumerate(portion, start):
+                ids[number] = one
+                (short if len(one) <= row else long).append(number)
+                cut += not whole
+            if len(short) >= batch_size:
+                compute(_shared_rows(ids, short, row, tokenizer.pad_id, max(1, batch_size // 4)))
+                short = []
+            if len(long) >= _TOKENISED_AT_ONCE:
+                compute(_batches(ids, long, tokenizer.pad_id, batch_size, limit))
+                long = []
+        compute(_batches(ids, short + long, tokenizer.pad_id, batch_size, limit))
         while pending:
             fetch()
+    if cut:
+        logger.warning("%d of %d texts have more than %d tokens: the rest of them was cut", cut, len(texts), limit)
     return vectors
 
 
@@ -172,7 +187,9 @@ def _sentence_vectors(
         inside = (places < ends[:, :, None]) & (places >= (ends - lengths)[:, :, None])  # [B, P, L]
         example = (places >= ends[:, :, None]).sum(axis=1)
         positions = places - jnp.where(inside, (ends - lengths)[:, :, None], 0).sum(axis=1)
-        batch = {"input_ids": ids, "attention_mask": inside.any(axis=1), "example_ids": example, "position_ids": positions}
+        batch = {"input_ids": ids, "attention_mask": inside.any(axis=1), "example_ids": example}
+        if config.positions == "absolute":  # relative ones are the same wherever a text begins
+            batch["position_ids"] = positions
         hidden = api.apply(params, config, batch).hidden
         each = jax.vmap(lambda mask: pool(hidden, mask, pooling, positions), in_axes=1, out_axes=1)
         vectors = each(inside & (positions >= first)[:, None])
@@ -196,24 +213,23 @@ def _checked(texts: Sequence[str]) -> list[str]:
 
 
 def _sequences(
-    tokenizer: Tokenizer, texts: list[str], opening: str, lowercase: bool, limit: int, bar: Progress
-) -> list[np.ndarray]:
-    """int32 ids of each text with ``opening`` before it and the special tokens around both, at most ``limit`` of them."""
+    tokenizer: Tokenizer, texts: list[str], opening: str, lowercase: bool, limit: int
+) -> Iterator[tuple[int, list[tuple[np.ndarray, bool]]]]:
+    """Portions of ``texts`` with the number of their first one, made in a thread: of each text int32 ids with ``opening`` before
+    it and the special tokens around both, at most ``limit`` of them, and whether that is all of it."""
     room = limit - len(tokenizer.build(())[0])
     if room < 1:
         raise BertJaxError(f"the encoder takes {limit} tokens at most: the special tokens leave no room for text")
-    task = bar.add_task("tokenising", total=len(texts))
-    ids: list[np.ndarray] = []
-    cut = 0
-    for start in range(0, len(texts), _TOKENISED_AT_ONCE):
-        some = [opening + text for text in texts[start : start + _TOKENISED_AT_ONCE]]
-        for one in _encode(tokenizer, some, lowercase):
-            cut += len(one) > room
-            ids.append(tokenizer.build(one[:room])[0])
-        bar.update(task, completed=len(ids))
-    if cut:
-        logger.warning("%d of %d texts have more than %d tokens: the rest of them was cut", cut, len(ids), limit)
-    return ids
+
+    def portion(start: int):
+        encoded = _encode(tokenizer, [opening + text for text in texts[start : start + _TOKENISED_AT_ONCE]], lowercase)
+        return start, [(tokenizer.build(one[:room])[0], len(one) <= room) for one in encoded]
+
+    thread = ThreadPoolExecutor(1)
+    try:
+        yield from thread.map(portion, range(0, len(texts), _TOKENISED_AT_ONCE))
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], lowercase: bool) -> list[np.ndarray]:
@@ -239,18 +255,16 @@ def _lowercased(text: str, special: re.Pattern[str]) -> str:
 
 
 def _shared_rows(
-    ids: list[np.ndarray], short: np.ndarray, length: int, pad_id: int, rows: int
+    ids: Mapping[int, np.ndarray], texts: list[int], length: int, pad_id: int, rows: int
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
-    """(indices of texts [B, P], -1: none; (ids int32 [B, L], lengths int32 [B, P])) of the texts ``short``; B is always
-    ``rows`` and L always ``length``."""
-    sizes = np.array([len(ids[k]) for k in short])
-    row_of = best_fit(sizes, length, _SHARED)
+    """(indices of ``texts`` [B, P], -1: none; (ids int32 [B, L], lengths int32 [B, P])); B is always ``rows``, L ``length``."""
+    row_of = best_fit(np.array([len(ids[k]) for k in texts]), length, _SHARED)
     order = np.argsort(row_of, kind="stable")
-    texts = np.split(short[order], np.flatnonzero(np.diff(row_of[order])) + 1)
-    for start in range(0, len(texts), rows):
+    together = np.split(np.array(texts)[order], np.flatnonzero(np.diff(row_of[order])) + 1)
+    for start in range(0, len(together), rows):
         chosen, lengths = np.full((rows, _SHARED), -1), np.zeros((rows, _SHARED), np.int32)
         padded = np.full((rows, length), pad_id, np.int32)
-        for k, row in enumerate(texts[start : start + rows]):
+        for k, row in enumerate(together[start : start + rows]):
             joined = np.concatenate([ids[text] for text in row])
             padded[k, : len(joined)] = joined
             chosen[k, : len(row)], lengths[k, : len(row)] = row, [len(ids[text]) for text in row]
@@ -258,23 +272,22 @@ def _shared_rows(
 
 
 def _batches(
-    ids: list[np.ndarray], texts: np.ndarray, pad_id: int, batch_size: int, limit: int
+    ids: Mapping[int, np.ndarray], texts: list[int], pad_id: int, batch_size: int, limit: int
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
     """(indices of ``texts``, (ids int32 [B, L], lengths int32 [B])), longest first; B and L take few values.
 
     A batch has ``batch_size`` rows, or the next power of two where texts are fewer; rows beyond the texts are empty.
     """
-    if not len(texts):
-        return
-    lengths = np.array([len(one) for one in ids], np.int32)
-    order = texts[np.argsort(-lengths[texts], kind="stable")]
-    rows = min(batch_size, 1 << (len(texts) - 1).bit_length())
+    order = sorted(texts, key=lambda text: -len(ids[text]))
+    rows = min(batch_size, 1 << max(len(texts) - 1, 0).bit_length())
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
-        padded = np.full((rows, min(_round_up(int(lengths[chosen[0]])), limit)), pad_id, np.int32)
-        for row, i in zip(padded, chosen, strict=False):
-            row[: lengths[i]] = ids[i]
-        yield chosen, (padded, np.pad(lengths[chosen], (0, rows - len(chosen))))
+        padded = np.full((rows, min(_round_up(len(ids[chosen[0]])), limit)), pad_id, np.int32)
+        lengths = np.zeros(rows, np.int32)
+        for k, text in enumerate(chosen):
+            lengths[k] = len(ids[text])
+            padded[k, : lengths[k]] = ids[text]
+        yield np.array(chosen), (padded, lengths)
 
 
 def _round_up(length: int) -> int:

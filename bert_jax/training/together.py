@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax.task import Batch, Params, Ratio
+from bert_jax.task import Batch, Ratio
 from bert_jax.training.state import TrainState
 
 ALONG = TrainState(None, 0, 0, 0)  # where the axis of runs is: all but the number of updates have one
@@ -70,10 +70,10 @@ def record_of(seed: int, seeds: Sequence[int], rows: Sequence[dict[str, Any]]) -
     return found
 
 
-def state_of(run: int, state: TrainState) -> tuple[Params, Any]:
-    """Parameters and optimiser state of one run, from those of all, lying as its own would."""
+def own(run: int, tree: Any) -> Any:
+    """What one run has of arrays with an axis for all, lying as it would alone."""
 
-    def own(x: jax.Array) -> jax.Array:
+    def one(x: jax.Array) -> jax.Array:
         return jax.device_put(x[run], NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:])))
 
-    return jax.tree.map(own, (state.params, state.optimizer))
+    return jax.tree.map(one, tree)

@@ -151,7 +151,7 @@ def train(
         if not seeds:
             return evaluate(task, eval_step, state.params, mesh, heldout)
         return together.evaluation({
-            seed: evaluate(task, eval_step, together.state_of(run, state)[0], mesh, heldout)
+            seed: evaluate(task, eval_step, together.own(run, state.params), mesh, heldout)
             for run, seed in enumerate(seeds)
         })
 
@@ -198,7 +198,8 @@ def train(
         for run, (seed, folder) in enumerate(runs.items()):
             own = dataclasses.replace(experiment, train=dataclasses.replace(settings, seed=seed))
             rows = together.record_of(seed, seeds, read(workdir / METRICS))
-            _leave(folder, task, own, step, together.state_of(run, state), batches.get_state(), rows)
+            ended = together.own(run, (state.params, state.optimizer))
+            _leave(folder, task, own, step, ended, batches.get_state(), rows)
     return Result(step, params, evaluation, last)
 
 

@@ -248,3 +248,22 @@ def test_what_a_tpu_does_not_take_is_refused(length, heads, said):
     bias = jax.ShapeDtypeStruct((2, 1, 1, length), jnp.float32)
     with pytest.raises(BertJaxError, match=f"on a TPU: .*{said}"):
         on_tpu(lambda *given: with_gradients(*given, 0.1, True), x, x, x, x, bias)
+
+
+def test_several_models_at_once():
+    """As seeds that are trained together: each is what it is alone."""
+    params, batch = random_model()
+    both = jax.tree.map(lambda a: np.stack([a, 0.5 * a]), params)
+    for config in (XLA, FUSED):
+        found = jax.vmap(lambda params, config=config: loss_and_gradients(params, batch, config))(both)
+        for k in range(2):
+            assert_same(jax.tree.map(lambda a, k=k: a[k], found),
+                        loss_and_gradients(jax.tree.map(lambda a, k=k: a[k], both), batch, XLA))
+
+
+@pytest.mark.tpu_compile
+def test_several_models_at_once_on_a_tpu():
+    x = jax.ShapeDtypeStruct((2, 4, 128, 4, 64), jnp.bfloat16)
+    bias = jax.ShapeDtypeStruct((2, 4, 1, 1, 128), jnp.float32)
+    compiled = on_tpu(jax.vmap(lambda *given: with_gradients(*given, 0.1, True)), x, x, x, x, bias)
+    assert compiled.as_text().count("tpu_custom_call") == 2
