@@ -109,7 +109,7 @@ def embed(
     if not texts:
         return vectors
     limit = min(settings.max_length, config.max_length)
-    row = min(_ROW, limit)
+    length = min(_ROW, limit)
     first = 0  # the first position that is pooled
     if opening and not settings.include_prompt:
         alone = tokenizer.build(_encode(tokenizer, [opening], settings.lowercase)[0])[0]
@@ -149,10 +149,10 @@ def embed(
                 raise BertJaxError(f"token id {largest} is beyond the vocabulary of {config.vocab_size}: not its tokenizer")
             for number, (one, whole) in enumerate(portion, start):
                 ids[number] = one
-                (short if len(one) <= row else long).append(number)
+                (short if 0 < len(one) <= length else long).append(number)
                 cut += not whole
             if len(short) >= batch_size:
-                compute(_shared_rows(ids, short, row, tokenizer.pad_id, max(1, batch_size // 4)))
+                compute(_shared_rows(ids, short, length, tokenizer.pad_id, max(1, batch_size // 4)))
                 short = []
             if len(long) >= _TOKENISED_AT_ONCE:
                 compute(_batches(ids, long, tokenizer.pad_id, batch_size, limit))
@@ -215,8 +215,8 @@ def _checked(texts: Sequence[str]) -> list[str]:
 def _sequences(
     tokenizer: Tokenizer, texts: list[str], opening: str, lowercase: bool, limit: int
 ) -> Iterator[tuple[int, list[tuple[np.ndarray, bool]]]]:
-    """Portions of ``texts`` with the number of their first one, made in a thread: of each text int32 ids with ``opening`` before
-    it and the special tokens around both, at most ``limit`` of them, and whether that is all of it."""
+    """Portions of ``texts`` and the number of their first one, made in a thread: of each text int32 ids, ``opening`` before it
+    and the special tokens around both, at most ``limit`` of them; and whether that is all of it."""
     room = limit - len(tokenizer.build(())[0])
     if room < 1:
         raise BertJaxError(f"the encoder takes {limit} tokens at most: the special tokens leave no room for text")
