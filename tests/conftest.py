@@ -1,8 +1,10 @@
 """Shared fixtures: where real data lies, and eight fake devices for everything that shards."""
 
+import gc
 import os
 import pathlib
 import string
+import sys
 
 # Before jax is imported anywhere: eight host devices, quick compilation instead of quick code (tiny shapes spend their time
 # in the compiler), and a compilation cache that survives between runs.
@@ -22,6 +24,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+LARGE = 4 * 2**30  # bytes
 WORDS = "the a cat dog bird sat ran sang on in under mat road tree he she it said why not one two red blue and but".split()
 
 
@@ -32,6 +35,21 @@ LONGEST = ("test_multihost", "test_every_mesh", "test_plan", "test_remesh", "tes
 def pytest_collection_modifyitems(items):
     order = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def within_memory():
+    """After a file with which a worker has grown large, jax forgets what it has compiled: two workers held 8 GB each."""
+    yield
+    if _resident() > LARGE and "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    statm = pathlib.Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 @pytest.fixture(scope="session")

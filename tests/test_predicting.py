@@ -132,8 +132,16 @@ def test_tabs_in_texts_become_blanks_in_tsv_and_stay_in_json(saved, tmp_path):
     assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == "cat\tdog\nbird"
 
 
+@pytest.fixture
+def heeding_interrupts():
+    """As in a terminal: what a shell starts in the background ignores SIGINT, tests too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_of_what_was_interrupted(number, saved, tmp_path, monkeypatch):
+def test_nothing_is_left_of_what_was_interrupted(number, saved, tmp_path, monkeypatch, heeding_interrupts):
     (tmp_path / "a.txt").write_text("cat\n" * 500)
     answers, before = predicting.Classifies.answers, []
 
