@@ -41,7 +41,7 @@ def sentences(data: Path, count: int) -> list[str]:
                 with path.open(encoding="utf-8", newline="") as file:
                     found.update(dict.fromkeys(text for row in csv.reader(file) for text in row[:2]))
     if len(found) < count:
-        sys.exit(f"{data}/sts/stsb has {len(found):,} different sentences, not {count:,}")
+        sys.exit(f"{data}/sts/stsb has {len(found):,} different sentences, not {count:,} (--data names the folder with sts/)")
     return list(found)[:count]
 
 

@@ -4,6 +4,7 @@ Every seed is a run of the one loop in a folder of its own; a folder with ``resu
 of these at the end, and made again when the same command comes again.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -12,7 +13,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -124,7 +125,9 @@ def finetune(
     primary = primary_score(experiment)
     for group in _groups(numbers, at_once, workdir):
         console.print(f"seeds {', '.join(map(str, group))} together", highlight=False)
-        if not _together(task, experiment, group, workdir):
+        with _leaving_no_refusal(workdir, begun):
+            finished = _together(task, experiment, group, workdir)
+        if not finished:
             return Finetuned(False, None, workdir)
     for seed in numbers:
         folder = workdir / f"seed-{seed}"
@@ -133,13 +136,8 @@ def finetune(
             continue
         if seeds > 1:
             console.print(f"seed {seed}, {seed - numbers[0] + 1} of {seeds}", highlight=False)
-        try:
+        with _leaving_no_refusal(workdir, begun):
             params, results[seed] = _run(task, _with_seed(experiment, seed), folder)
-        except BertJaxError:
-            if begun and not folder.exists():  # refused before it began
-                (workdir / PLAN).unlink()
-                workdir.rmdir()
-            raise
         if params is None:
             return Finetuned(False, None, workdir)
         _answers(task, answering, params, folder)
@@ -186,6 +184,17 @@ def _check(workdir: Path, plan: dict[str, Any]) -> None:
 
 def _with_seed(experiment: Experiment, seed: int) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, seed=seed))
+
+
+@contextlib.contextmanager
+def _leaving_no_refusal(workdir: Path, begun: bool) -> Iterator[None]:
+    """What is refused before it has trained leaves no ``workdir`` that has ``begun`` with it."""
+    try:
+        yield
+    except BertJaxError:
+        if begun and [path.name for path in workdir.iterdir()] == [PLAN]:
+            shutil.rmtree(workdir)
+        raise
 
 
 def _groups(numbers: Sequence[int], at_once: int, workdir: Path) -> list[list[int]]:

@@ -241,6 +241,16 @@ def test_seeds_at_once_come_to_the_same_table(run, tiny_checkpoint, tmp_path):
     assert bert_jax.load(folder / "seed-1").config.labels == ("red", "blue")
 
 
+def test_seeds_at_once_that_are_refused_leave_nothing(run, tiny_checkpoint, tmp_path, capfd):
+    config, folder = run("Classification").parent / "Classification.py", tmp_path / "run"
+    arguments = ["finetune", "--config", str(config), "--checkpoint", str(tiny_checkpoint), "--workdir", str(folder)]
+    capfd.readouterr()
+    assert cli.main([*arguments, "--seeds", "2", "--at-once", "2", "--set", "train.best=accuracy"]) == 1
+    assert "end together" in capfd.readouterr().err and not folder.exists()
+    assert cli.main([*arguments, "--at-once", "0"]) == 1
+    assert "at_once is 0" in capfd.readouterr().err and not folder.exists()
+
+
 def test_a_choice_model_loads(run):
     transformers = pytest.importorskip("transformers")
     folder = run("Choice")

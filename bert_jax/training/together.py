@@ -2,7 +2,8 @@
 
 A small model leaves most of a large device idle. Here whatever a run has of its own (parameters, moments, its random key, its
 batches) gets an axis in front, and the update is `jax.vmap`-ed over it: each run does what it would do alone, with its own
-clipped norm, trust ratios and adversarial steps. They share updates, schedule and lengths of batches.
+clipped norm, trust ratios and adversarial steps. They share updates, schedule and lengths of batches; where a run alone would
+have a shorter batch, dropout of attention draws another mask, for its places are counted along the length.
 
 The metrics of such an update are means over the runs, and those of each run under ``NAME.SEED``.
 """
