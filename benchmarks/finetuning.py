@@ -3,7 +3,7 @@
     python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning          # goes on where it was interrupted
     python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning --only speed,RTE
     python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning --size gpu --jobs 8 --deadline 540
-    python benchmarks/finetuning.py report --dir runs/finetuning                             # docs/results/finetuning.md
+    python benchmarks/finetuning.py report --dir runs/finetuning                             # docs/results/finetuning_cpu.md
 
 Every cell (a task, a seed, a side) is a process of its own, and the sides take turns, so that a busy machine is as unkind
 to one as to the other. Both have the same token ids, labels, hyper-parameters, number of updates and float32, in products of
@@ -36,7 +36,6 @@ from types import SimpleNamespace
 import processes
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "benchmarks/results/finetuning.json", ROOT / "docs/results/finetuning.md"
 START = "all-MiniLM-L6-v2"
 SIDES = ("ours", "trainer")
 SENTENCES = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")  # with several seeds
@@ -112,7 +111,7 @@ def recipe(task: str, seed: int, size: Size, data: Path, directory: Path, start:
     lengths = FEW[task] if size.few else (384 if task == "SQuAD" else 128,)
     if task in SENTENCES or task == "speed":
         name = "SST-2" if task == "speed" else task
-        training, heldout, labels, score, _ = glue(data, directory)[name]
+        training, heldout, labels, score = glue(data, directory)[name]
         rows = SPEED_ROWS if task == "speed" else size.sst2_rows if name == "SST-2" else None
         if rows:
             training = dataclasses.replace(training, rows=(0, rows))
@@ -332,14 +331,13 @@ def run(
     processes.run(stages(wanted, jobs), command, directory, dataclasses.asdict(SIZES[size_name]), deadline)
 
 
-def report(directory: Path, results: Path, page: Path) -> None:
+def report(directory: Path) -> None:
     """Gathers what is there, writes the JSON file, the page and its picture."""
-    rows = [json.loads(path.read_text()) for path in sorted(directory.glob("*-*.json"))]
-    if len({json.dumps(row["size"]) for row in rows}) != 1:
-        sys.exit(f"{directory} holds no results, or those of several sizes: one is needed")
-    size = Size(**rows[0]["size"])
+    size_name, measured = processes.gathered(directory, SIZES)
+    size, rows = SIZES[size_name], list(measured.values())
+    results, page = processes.published("finetuning", size_name, directory)
+    page.parent.mkdir(parents=True, exist_ok=True)
     machine = processes.machines(rows)
-    results.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     by = {(row["task"], row["seed"], row["side"]): row for row in rows}
 
     def of(task: str, side: str) -> list[dict]:
@@ -383,15 +381,14 @@ def report(directory: Path, results: Path, page: Path) -> None:
                      f"{whole[0]:,.0f} | {whole[1]:,.0f} | {peak[0]:,.0f} | {peak[1]:,.0f} |")
     lines += times if len(times) > head else [*times[:3], "No cell of either side ran alone yet."]
     _draw(of, page.with_suffix(".png"))
-    page.write_text(INTRODUCTION.format(
+    processes.publish(results, page, measured, INTRODUCTION.format(
         start=START, rate=RATE, batch=BATCH, decay=DECAY, eps=EPS, clip=CLIP, warm=WARM, epochs=size.epochs,
         sst2_epochs=size.sst2_epochs, sst2=f"the first {size.sst2_rows:,} of 67,349" if size.sst2_rows else "all 67,349",
         single=f"at most {size.single_steps:,} updates" if size.single_steps else f"{size.epochs} epochs, SQuAD 2",
         lengths="two or three lengths chosen beforehand" if size.few else "at most 16 lengths chosen from the data",
-        arguments=processes.option(rows[0]["size"], SIZES), seeds=size.seeds, tables="\n".join(lines), machine=machine,
+        size_name=size_name, seeds=size.seeds, tables="\n".join(lines), machine=machine,
         name=page.stem, missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
     ))
-    print(page)
 
 
 def _median(rows: list[dict], key: str) -> float:
@@ -463,7 +460,7 @@ Machine: {machine}.
 
 ```
 python benchmarks/weights.py all-MiniLM-L6-v2
-python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning{arguments}
+python benchmarks/finetuning.py run --data ../shared/data --dir runs/finetuning --size {size_name}
 python benchmarks/finetuning.py report --dir runs/finetuning
 ```
 """
@@ -476,16 +473,14 @@ def main() -> None:
     for name in ("run", "one", "report"):
         sub = commands.add_parser(name)
         sub.add_argument("--dir", type=Path, default=Path("runs/finetuning"), help="folder of runs and their results")
-        if name == "report":
-            sub.add_argument("--results", type=Path, default=RESULTS, help="JSON file to write")
-            sub.add_argument("--page", type=Path, default=PAGE, help="page to write, its picture beside it")
-        else:
+        if name != "report":
             sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with glue/, sts/, qa/ ...")
             sub.add_argument("--size", choices=SIZES, default="cpu")
         if name == "run":
             sub.add_argument("--only", help="tasks, or speed, with commas between; default: all")
             sub.add_argument("--jobs", type=int, default=1, help="processes at a time, on their shares of the cores or one GPU")
             sub.add_argument("--deadline", type=float, help="seconds after which all ends")
+            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
         if name == "one":
             sub.add_argument("--cells", required=True, help="with commas between")
             sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
@@ -493,8 +488,11 @@ def main() -> None:
     arguments = parser.parse_args()
     directory = arguments.dir.resolve()
     if arguments.command == "report":
-        report(directory, arguments.results, arguments.page)
+        report(directory)
     elif arguments.command == "run":
+        if arguments.published:
+            results, _ = processes.published("finetuning", arguments.size)
+            processes.take_published(results, directory, dataclasses.asdict(SIZES[arguments.size]))
         only = arguments.only.split(",") if arguments.only else None
         run(arguments.data.resolve(), directory, arguments.size, only, arguments.jobs, arguments.deadline)
     else:

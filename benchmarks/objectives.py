@@ -3,7 +3,8 @@
     python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives     # goes on where it was interrupted
     python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives --only bert,albert --jobs 2
     python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives --size gpu --jobs 10 --deadline 540
-    python benchmarks/objectives.py report --dir runs/objectives                        # docs/results/objectives.md
+    python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives --published    # what is published stays
+    python benchmarks/objectives.py report --dir runs/objectives                        # docs/results/objectives_cpu.md
 
 Each recipe is pre-trained once on public-domain books (text/books.txt.gz) by the very command of a user, then
 
@@ -11,7 +12,7 @@ Each recipe is pre-trained once on public-domain books (text/books.txt.gz) by th
 - its frozen encoder is probed for sentence order and next sentences: a logistic regression on the first token's final state;
 - it is fine-tuned on SST-2, MRPC, CoLA, RTE and STS-B with three seeds each.
 
-``--size gpu`` takes twelve layers of width 256 instead of what two cores can do in hours; there ``--jobs`` processes share the
+``--size gpu`` takes four layers of width 256 instead of what two cores can do in hours; there ``--jobs`` processes share the
 accelerator. ``--deadline`` stops after so many seconds, everything saved.
 """
 
@@ -32,7 +33,6 @@ from pathlib import Path
 import processes
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "benchmarks/results/objectives.json", ROOT / "docs/results/objectives.md"
 SEEDS = (0, 1, 2)
 PROBE_EXAMPLES, HELDOUT_EXAMPLES = 8192, 2048
 
@@ -41,8 +41,8 @@ PROBE_EXAMPLES, HELDOUT_EXAMPLES = 8192, 2048
 class Size:
     """The encoder's layers, width D (heads D / 64, F = 4 D), V, L; updates, rows of an update, peak learning rates; dtype of
     products; lengths to which batches are padded in fine-tuning, each of which is a program; rows of SST-2, where not all;
-    how positions are known: with absolute ones so small a model predicts no better after 8 million tokens than from
-    the frequencies of pieces, with relative ones it does after 1 million."""
+    epochs of the other tasks; how positions are known: with absolute ones so small a model predicts no better after 8 million
+    tokens than from the frequencies of pieces, with relative ones it does after 1 million."""
 
     layers: int
     width: int
@@ -55,11 +55,13 @@ class Size:
     dtype: str = "float32"
     lengths: tuple[int, ...] = ()
     sst2_rows: int | None = None
+    epochs: int = 3
     positions: str = "absolute"
 
 
 SIZES = {
-    "cpu": Size(2, 128, 8192, 64, 2_000, 32, 2e-3, 2e-4, lengths=(16, 32, 64), sst2_rows=16_384, positions="relative"),
+    "cpu": Size(2, 128, 8192, 64, 1_200, 32, 2e-3, 2e-4, lengths=(16, 32, 64), sst2_rows=16_384, epochs=2,
+                positions="relative"),
     "gpu": Size(4, 256, 8192, 128, 10_000, 64, 1e-3, 1e-4, "bfloat16", (32, 64, 128)),
     "test": Size(1, 64, 8192, 32, 8, 8, 1e-3, 2e-4, lengths=(32,), sst2_rows=64, positions="relative"),
 }
@@ -180,7 +182,7 @@ def experiment(name: str, size: Size, recipe_of: dict[str, Recipe]):
 
 
 def glue(data: Path, directory: Path, sst2_rows: int | None = None) -> dict[str, tuple]:
-    """Task -> (training table, of SST-2 the first ``sst2_rows``, held-out table, labels, score, epochs)."""
+    """Task -> (training table, of SST-2 the first ``sst2_rows``, held-out table, labels, score)."""
     from bert_jax.tasks.tables import Table
 
     folder, joined = data / "glue", directory / "cola-dev.tsv"
@@ -194,14 +196,14 @@ def glue(data: Path, directory: Path, sst2_rows: int | None = None) -> dict[str,
     sentences, heldout = tables(folder / "sst2/train.tsv", folder / "sst2/dev.tsv", ("sentence",), "label")
     sentences = dataclasses.replace(sentences, rows=(0, sst2_rows) if sst2_rows else ())
     return {
-        "SST-2": (sentences, heldout, ("0", "1"), "accuracy", 1),
+        "SST-2": (sentences, heldout, ("0", "1"), "accuracy"),
         "MRPC": (*tables(folder / "mrpc/msr-para-train.tsv", folder / "mrpc/msr-para-val.tsv", ("#1 String", "#2 String"),
-                         "Quality"), ("0", "1"), "f1", 3),
-        "CoLA": (*tables(folder / "cola/raw/in_domain_train.tsv", joined, ("3",), "1"), ("0", "1"), "matthews", 3),
+                         "Quality"), ("0", "1"), "f1"),
+        "CoLA": (*tables(folder / "cola/raw/in_domain_train.tsv", joined, ("3",), "1"), ("0", "1"), "matthews"),
         "RTE": (*tables(folder / "rte/train.tsv", folder / "rte/dev.tsv", ("sentence1", "sentence2"), "label"),
-                ("not_entailment", "entailment"), "accuracy", 3),
+                ("not_entailment", "entailment"), "accuracy"),
         "STS-B": (*tables(data / "sts/stsb/stsb-en-train.csv", data / "sts/stsb/stsb-en-dev.csv", ("0", "1"), "2"),
-                  ("similarity",), "spearman", 3),
+                  ("similarity",), "spearman"),
     }
 
 
@@ -315,7 +317,8 @@ def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict
     tasks = glue(data, directory, size.sst2_rows)
     first = list(recipes(size)).index(run.name) % len(tasks)  # recipes that begin together do not all compile the same
     for task in [*tasks, *tasks][first : first + len(tasks)]:
-        training, heldout, labels, score, epochs = tasks[task]
+        training, heldout, labels, score = tasks[task]
+        epochs = 1 if task == "SST-2" else size.epochs
         if len(scores.get(task, [])) == len(SEEDS):
             continue
         encoder = finetuned_encoder(model.config, labels, dropout=0.1, attention_dropout=0.1)
@@ -392,17 +395,19 @@ def run(data: Path, directory: Path, size_name: str, only: list[str] | None, job
 COLUMNS = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")
 
 
+def whole(row: dict) -> bool:
+    """Whether nothing of a recipe is left to measure: what is left would need the model, which is not published."""
+    return all(len(row.get("glue", {}).get(task, ())) == len(SEEDS) for task in COLUMNS)
+
+
 def report(directory: Path) -> None:
     """Gathers what is there, writes the JSON file, the page and its picture."""
-    rows = {path.stem: json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))}
-    sizes = {json.dumps(row["size"]) for row in rows.values()}
-    if len(sizes) != 1:
-        sys.exit(f"{directory} holds results of {len(sizes)} sizes: one is needed")
-    size = Size(**(found := json.loads(sizes.pop())) | {"lengths": tuple(found["lengths"])})
+    size_name, rows = processes.gathered(directory, SIZES)
+    size = SIZES[size_name]
+    results, page = processes.published("objectives", size_name, directory)
     known = recipes(size)
     rows = {name: rows[name] for name in known if name in rows}
     machine = processes.machines(list(rows.values()))
-    RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     base = rows["mlm"]["operations"] if "mlm" in rows else None
     lines = []
     for group in dict.fromkeys(recipe.group for recipe in known.values()):
@@ -412,19 +417,18 @@ def report(directory: Path) -> None:
         lines += [f"## {group[0].upper()}{group[1:]}", "", "| | compute | MLM acc. | NSP probe | SOP probe | "
                   + " | ".join(COLUMNS) + " | mean |", "|---" * (6 + len(COLUMNS)) + "|"]
         lines += [_line(known[name].what, rows[name], base) for name in names] + [""]
-    _draw({name: rows[name] for name in rows if rows[name].get("glue")}, known, PAGE.with_suffix(".png"))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    _draw({name: rows[name] for name in rows if rows[name].get("glue")}, known, page.with_suffix(".png"))
     missing = [name for name in known if name not in rows]
-    partial = [name for name in rows if any(len(rows[name].get("glue", {}).get(task, ())) < len(SEEDS) for task in COLUMNS)]
-    PAGE.write_text(INTRODUCTION.format(
+    partial = [name for name in rows if not whole(rows[name])]
+    processes.publish(results, page, rows, INTRODUCTION.format(
         size=size, sst2=f" ({size.sst2_rows:,} of its rows)" if size.sst2_rows else "", seeds=len(SEEDS), machine=machine,
         probes=f"{PROBE_EXAMPLES:,}", heldout=f"{HELDOUT_EXAMPLES:,}",
         missing="\n".join(
             [f"Not measured yet: {', '.join(missing)}."] * bool(missing)
             + [f"Fewer than {len(SEEDS)} seeds of fine-tuning, or none, in some column: {', '.join(partial)}."] * bool(partial)
-        ), option=processes.option(dataclasses.asdict(size), SIZES),
-        tables="\n".join(lines), claims=_claims(rows),
+        ), size_name=size_name, name=page.stem, tables="\n".join(lines), claims=_claims(rows),
     ))
-    print(PAGE)
 
 
 def _line(what: str, row: dict, base: float | None) -> str:
@@ -513,12 +517,12 @@ correction and beta2 0.98, peak rate {size.rate:g}, no dropout, products in {siz
 - The tasks, times 100: accuracy (SST-2, RTE), F1 (MRPC), Matthews correlation (CoLA, both development sets) and Spearman
   correlation (STS-B) on the development sets after fine-tuning: mean and standard deviation over {seeds} seeds of the
   fine-tuning (head, order, dropout 0.1); rate {size.finetuning_rate:g}, batch 32, one epoch of SST-2{sst2}
-  and three of the others, the last parameters, nothing chosen by the development set.
+  and {size.epochs} of the others, the last parameters, nothing chosen by the development set.
 
 One pre-training seed: differences between rows within a deviation or two say nothing. A deviation here is that of fine-tuning
 seeds alone, in parentheses how many there are where they are not {seeds}.
 
-![fine-tuning scores](objectives.png)
+![fine-tuning scores]({name}.png)
 
 {tables}
 {missing}
@@ -530,7 +534,7 @@ seeds alone, in parentheses how many there are where they are not {seeds}.
 Machine: {machine}.
 
 ```
-python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives{option}
+python benchmarks/objectives.py run --data ../shared/data --dir runs/objectives --size {size_name}
 python benchmarks/objectives.py report --dir runs/objectives
 ```
 """
@@ -550,6 +554,7 @@ def main() -> None:
             sub.add_argument("--jobs", type=int, default=1, help="recipes at a time, each with its share of the cores")
             sub.add_argument("--only", help="recipes, with commas between; default: all")
             sub.add_argument("--deadline", type=float, help="seconds after which all is saved and the command ends")
+            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
         if name == "one":
             sub.add_argument("--name", required=True)
             sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
@@ -558,6 +563,9 @@ def main() -> None:
     if arguments.command == "report":
         report(directory)
     elif arguments.command == "run":
+        if arguments.published:
+            results, _ = processes.published("objectives", arguments.size)
+            processes.take_published(results, directory, dataclasses.asdict(SIZES[arguments.size]), whole)
         only = arguments.only.split(",") if arguments.only else None
         run(arguments.data.resolve(), directory, arguments.size, only, arguments.jobs, arguments.deadline)
     else:

@@ -86,6 +86,57 @@ def found(path: Path, size: dict) -> dict:
     return row
 
 
+def take_published(path: Path, directory: Path, size: dict, whole: Callable[[dict], bool] = lambda row: True) -> None:
+    """Writes the cells that the file of results ``path`` has, measured with ``size`` and ``whole``, into ``directory``, but
+    for those that are there: what was begun on another machine goes on here."""
+    if not path.exists():
+        sys.exit(f"nothing is published of this size: there is no {path}")
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    taken = [
+        cell for cell, row in rows.items()
+        if row["size"] == _as_json(size) and whole(row) and not (directory / f"{cell}.json").exists()
+    ]
+    for cell in taken:
+        (directory / f"{cell}.json").write_text(json.dumps(rows[cell], indent=1) + "\n", encoding="utf-8")
+    print(f"{len(taken)} cells taken from {path}", flush=True)
+
+
+def gathered(directory: Path, sizes: dict) -> tuple[str, dict[str, dict]]:
+    """The name in ``sizes`` (name -> ``Size``) of what ``directory`` holds, and its cells by name."""
+    rows = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.json"))}
+    if len({json.dumps(row["size"]) for row in rows.values()}) != 1:
+        sys.exit(f"{directory} holds no results, or those of several sizes: one is needed")
+    size = next(iter(rows.values()))["size"]
+    names = [name for name, one in sizes.items() if _as_json(dataclasses.asdict(one)) == size]
+    if not names:
+        sys.exit(f"{directory} holds results of a size that this script no longer has: {size}")
+    return names[0], rows
+
+
+def published(benchmark: str, size: str, directory: Path | None = None) -> tuple[Path, Path]:
+    """Where the JSON file and the page of a benchmark's results of a size belong; of a trial in its ``directory``."""
+    name = f"{benchmark}_{size}"
+    if size == "test" and directory is not None:
+        return directory / "published" / f"{name}.json", directory / "published" / f"{name}.md"
+    return ROOT / "benchmarks/results" / f"{name}.json", ROOT / "docs/results" / f"{name}.md"
+
+
+def publish(results: Path, page: Path, rows: dict[str, dict], text: str) -> None:
+    """Writes the file of results and the page. A ``note`` that the file had (how rows were made that nobody can make again)
+    stays, and stands before the line of the machine in the page."""
+    note = json.loads(results.read_text(encoding="utf-8")).get("note") if results.exists() else None
+    for path in (results, page):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    head = f'{{"note": {json.dumps(note)},\n "rows": {{\n' if note else '{"rows": {\n'
+    lines = ",\n".join(f"{json.dumps(cell)}: {json.dumps(row)}" for cell, row in rows.items())  # a cell is a line
+    results.write_text(f"{head}{lines}\n}}}}\n", encoding="utf-8")
+    if note:
+        text = text.replace("\nMachine: ", f"\n**How these rows were made.** {note}\n\nMachine: ", 1)
+    page.write_text(text, encoding="utf-8")
+    print(page)
+
+
 def each(cells: list[str], measure: Callable[[str], None]) -> None:
     """Measures every cell, in a process of its own; ends it with status 1 where one failed."""
     failed = False
@@ -97,12 +148,6 @@ def each(cells: list[str], measure: Callable[[str], None]) -> None:
             failed = True
     if failed:
         sys.exit(1)
-
-
-def option(size: dict, sizes: dict) -> str:
-    """What a command line says to get ``size``, where ``sizes`` (name -> ``Size``) has it: for a page of results."""
-    names = [name for name, one in sizes.items() if _as_json(dataclasses.asdict(one)) == _as_json(size)]
-    return f" --size {names[0]}" if names else " --size ...  # one that this script no longer has"
 
 
 def run(

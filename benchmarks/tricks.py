@@ -3,7 +3,7 @@
     python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks            # goes on where it was interrupted
     python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks --only mix,lora --tasks RTE
     python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks --size gpu --jobs 12 --deadline 540
-    python benchmarks/tricks.py report --dir runs/tricks                               # docs/results/tricks.md
+    python benchmarks/tricks.py report --dir runs/tricks                               # docs/results/tricks_cpu.md
 
 A task with a seed is a process: it runs the plain recipe and every trick one after another, so that all of them have the
 same data order, the same new head where its shape is the same, and about the same neighbours on the machine. Whatever a
@@ -32,7 +32,6 @@ from pathlib import Path
 import processes
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "benchmarks/results/tricks.json", ROOT / "docs/results/tricks.md"
 START = "all-MiniLM-L6-v2"
 TASKS = {"RTE": "accuracy", "MRPC": "f1", "CoLA": "matthews"}
 RATE, LORA_RATE, WARM, BATCH, LAYERS = 5e-5, 5e-4, 0.1, 32, 6
@@ -184,7 +183,7 @@ def plain(task: str, seed: int, size: Size, data: Path, directory: Path, start: 
     from bert_jax.tasks.base import finetuned_encoder
     from bert_jax.training.experiment import Experiment
 
-    training, heldout, labels, _, _ = glue(data, directory)[task]
+    training, heldout, labels, _ = glue(data, directory)[task]
     rows = dict(zip(TASKS, size.rows, strict=True))[task]
     training = dataclasses.replace(training, rows=(0, rows)) if rows else training
     kind = Classification(finetuned_encoder(config, labels), str(start), training, heldout, size.lengths(task),
@@ -235,7 +234,7 @@ def begun(kind: str, task: str, seed: int, size: Size, data: Path, directory: Pa
         return further(task, size, directory, start, model, training)
     work = directory / "begun" / f"{kind}-{seed}"
     if kind == "stsb":
-        first, heldout, labels, _, _ = glue(data, directory)["STS-B"]
+        first, heldout, labels, _ = glue(data, directory)["STS-B"]
         more = {"offset": 2.7, "scale": 1.46}
     else:
         (first, heldout), labels, more = sick(data, directory), ("CONTRADICTION", "ENTAILMENT", "NEUTRAL"), {}
@@ -384,14 +383,13 @@ def holm(p: dict) -> set:
     return kept
 
 
-def report(directory: Path, results: Path, page: Path) -> None:
+def report(directory: Path) -> None:
     """Gathers what is there, writes the JSON file, the page and its picture."""
-    rows = [json.loads(path.read_text()) for path in sorted(directory.glob("*-*-*.json"))]
-    if len({json.dumps(row["size"]) for row in rows}) != 1:
-        sys.exit(f"{directory} holds no results, or those of several sizes: one is needed")
-    size = Size(**rows[0]["size"])
+    size_name, measured = processes.gathered(directory, SIZES)
+    size, rows = SIZES[size_name], list(measured.values())
+    results, page = processes.published("tricks", size_name, directory)
+    page.parent.mkdir(parents=True, exist_ok=True)
     machine = processes.machines(rows)
-    results.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     by = {(row["task"], row["trick"], row["seed"]): row for row in rows}
 
     def pairs(task: str, trick: str) -> list[tuple[dict, dict]]:
@@ -441,7 +439,7 @@ def report(directory: Path, results: Path, page: Path) -> None:
             lines.append("| " + " | ".join([*cells, f"{statistics.median(ratios):.2f}" if ratios else "-"]) + " |")
         lines.append("")
     _draw(by, score, page.with_suffix(".png"))
-    page.write_text(INTRODUCTION.format(
+    processes.publish(results, page, measured, INTRODUCTION.format(
         start=START, rate=RATE, batch=BATCH, warm=WARM, epochs=size.epochs, seeds=size.seeds, tests=len(compared),
         significant=SIGNIFICANT, expected=SIGNIFICANT * len(compared), further=size.further,
         rows="the first " + ", ".join(f"{n:,} rows of {task}" for task, n in zip(TASKS, size.rows, strict=True))
@@ -449,9 +447,8 @@ def report(directory: Path, results: Path, page: Path) -> None:
         intermediate=f"the first {size.intermediate:,} rows" if size.intermediate else "all rows",
         tables="\n".join(lines).rstrip(), machine=machine, name=page.stem,
         missing="\n\n".join(f"Not measured yet on {task}: {'; '.join(names)}." for task, names in missing.items()),
-        arguments=processes.option(rows[0]["size"], SIZES),
+        size_name=size_name,
     ))
-    print(page)
 
 
 def _draw(by: dict, score: Callable[[dict], float], picture: Path) -> None:
@@ -510,7 +507,7 @@ Machine: {machine}.
 
 ```
 python benchmarks/weights.py all-MiniLM-L6-v2
-python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks{arguments}
+python benchmarks/tricks.py run --data ../shared/data --dir runs/tricks --size {size_name}
 python benchmarks/tricks.py report --dir runs/tricks
 ```
 """
@@ -523,10 +520,7 @@ def main() -> None:
     for name in ("run", "one", "report"):
         sub = commands.add_parser(name)
         sub.add_argument("--dir", type=Path, default=Path("runs/tricks"), help="folder of runs and their results")
-        if name == "report":
-            sub.add_argument("--results", type=Path, default=RESULTS, help="JSON file to write")
-            sub.add_argument("--page", type=Path, default=PAGE, help="page to write, its picture beside it")
-        else:
+        if name != "report":
             sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with glue/ and sts/")
             sub.add_argument("--size", choices=SIZES, default="cpu")
         if name == "run":
@@ -534,6 +528,7 @@ def main() -> None:
             sub.add_argument("--tasks", help="with commas between; default: all three")
             sub.add_argument("--jobs", type=int, default=1, help="processes at a time, on their shares of the cores or one GPU")
             sub.add_argument("--deadline", type=float, help="seconds after which all ends")
+            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
         if name == "one":
             sub.add_argument("--cells", required=True, help="with commas between")
             sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
@@ -541,8 +536,11 @@ def main() -> None:
     arguments = parser.parse_args()
     directory = arguments.dir.resolve()
     if arguments.command == "report":
-        report(directory, arguments.results, arguments.page)
+        report(directory)
     elif arguments.command == "run":
+        if arguments.published:
+            results, _ = processes.published("tricks", arguments.size)
+            processes.take_published(results, directory, dataclasses.asdict(SIZES[arguments.size]))
         only = arguments.only.split(",") if arguments.only else None
         tasks = arguments.tasks.split(",") if arguments.tasks else list(SIZES[arguments.size].tasks)
         run(arguments.data.resolve(), directory, arguments.size, only, tasks, arguments.jobs, arguments.deadline)

@@ -3,7 +3,7 @@
     python benchmarks/yields.py run --data ../shared/data --dir runs/yields            # goes on where it was interrupted
     python benchmarks/yields.py run --data ../shared/data --dir runs/yields --start pretrained
     python benchmarks/yields.py run --data ../shared/data --dir runs/yields --jobs 5 --deadline 540
-    python benchmarks/yields.py report --dir runs/yields                               # docs/results/yields.md
+    python benchmarks/yields.py report --dir runs/yields                               # docs/results/yields_full.md
 
 The recipe is configs/finetune/suzuki_yields.py, which says where it comes from. ``--start ft`` is what upstream's published
 figures were made with: the encoder that was trained to name reaction classes. ``--start pretrained`` is the one that was
@@ -28,7 +28,6 @@ import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/finetune/suzuki_yields.py"
-RESULTS, PAGE = ROOT / "benchmarks/results/yields.json", ROOT / "docs/results/yields.md"
 SPLITS = range(5)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 # nbs/04 of rxn4chemistry/rxn_yields prints these; 15 epochs, predictions clipped to 0 to 100%
@@ -197,16 +196,13 @@ def run(
     processes.run([processes.Stage(jobs, cells)], command, directory, dataclasses.asdict(SIZES[size_name]), deadline)
 
 
-def report(directory: Path, results: Path, page: Path) -> None:
+def report(directory: Path) -> None:
     """Gathers what is there, writes the JSON file, the page and its picture."""
-    rows = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
-    if len({json.dumps(row["size"]) for row in rows}) != 1:
-        sys.exit(f"{directory} holds no results, or those of several sizes: one is needed")
+    size_name, measured = processes.gathered(directory, SIZES)
+    rows = list(measured.values())
+    results, page = processes.published("yields", size_name, directory)
+    page.parent.mkdir(parents=True, exist_ok=True)
     machine = processes.machines(rows)
-    long = ("predicted", "measured", "losses")
-    short = [{key: value for key, value in row.items() if key not in long} for row in rows]
-    results.write_text(json.dumps({"machine": machine, "rows": short}, indent=1) + "\n")
-    whole = rows[0]["size"] == dataclasses.asdict(SIZES["full"])
     lines = []
     for start in STARTS:
         mine = [row for row in rows if row["start"] == start]
@@ -229,9 +225,10 @@ def report(directory: Path, results: Path, page: Path) -> None:
             lines += [f"The mean differs from upstream's by {difference:+.4f}; the aim was within 0.01, or better: "
                       f"{'reached' if difference >= -0.01 else 'missed'}.", ""]
     _draw(rows, page.with_suffix(".png"))
-    scale = "" if whole else f"\n**A trial of {rows[0]['size']['steps']} updates, not the recipe.**\n"
-    page.write_text(INTRODUCTION.format(tables="\n".join(lines).rstrip(), machine=machine, scale=scale, name=page.stem))
-    print(page)
+    scale = "" if size_name == "full" else f"\n**A trial of {SIZES[size_name].steps} updates, not the recipe.**\n"
+    processes.publish(results, page, measured, INTRODUCTION.format(
+        tables="\n".join(lines).rstrip(), machine=machine, scale=scale, name=page.stem,
+    ))
 
 
 def _draw(rows: list[dict], picture: Path) -> None:
@@ -288,16 +285,14 @@ def main() -> None:
     for name in ("run", "one", "report"):
         sub = commands.add_parser(name)
         sub.add_argument("--dir", type=Path, default=Path("runs/yields"), help="folder of runs and their results")
-        if name == "report":
-            sub.add_argument("--results", type=Path, default=RESULTS, help="JSON file to write")
-            sub.add_argument("--page", type=Path, default=PAGE, help="page to write, its picture beside it")
-        else:
+        if name != "report":
             sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with chem/")
             sub.add_argument("--size", choices=SIZES, default="full")
             sub.add_argument("--start", choices=STARTS, default="ft")
         if name == "run":
             sub.add_argument("--jobs", type=int, default=1, help="splits at a time, on their shares of the cores or one GPU")
             sub.add_argument("--deadline", type=float, help="seconds after which all is asked to save and to end")
+            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
             sub.add_argument("--splits", default=",".join(map(str, SPLITS)), help="with commas between; default: all five")
         if name == "one":
             sub.add_argument("--split", type=int, required=True)
@@ -305,8 +300,11 @@ def main() -> None:
     arguments = parser.parse_args()
     directory = arguments.dir.resolve()
     if arguments.command == "report":
-        report(directory, arguments.results, arguments.page)
+        report(directory)
     elif arguments.command == "run":
+        if arguments.published:
+            results, _ = processes.published("yields", arguments.size)
+            processes.take_published(results, directory, dataclasses.asdict(SIZES[arguments.size]))
         splits = [int(split) for split in arguments.splits.split(",")]
         run(arguments.data.resolve(), directory, arguments.size, arguments.start, splits, arguments.jobs, arguments.deadline)
     else:

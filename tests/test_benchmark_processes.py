@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks.processes import CONTINUES, Stage, environment, option, run
+from benchmarks.processes import CONTINUES, Stage, environment, gathered, publish, published, run, take_published
 
 WRITE = """
 import os, pathlib, sys, time
@@ -58,10 +58,43 @@ def test_what_was_measured_with_another_size_is_not_taken_for_this_one(tmp_path)
     assert not (tmp_path / "order").exists()  # nothing has begun
 
 
-def test_a_page_names_its_size():
-    sizes = {"small": Rows((1, 2)), "large": Rows((3,))}
-    assert option({"rows": [3]}, sizes) == " --size large"
-    assert "no longer" in option({"rows": [4]}, sizes)
+def test_what_is_published_goes_on_on_another_machine(tmp_path, capsys):
+    sizes = {"test": Rows((1, 2)), "large": Rows((3,))}
+    row = {"size": {"rows": [1, 2]}, "score": 0.5}
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    for cell, score in (("a", 0.5), ("b", 0.25)):
+        (first / f"{cell}.json").write_text(json.dumps(row | {"score": score}))
+    name, rows = gathered(first, sizes)
+    assert name == "test" and rows == {"a": row, "b": row | {"score": 0.25}}
+    results, page = published("question", name, first)
+    results.parent.mkdir()
+    results.write_text('{"note": "By hand.", "rows": {}}')
+    publish(results, page, rows, "# Question\n\n0.5\n\nMachine: this.\n")
+    assert page.read_text() == "# Question\n\n0.5\n\n**How these rows were made.** By hand.\n\nMachine: this.\n"
+
+    take_published(results, second, SIZE, lambda row: row["score"] < 0.5)
+    assert [path.name for path in second.iterdir()] == ["b.json"]
+    (second / "b.json").write_text("mine")
+    take_published(results, second, SIZE)  # what is there stays
+    assert json.loads((second / "a.json").read_text()) == row and (second / "b.json").read_text() == "mine"
+    assert "1 cells taken" in capsys.readouterr().out
+    take_published(results, tmp_path / "third", {"rows": (3,)})  # of another size
+    assert not list((tmp_path / "third").iterdir())
+    with pytest.raises(SystemExit, match="there is no .*question_large.json"):
+        take_published(published("question", "large")[0], second, SIZE)
+
+
+def test_results_of_one_known_size_make_a_page(tmp_path):
+    sizes = {"large": Rows((3,))}
+    with pytest.raises(SystemExit, match="holds no results"):
+        gathered(tmp_path, sizes)
+    (tmp_path / "a.json").write_text('{"size": {"rows": [4]}}')
+    with pytest.raises(SystemExit, match="no longer has"):
+        gathered(tmp_path, sizes)
+    (tmp_path / "b.json").write_text('{"size": {"rows": [3]}}')
+    with pytest.raises(SystemExit, match="of several sizes"):
+        gathered(tmp_path, sizes)
 
 
 def test_a_failure_stops_no_other_cell_and_is_reported(tmp_path, capsys):
