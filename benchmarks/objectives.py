@@ -60,7 +60,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(2, 128, 8192, 64, 1_200, 32, 2e-3, 2e-4, lengths=(16, 32, 64), sst2_rows=16_384, epochs=2,
+    "cpu": Size(2, 128, 8192, 64, 2_000, 32, 2e-3, 2e-4, lengths=(16, 32, 64), sst2_rows=16_384, epochs=2,
                 positions="relative"),
     "gpu": Size(4, 256, 8192, 128, 10_000, 64, 1e-3, 1e-4, "bfloat16", (32, 64, 128)),
     "test": Size(1, 64, 8192, 32, 8, 8, 1e-3, 2e-4, lengths=(32,), sst2_rows=64, positions="relative"),

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bert_jax.planning.hlo import computations, executions
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
           "s64": 8, "u64": 8}
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +59,11 @@ def collectives(text: str, devices: int) -> list[Collective]:
     Raises:
       ValueError: a form of text that this cannot read.
     """
-    computations, entry = _computations(text)
-    times = _times(computations, entry)
+    program, entry = computations(text)
+    times = executions(program, entry)
     found: dict[tuple, Collective] = {}
     scattered = set()  # all-reduces that are parts of a fused reduce-scatter
-    for name, lines in computations.items():
+    for name, lines in program.items():
         for instruction, shape, opcode, rest in lines:
             kind = opcode.removesuffix("-start")
             if kind not in KINDS or not times[name]:
@@ -99,54 +98,6 @@ def summary(found: list[Collective], slices: Sequence[int]) -> list[dict]:
         row["bytes"] += one.bytes * one.times
         row["sent"] += one.sent * one.times
     return sorted(rows.values(), key=lambda row: -row["sent"])
-
-
-def _computations(text: str) -> tuple[dict[str, list[tuple[str, str, str, str]]], str]:
-    computations: dict[str, list[tuple[str, str, str, str]]] = {}
-    entry = current = None
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            current = computations.setdefault(match[2], [])
-            entry = match[2] if match[1] else entry
-        elif current is not None and (match := _INSTRUCTION.match(line)):
-            current.append(match.groups())
-    if entry is None:
-        raise ValueError("the text of the compiled program has no entry")
-    return computations, entry
-
-
-def _times(computations: dict[str, list], entry: str) -> dict[str, int]:
-    """How often each computation runs: a loop's body as often as its counter says, everything else as its caller."""
-    times = collections.Counter({entry: 1})
-    edges = {name: [] for name in computations}
-    for name, lines in computations.items():
-        for _, _, opcode, rest in lines:
-            factor = _trips(rest, computations) if opcode == "while" else 1
-            for several, one in _CALLED.findall(rest):
-                edges[name] += [(called.strip().lstrip("%"), factor) for called in (several or one).split(",")]
-    order, seen = [], set()
-
-    def visit(name):
-        if name not in seen and name in edges:
-            seen.add(name)
-            for called, _ in edges[name]:
-                visit(called)
-            order.append(name)
-
-    visit(entry)
-    for name in reversed(order):
-        for called, factor in edges[name]:
-            times[called] += times[name] * factor
-    return times
-
-
-def _trips(rest: str, computations: dict[str, list]) -> int:
-    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', rest):
-        return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", rest)
-    limits = [int(value[0]) for _, shape, opcode, arguments in computations[condition[1]]
-              if opcode == "constant" and shape.startswith("s32[]") and (value := re.findall(r"^(\d+)\)", arguments))]
-    return max(limits, default=1)
 
 
 def _size(shape: str, opcode: str, rest: str) -> tuple[int, str]:
