@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Large pages for the heap of glibc: page faults cost a quarter of a training step on CPU without them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-fast test-beam weights lint bench bench-quick clean help
+.PHONY: demo test test-fast test-beam peers weights lint bench bench-quick clean help
 
 help:
 	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
@@ -16,6 +16,7 @@ help:
 	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"
 	@echo "make bench  training step and sentence embeddings against PyTorch and ONNX Runtime (benchmarks/ has more)"
+	@echo "make peers  environments for two more contestants of make bench: the last Flax BERT of transformers, keras-hub"
 	@echo "make bench-quick  two of its ratios in two minutes, beside the committed ones"
 
 $(VENV)/.core: pyproject.toml
@@ -48,6 +49,19 @@ $(VENV)-beam/.done: pyproject.toml
 
 test-beam: $(VENV)-beam/.done
 	$(VENV)-beam/bin/python -m pytest -q tests/data/test_beam.py
+
+# Peers of benchmarks/step.py that do not live with the present transformers, or with little else.
+$(VENV)-flax/.done:
+	$(PYTHON) -m venv $(VENV)-flax
+	$(VENV)-flax/bin/pip install --quiet 'transformers==4.57.*' 'jax==0.6.*' 'flax==0.10.*' optax
+	touch $@
+
+$(VENV)-keras/.done:
+	$(PYTHON) -m venv $(VENV)-keras
+	$(VENV)-keras/bin/pip install --quiet keras keras-hub jax
+	touch $@
+
+peers: $(VENV)-flax/.done $(VENV)-keras/.done
 
 weights: $(VENV)/.dev
 	$(BIN)/python benchmarks/weights.py

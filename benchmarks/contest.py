@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,10 +39,18 @@ def answer(run: Callable[[int], None], count: int, said: dict | None = None) -> 
         print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
 
 
+def python_of(environment: str) -> Path:
+    """The interpreter of a peer that needs an environment of its own, which ``make peers`` puts beside that of this process."""
+    here = Path(sys.prefix)
+    return here.with_name(f"{here.name}-{environment}") / "bin/python"
+
+
 def contest(
-    file: str, names: Sequence[str], arguments: Sequence[str], rounds: int, count: int, label: str = ""
+    file: str, names: Sequence[str], arguments: Sequence[str], rounds: int, count: int, label: str = "",
+    pythons: Mapping[str, Path] = MappingProxyType({}),
 ) -> dict[str, Times]:
     """Starts everybody, lets them take ``rounds`` turns of ``count`` each, and says on standard error how far it is.
+    ``pythons``: name -> interpreter, where that is not the one that this runs in.
 
     Raises:
       SystemExit: a contestant did not start; its own error stands above.
@@ -54,8 +63,8 @@ def contest(
     began = time.monotonic()
     for name in names:
         processes[name] = subprocess.Popen(
-            [sys.executable, file, "--worker", name, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=environment,
+            [str(pythons.get(name, sys.executable)), file, "--worker", name, *arguments], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, env=environment,
         )
         first[name] = _line(processes[name], name)
         _say(f"{label}{name} ready, first turn {first[name]['first']:.1f} s")
@@ -90,7 +99,11 @@ def ratio(times: Sequence[float], ours: Sequence[float]) -> tuple[float, float, 
     return statistics.median(values), min(values), max(values)
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Of packages of this process."""
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
 def environment(*packages: str) -> dict[str, str | int]:
     """Machine and versions."""
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()} | versions
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()} | versions(*packages)

@@ -1,16 +1,25 @@
-"""One pre-training step against transformers in PyTorch: forward, backward, clipping and AdamW, float32, dropout on.
+"""One pre-training step against transformers in PyTorch, its last BERT in Flax, and keras-hub: forward, backward, clipping and
+AdamW, float32, dropout on.
 
+  make peers                                         # environments for the last two, which are left out without
   python benchmarks/step.py                          # both models below, every peer; about ten minutes
   python benchmarks/step.py --models tiny --rounds 3
 
-Contestants take turns, a few steps each (:mod:`contest`); ratios are medians over rounds, with their range. PyTorch gets its
+Contestants take turns, a few steps each (:mod:`contest`); ratios are medians over rounds, with their range. The peers get their
 masks ready-made; ours draws them inside the step. All count sequences per second of whole optimiser steps at equal batch,
 length, vocabulary and number of predictions.
+
+- ``torch-...``: ``BertForPreTraining`` of transformers, eager, with sdpa, or that with torch.compile.
+- ``flax``: ``FlaxBertForPreTraining`` of transformers 4.57, in a jitted step with optax, as its run_mlm_flax.py does it.
+- ``keras``: keras-hub's ``BertMaskedLM`` on the JAX backend by ``fit``. It has no next-sentence prediction, and so less to do.
 """
 
 import argparse
+import functools
 import json
+import os
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +27,10 @@ import contest
 
 # name -> layers, width, batch; length 128 and vocabulary 30,522 throughout.
 MODELS = {"tiny": (2, 128, 32), "base4": (4, 768, 8)}
-PEERS = ("torch-eager", "torch-sdpa", "torch-compile")
+PEERS = ("torch-eager", "torch-sdpa", "torch-compile", "flax", "keras")
+PACKAGES = {"ours": ("jax", "flax", "optax"), "torch": ("torch", "transformers"), "keras": ("keras", "keras-hub", "jax"),
+            "flax": ("transformers", "jax", "flax", "optax")}
+RATE, DECAY, EPS, CLIP = 1e-4, 0.01, 1e-6, 1.0
 LENGTH, VOCABULARY, PREDICTIONS = 128, 30522, 19
 
 
@@ -62,7 +74,7 @@ def ours(model: str):
     return run
 
 
-def theirs(model: str, mode: str):
+def pytorch(model: str, mode: str):
     """The same in PyTorch, as its users write it."""
     import torch
     from transformers import BertConfig, BertForPreTraining
@@ -73,7 +85,7 @@ def theirs(model: str, mode: str):
         vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64,
         intermediate_size=4 * width, attn_implementation="eager" if mode == "eager" else "sdpa",
     )).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.01, eps=1e-6)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY, eps=EPS)
     tensors = {name: torch.from_numpy(value) for name, value in inputs(rows).items()}
     labels = torch.full((rows, LENGTH), -100)
     labels[:, 1 : 1 + PREDICTIONS] = tensors["input_ids"][:, 1 : 1 + PREDICTIONS].long()
@@ -89,9 +101,83 @@ def theirs(model: str, mode: str):
             loss = forward(**arguments).loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
             optimizer.step()
         return float(loss.detach())
+
+    return run
+
+
+def flax(model: str):
+    """The same with the last BERT in Flax, cross entropies as in transformers' run_mlm_flax.py."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from transformers import BertConfig, FlaxBertForPreTraining
+
+    layers, width, rows = MODELS[model]
+    net = FlaxBertForPreTraining(BertConfig(
+        vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+    ))
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, eps=EPS, weight_decay=DECAY))
+    batch = {name: jnp.asarray(value) for name, value in inputs(rows).items()}
+    chosen = np.zeros((rows, LENGTH), np.float32)
+    chosen[:, 1 : 1 + PREDICTIONS] = 1
+
+    def loss(params, key):
+        found = net(batch["input_ids"], batch["attention_mask"].astype(jnp.int32), batch["segment_ids"], params=params,
+                    dropout_rng=key, train=True)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(found.prediction_logits, batch["input_ids"])
+        pairs = optax.softmax_cross_entropy_with_integer_labels(found.seq_relationship_logits, batch["next_sentence_label"])
+        return (entropy * chosen).sum() / chosen.sum() + pairs.mean()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, key):
+        key, dropout = jax.random.split(key)
+        value, gradients = jax.value_and_grad(loss)(params, dropout)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, key, value
+
+    params, key = net.params, jax.random.key(0)
+    state = jax.jit(optimizer.init)(params)
+
+    def run(n):
+        nonlocal params, state, key
+        for _ in range(n):
+            params, state, key, value = step(params, state, key)
+        return float(value)
+
+    return run
+
+
+def keras(model: str):
+    """Masked language modelling with keras-hub, which has no other pre-training."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras as library
+    import keras_hub
+    import numpy as np
+
+    layers, width, rows = MODELS[model]
+    net = keras_hub.models.BertMaskedLM(
+        keras_hub.models.BertBackbone(VOCABULARY, layers, width // 64, width, 4 * width, dropout=0.1, max_sequence_length=512),
+        preprocessor=None,
+    )
+    net.compile(
+        optimizer=library.optimizers.AdamW(RATE, weight_decay=DECAY, epsilon=EPS, global_clipnorm=CLIP),
+        loss=library.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=True,
+    )
+    batch = inputs(rows)
+    places = np.broadcast_to(np.arange(1, 1 + PREDICTIONS), (rows, PREDICTIONS))
+    arguments = {"token_ids": batch["input_ids"], "padding_mask": batch["attention_mask"], "segment_ids": batch["segment_ids"],
+                 "mask_positions": places}
+    labels = np.take_along_axis(batch["input_ids"], places, axis=1)
+
+    def run(n):
+        repeated = {name: np.tile(value, (n, 1)) for name, value in arguments.items()}
+        found = net.fit(repeated, np.tile(labels, (n, 1)), batch_size=rows, shuffle=False, verbose=0)
+        return found.history["loss"][-1]
 
     return run
 
@@ -111,12 +197,13 @@ def inputs(rows: int) -> dict:
 
 def compare(model: str, peers: Sequence[str], rounds: int, steps: int) -> dict:
     """Figures of ours and of every peer: sequences a second, and how many times as fast ours is, with the range over rounds."""
-    found = contest.contest(__file__, ["ours", *peers], ["--models", model], rounds, steps, f"{model}: ")
+    pythons = {name: contest.python_of(name) for name in ("flax", "keras")}
+    found = contest.contest(__file__, ["ours", *peers], ["--models", model], rounds, steps, f"{model}: ", pythons)
     rows = MODELS[model][2]
     return {
         name: {
             "sequences_per_second": rows * steps / statistics.median(times.turns), "first_seconds": times.first,
-            "ours_over_it": contest.ratio(times.turns, found["ours"].turns),
+            "ours_over_it": contest.ratio(times.turns, found["ours"].turns), "versions": times.said,
         }
         for name, times in found.items()
     }
@@ -133,10 +220,15 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        model = arguments.models[0]
-        contest.answer(ours(model) if arguments.worker == "ours" else theirs(model, arguments.worker.split("-")[1]), 2)
+        kind, _, mode = arguments.worker.partition("-")
+        run = {"ours": ours, "torch": functools.partial(pytorch, mode=mode), "flax": flax, "keras": keras}[kind]
+        contest.answer(run(arguments.models[0]), 2, contest.versions(*PACKAGES[kind]))
         return
-    results = {model: compare(model, arguments.peers, arguments.rounds, arguments.steps) for model in arguments.models}
+    absent = [name for name in ("flax", "keras") if name in arguments.peers and not contest.python_of(name).exists()]
+    if absent:
+        print(f"left out, for want of {contest.python_of(absent[0])}: {', '.join(absent)} (make peers)", file=sys.stderr)
+    peers = [name for name in arguments.peers if name not in absent]
+    results = {model: compare(model, peers, arguments.rounds, arguments.steps) for model in arguments.models}
     for model, rows in results.items():
         print(f"\n{model}: {MODELS[model]} (layers, width, batch), length {LENGTH}")
         for name, row in rows.items():
@@ -144,8 +236,8 @@ def main() -> None:
             speed = f"{row['sequences_per_second']:8.1f} sequences/s"
             print(f"  {name:14s} {speed}   ours is {middle:.2f} x ({low:.2f} to {high:.2f})")
     if arguments.out:
-        versions = contest.environment("jax", "flax", "optax", "torch", "transformers", "numpy")
-        arguments.out.write_text(json.dumps({"environment": versions, "results": results}, indent=2) + "\n")
+        content = {"environment": contest.environment("numpy"), "results": results}
+        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
