@@ -7,7 +7,8 @@
 
 Every cell (a task, a seed, a side) is a process of its own, and the sides take turns, so that a busy machine is as unkind
 to one as to the other. Both have the same token ids, labels, hyper-parameters, number of updates and float32, in products of
-matrices as well; both group sentences by length and pad a batch to its longest sentence (here: to one of a few lengths). Both
+matrices as well; the Trainer groups sentences by length and pads a batch to its longest one, here they share rows, or where
+they cannot (questions, tags) are padded to one of a few lengths. Both
 are scored by the same code on the same batches, with the last parameters: nothing is chosen by the held-out data. ``speed`` is
 about time: three rounds of 2,000 sentences of SST-2.
 
@@ -385,7 +386,8 @@ def report(directory: Path) -> None:
         start=START, rate=RATE, batch=BATCH, decay=DECAY, eps=EPS, clip=CLIP, warm=WARM, epochs=size.epochs,
         sst2_epochs=size.sst2_epochs, sst2=f"the first {size.sst2_rows:,} of 67,349" if size.sst2_rows else "all 67,349",
         single=f"at most {size.single_steps:,} updates" if size.single_steps else f"{size.epochs} epochs, SQuAD 2",
-        lengths="two or three lengths chosen beforehand" if size.few else "at most 16 lengths chosen from the data",
+        lengths="Our batches are padded to two or three lengths chosen beforehand" if size.few else
+        "Our sentences and pairs share rows; questions and tagged words are padded to at most 16 lengths chosen from the data",
         size_name=size_name, seeds=size.seeds, tables="\n".join(lines), machine=machine,
         name=page.stem, missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
     ))
@@ -432,8 +434,8 @@ INTRODUCTION = """# Fine-tuning here and with transformers' Trainer
 {start} (6 layers, D 384) fine-tuned on the same token ids with the same hyper-parameters by bert_jax and by the Trainer
 of transformers in PyTorch: AdamW with bias correction (rate {rate:g}, warm-up over {warm:.0%} of the updates, then
 falling linearly to 0, decay {decay}, eps {eps:g}), gradients clipped at norm {clip}, batch {batch} (SQuAD 16), dropout
-0.1, float32 (on a GPU as well, no TF32 on either side), at most 128 tokens (SQuAD 384, stride 128). Our batches are padded
-to {lengths}, the Trainer's to their longest sentence. SST-2: {sst2} sentences, {sst2_epochs} epoch(s); MRPC, CoLA, RTE and
+0.1, float32 (on a GPU as well, no TF32 on either side), at most 128 tokens (SQuAD 384, stride 128). {lengths}; the Trainer's
+batches are padded to their longest sentence. SST-2: {sst2} sentences, {sst2_epochs} epoch(s); MRPC, CoLA, RTE and
 STS-B whole, {epochs} epochs; SQuAD (its development set, the first three quarters of the articles to train on, the rest held
 out), WikiANN and UD POS (EWT): {single}. STS-B's values less 2.7 over 1.46 on both sides. Held out are the development sets;
 the last parameters count, and nothing was chosen by these sets.

@@ -23,6 +23,7 @@ from bert_jax import tokenizers  # noqa: E402
 from bert_jax.tasks.base import Finetuning  # noqa: E402
 from bert_jax.tasks.batches import STRETCH, STRETCHES, Encoded, EvalBatches, TrainBatches, encode  # noqa: E402
 from bert_jax.tasks.datasets import Named  # noqa: E402
+from bert_jax.tasks.shared_rows import SharedRows  # noqa: E402
 from bert_jax.tasks.tables import Table  # noqa: E402
 
 PAGE = ROOT / "docs" / "results" / "padding.md"
@@ -60,10 +61,16 @@ def measure(name: str, train: Encoded, heldout: Encoded, longest: int, batch_siz
     batches = TrainBatches(train, (longest,), batch_size, None, 0, 0, Finetuning.shapes)
     epoch = len(sizes) // batch_size
     batches.set_state({"examples": epoch * batch_size})
+    shared = SharedRows(train, batch_size, None, 0, 0)
+    shared.set_state({"examples": epoch * batch_size})
+    made = [batch["attention_mask"] for batch in itertools.islice(shared, epoch)]
+    share = padding({"attention_mask": mask} for mask in made)
+    shapes = sorted({mask.shape for mask in made})
     held = EvalBatches(heldout, (longest,), batch_size, None, 0, None, Finetuning.shapes)
     shares = (1 - sizes.mean() / longest, unsorted(sizes, batch_size), padding(itertools.islice(batches, epoch)), padding(held))
     lengths = ", ".join(map(str, batches.lengths))
-    return " | ".join([f"| {name}", f"{sizes.mean():.1f}", str(batch_size), *(f"{share:.1%}" for share in shares),
+    return " | ".join([f"| {name}", f"{sizes.mean():.1f}", str(batch_size), f"{share:.1%}",
+                       ", ".join(f"{rows} x {length}" for rows, length in shapes), *(f"{share:.1%}" for share in shares),
                        str(len(batches.lengths)), str(len(held.lengths)), f"{lengths} |"])
 
 
@@ -86,14 +93,15 @@ What part of all positions is padding, with the tokenizers of all-MiniLM-L6-v2 a
 sequence 128, of reactions 256. Target: below 10%. Regenerate with `python benchmarks/padding.py --data DIR --weights DIR`.
 
 "All to the longest" pads every row as run_classifier.py of google-research/bert does; "unsorted" pads each batch of a random
-order to its own longest row, which compiles a step for each length that occurs. "Training" is the second epoch and "evaluation"
-the held-out set as this package makes batches: stretches of up to {STRETCH} batches, {STRETCHES} or more to an epoch, sorted by
-length, and the fewest lengths that do it, at most {Finetuning.shapes}, of evaluation one for every four batches; a step is
-compiled once for each. "lengths" is their number in training, "its lengths" in evaluation,
-whose padding includes the empty rows that fill a batch.
+order to its own longest row, which compiles a step for each length that occurs. "Shared" is the second epoch as this package
+makes batches of sentences and pairs: examples share rows, of the shape or shapes beside it (rows x tokens); a step is compiled
+for each. "By length" is the same with a row for each example (`task.packing=false`, and kinds that cannot share), and
+"evaluation" the held-out set: stretches of up to {STRETCH} batches, {STRETCHES} or more to an epoch, sorted by length, and the
+fewest lengths that do it, at most {Finetuning.shapes}, of evaluation one for every four batches. "Lengths" is their number in
+training, "its" in evaluation, whose padding includes the empty rows that fill a batch.
 
-| data | tokens a row | batch | to the longest | unsorted | training | evaluation | lengths | its lengths | of training |
-|---|---|---|---|---|---|---|---|---|---|
+| data | tokens a row | batch | shared | in | to the longest | unsorted | by length | evaluation | lengths | its | which |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 Multiples of 8 are taken where they do it, since TPUs are said to lay out arrays so (not measured here). They do not for
@@ -102,8 +110,7 @@ The length of the stretches, the goal of 9% and the 16 lengths were chosen by th
 was chosen, not how it does on other data. That evaluation has fewer lengths rests on the assumption that to compile a step
 costs as much as several batches.
 
-Where runs are short, and compiling is
-most of their time, `--set task.shapes=4` trades padding for fewer programs.
+Where runs are short, and compiling is most of their time, `--set task.shapes=4` trades padding for fewer lengths.
 """)
 
 

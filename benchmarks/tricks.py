@@ -186,8 +186,8 @@ def plain(task: str, seed: int, size: Size, data: Path, directory: Path, start: 
     training, heldout, labels, _ = glue(data, directory)[task]
     rows = dict(zip(TASKS, size.rows, strict=True))[task]
     training = dataclasses.replace(training, rows=(0, rows)) if rows else training
-    kind = Classification(finetuned_encoder(config, labels), str(start), training, heldout, size.lengths(task),
-                          size.shapes)
+    kind = Classification(finetuned_encoder(config, labels), str(start), training, heldout, size.lengths(task), size.shapes,
+                          packing=False)  # FreeLB and SMART cannot, and all shall have the same batches
     return Experiment(kind, *settings(len(training.read().labels), seed, size))
 
 

@@ -101,9 +101,12 @@ class Task(Protocol):
         """What one evaluation comes to, beyond means over rows: from the rows of ``outputs`` of all its batches in their
         order. Asked only where there are outputs."""
 
-    def train_batches(self, batch_size: int, seed: int | tuple[int, ...], rows: np.ndarray | None = None) -> Examples:
-        """The given ``rows`` (ascending; None: all) of global batches of ``batch_size``, without end. Of several seeds side by
-        side, [S, B, ...]; a task that is never trained so (:mod:`bert_jax.training.together`) refuses that."""
+    def train_batches(
+        self, batch_size: int, seed: int | tuple[int, ...], rows: np.ndarray | None = None, multiple: int = 1
+    ) -> Examples:
+        """The given ``rows`` (ascending; None: all) of global batches of ``batch_size`` examples, without end. Of several seeds
+        side by side, [S, B, ...]; a task that is never trained so (:mod:`bert_jax.training.together`) refuses that. Where
+        examples share rows, these are a multiple of ``multiple``, of whose parts ``rows`` says which are wanted."""
 
     def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:
         """The given rows of the held-out batches (at most ``limit``), always the same; their number is known."""

@@ -219,7 +219,9 @@ class PretrainingTask:
         layout = own.examples.layout(batch_size, _columns(own))
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in layout.items()}
 
-    def train_batches(self, batch_size: int, seed: int | tuple[int, ...], rows: np.ndarray | None = None) -> Examples:
+    def train_batches(
+        self, batch_size: int, seed: int | tuple[int, ...], rows: np.ndarray | None = None, multiple: int = 1
+    ) -> Examples:
         if not isinstance(seed, int):
             raise BertJaxError("pre-training runs one seed at a time")
         split = self._store.split("train")

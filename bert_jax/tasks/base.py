@@ -21,6 +21,7 @@ from bert_jax.tasks.batches import Encoded, EvalBatches, TrainBatches
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.freelb import FreeLB
 from bert_jax.tasks.mixout import Mixout, mixed_part
+from bert_jax.tasks.shared_rows import SharedRows
 from bert_jax.tasks.smart import Smart
 from bert_jax.tasks.tables import Rows, Source, Table
 from bert_jax.tokenizers import Tokenizer
@@ -40,8 +41,10 @@ class Finetuning:
       encoder: the model; its heads are those of the kind. init: the checkpoint that is fine-tuned, any that
         :func:`bert_jax.load` takes, with its tokenizer.
       data, heldout: what to train and to evaluate on.
-      lengths: to which batches are padded; the longest is that of a sequence. One alone: up to it at most ``shapes`` are chosen
-        from the data, no more than bring padding below a tenth of all positions, and a step is compiled for each.
+      lengths: the longest is that of a sequence. One alone: batches of training have rows that several examples share, of one
+        shape (:mod:`bert_jax.tasks.shared_rows`), where ``packing`` is on, the kind ``packs``, and no trick perturbs examples.
+        Else up to it at most ``shapes`` lengths are chosen from the data, no more than bring padding below a tenth of all
+        positions, and a step is compiled for each, as in evaluation always. Several: batches are padded to these.
       reinitialise: how many of the top layers begin anew, and with them the pooler (Zhang et al. 2021);
         0: none, nor the pooler.
       tricks: what else changes the loss or its gradient in training, one of each kind at most.
@@ -53,10 +56,12 @@ class Finetuning:
     heldout: Table | Named
     lengths: tuple[int, ...] = (128,)
     shapes: int = 16
+    packing: bool = True
     reinitialise: int = 0
     tricks: tuple[FreeLB | Smart | Mixout, ...] = ()
 
     needs: ClassVar[tuple[Head, ...]] = ("pooler", "classifier")  # heads of this kind
+    packs: ClassVar[bool] = False  # whether its losses are those of whole examples, side by side in a row [B, P] as well
 
     def __post_init__(self):
         if not self.lengths or max(self.lengths) > self.encoder.max_length or min(self.lengths) < 1:
@@ -236,7 +241,7 @@ class FinetuningTask:
             losses = self._smoothed(losses, found, params, anchors.get("smart"), batch, key)
         # What is a row of the encoder has its mask; a question with several of them counts as one example.
         mask = batch["attention_mask"]
-        tokens = Ratio(mask.sum(dtype="float32"), np.float32(len(batch["example"])))
+        tokens = Ratio(mask.sum(dtype="float32"), (batch["example"] >= 0).sum(dtype="float32"))
         losses = losses._replace(metrics={**losses.metrics, "tokens": tokens})
         if key is not None:
             padding = Ratio(np.float32(mask.size) - tokens.sum, np.float32(mask.size))
@@ -290,11 +295,12 @@ class FinetuningTask:
         return self.score(rows, self.predictor.answers(rows.texts, encoded, sorted_outputs), sorted_outputs)
 
     def train_batches(
-        self, batch_size: int, seed: int | tuple[int, ...], rows: np.ndarray | None = None
+        self, batch_size: int, seed: int | tuple[int, ...], rows: np.ndarray | None = None, multiple: int = 1
     ) -> TrainBatches:
-        return TrainBatches(
-            self.training, self.config.lengths, batch_size, rows, self.tokenizer.pad_id, seed, self.config.shapes
-        )
+        config, pad_id = self.config, self.tokenizer.pad_id
+        if config.packing and config.packs and len(config.lengths) == 1 and not (self._freelb or self._smart):
+            return SharedRows(self.training, batch_size, rows, pad_id, seed, multiple)
+        return TrainBatches(self.training, config.lengths, batch_size, rows, pad_id, seed, config.shapes)
 
     def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:
         return EvalBatches(

@@ -206,17 +206,28 @@ class TrainBatches(_Batches):
         self.epoch, self._seed, self._given = len(data.item), seed, 0
         self._stretch = min(STRETCH, max(1, self.epoch // (STRETCHES * batch_size)))
         if shapes > 1 and len(lengths) == 1:
-            planned = max(-(-self.epoch // batch_size), PLANNED)
-            stretches = range(-(-planned // self._stretch))
-            self.choose(np.concatenate([self._by_length(k, EVERY_SEED) for k in stretches]), shapes)
+            self.choose(self._planned(max(-(-self.epoch // batch_size), PLANNED)), shapes)
 
-    def _by_length(self, stretch: int, seed: int) -> np.ndarray:
-        """int64 [batches, B]: the examples of a stretch, the shortest first."""
+    def _planned(self, batches: int) -> np.ndarray:
+        """int64 [m, B]: the first stretches of an order, with at least so many ``batches``."""
+        return np.concatenate([self._batches_of(k, EVERY_SEED) for k in range(-(-batches // self._stretch))])
+
+    def _batches_of(self, stretch: int, seed: int) -> np.ndarray:
+        """int64 [batches, B]: the examples of each batch of a stretch."""
         first = stretch * self._stretch * self.batch_size
         positions = np.arange(first, first + self._stretch * self.batch_size)
         epoch = positions // self.epoch
         examples = randomness.permute(positions % self.epoch, self.epoch, randomness.key(seed, ORDER, epoch))
-        return examples[np.argsort(self.sizes[examples], kind="stable")].reshape(self._stretch, -1)
+        return self._cut(examples[np.argsort(self.sizes[examples], kind="stable")])
+
+    def _cut(self, examples: np.ndarray) -> np.ndarray:
+        """The batches of examples that are sorted by length."""
+        return examples.reshape(self._stretch, -1)
+
+    def _made(self, chosen: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """The batches of examples ``chosen`` by each seed, of one shape."""
+        length = self.length_of(np.concatenate(chosen))
+        return [self.make(one, length) for one in chosen]
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -225,9 +236,7 @@ class TrainBatches(_Batches):
         stretch, place = divmod(self._given // self.batch_size, self._stretch)
         order = randomness.permute(np.arange(self._stretch), self._stretch, randomness.key(EVERY_SEED, BATCH, stretch))
         seeds = self._seed if isinstance(self._seed, tuple) else (self._seed,)
-        chosen = [self._by_length(stretch, seed)[order[place]] for seed in seeds]
-        length = self.length_of(np.concatenate(chosen))
-        batches = [self.make(one, length) for one in chosen]
+        batches = self._made([self._batches_of(stretch, seed)[order[place]] for seed in seeds])
         self._given += self.batch_size
         if not isinstance(self._seed, tuple):
             return batches[0]

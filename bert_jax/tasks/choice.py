@@ -14,11 +14,12 @@ from jaxtyping import Array
 
 from bert_jax import functional
 from bert_jax.errors import BertJaxError
+from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import Head
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
-from bert_jax.tasks.batches import Encoded, encode
+from bert_jax.tasks.batches import Encoded, Keep, encode
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.tables import Rows, Source
 
@@ -162,16 +163,23 @@ def _any(rows: Rows, path: str) -> Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Finetuning):
-    """Which of the choices goes with the first text. Questions may have different numbers of them."""
+    """Which of the choices goes with the first text. Questions may have different numbers of them.
+
+    Attributes:
+      truncate: what remains of texts that are too long; see ``keep`` of :func:`bert_jax.tasks.batches.encode`.
+    """
 
     data: Questions | Race | Named
     heldout: Questions | Race | Named
+    truncate: Keep = "start"
 
     needs: ClassVar[tuple[Head, ...]] = ("pooler", "choice")
 
 
 class Chooses(Predictor):
     """Texts: (first text, choice, choice, ...). Answers: ``choice``, its number from 0, its ``text`` and ``probability``."""
+
+    truncate: Keep = "start"
 
     def encode(self, texts: Texts) -> Encoded:
         """A question has its choices side by side, arrays [C, l], where C is the largest number of them; ``choices`` int32 [n]
@@ -183,7 +191,8 @@ class Chooses(Predictor):
         if few := [number for number, text in enumerate(texts, start=1) if len(text) < 3]:
             raise BertJaxError(f"question {few[0]}: a first text and two or more choices are needed")
         counts = np.array([len(text) - 1 for text in texts], np.int32)
-        pairs = encode(self.tokenizer, [(first, choice) for first, *choices in texts for choice in choices], self.length)
+        every = [(first, choice) for first, *choices in texts for choice in choices]
+        pairs = encode(self.tokenizer, every, self.length, self.truncate)
         ids, segments, masks, at = [], [], [], 0
         for count in counts:
             rows = range(at, at + count)
@@ -221,6 +230,10 @@ class ChoiceTask(FinetuningTask):
     """Cross entropy over the choices of a question, and accuracy."""
 
     predictor_type = Chooses
+
+    def __init__(self, config: Choice, model: Model | None = None):
+        super().__init__(config, model)
+        self.predictor.truncate = config.truncate
 
     def labelled(self, encoded: Encoded, rows: Rows, table: Source) -> Encoded:
         return encoded._replace(rows=encoded.rows | {"label": np.array([int(label) for label in rows.labels], np.int32)})

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ class Classification(Finetuning):
     class_weights: tuple[float, ...] = ()
     balanced: bool = False
     focal: float = 0.0
+
+    packs: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

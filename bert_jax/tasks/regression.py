@@ -1,7 +1,7 @@
 """Regression on sentences and pairs: one value, squared error (STS-B; reaction yields)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +31,8 @@ class Regression(Finetuning):
     truncate: Keep = "start"
     offset: float = 0.0
     scale: float = 1.0
+
+    packs: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,7 +80,7 @@ class RegressionTask(FinetuningTask):
     def losses(self, found: api.Outputs, batch: Batch) -> Losses:
         real = jnp.isfinite(batch["value"])
         wanted = (jnp.where(real, batch["value"], self.config.offset) - self.config.offset) / self.config.scale
-        error = jnp.square(found.logits["classifier"][:, 0] - wanted)
+        error = jnp.square(found.logits["classifier"][..., 0] - wanted)
         return Losses({"regression_loss": Ratio((error * real).sum(), real.sum(dtype=jnp.float32))}, {})
 
     def compared(self, found: api.Outputs, batch: Batch) -> tuple[Array, Array]:

@@ -93,7 +93,10 @@ def train(
     identity = task.identity() | ({"seeds": ", ".join(map(str, seeds))} if seeds else {})
     restored = checkpoints.restore({"params": abstract.params, "optimizer": abstract.optimizer})
     sharding = batch_sharding(mesh)
-    batches = task.train_batches(settings.batch_size, seeds or settings.seed, local_rows(sharding, settings.batch_size))
+    batches = task.train_batches(
+        settings.batch_size, seeds or settings.seed, local_rows(sharding, settings.batch_size),
+        settings.accumulate * batch_shards(mesh),
+    )
     heldout = task.eval_batches(eval_size, settings.eval_batches, local_rows(sharding, eval_size))
     if restored is None:
         key = jax.random.wrap_key_data(key_data(seeds or settings.seed))

@@ -193,7 +193,9 @@ def test_a_task_with_chosen_lengths_and_its_padding(tiny_store, tmp_path):
     train, heldout = (Table(str(tmp_path / "a.tsv"), ("0",), "1", share=share) for share in ((0.0, 0.9), (0.9, 1.0)))
     encoder = get_config().task.encoder
     start = Model(api.init(encoder, jax.random.key(0)), encoder, TokenStore(tiny_store).tokenizer)
-    config = Classification(finetuned_encoder(encoder, ("red", "blue")), "x", train, heldout, lengths=(16,), truncate="end")
+    config = Classification(
+        finetuned_encoder(encoder, ("red", "blue")), "x", train, heldout, lengths=(16,), truncate="end", packing=False
+    )
     task = ClassificationTask(config, start)
     assert task.predictor.truncate == "end"
     batches, held = task.train_batches(16, 0), task.eval_batches(16, None)

@@ -201,6 +201,10 @@ def test_long_texts_are_cut_with_a_warning(caplog):
     assert "2 of 2 examples have more than 8 tokens" in caplog.text
     shown = [TOKENIZER.decode(ids) for ids in encoded.tokens["input_ids"][0]]
     assert shown == ["[CLS] cat cat cat cat [SEP] dog [SEP]", "[CLS] cat cat cat [SEP] dog bird [SEP]"]
+    source = Questions("x.csv", ("q",), ("c",), "l")
+    ends = ChoiceTask(Choice(ENCODER, "tiny", source, source, (8,), truncate="end"), make_model()).predictor
+    shown = TOKENIZER.decode(ends.encode([("cat cat bird bird bird bird", "dog", "dog")]).tokens["input_ids"][0][0])
+    assert shown == "[CLS] bird bird bird bird [SEP] dog [SEP]"
     with pytest.raises(BertJaxError, match="question 2: a first text and two"):
         Chooses(ENCODER, TOKENIZER, 8).encode([("cat", "dog", "bird"), ("cat", "dog")])
     with pytest.raises(BertJaxError, match="no texts"):

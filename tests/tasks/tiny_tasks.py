@@ -8,7 +8,7 @@ import numpy as np
 from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh
 from bert_jax.tasks import Choice, Classification, MaskedWords, QuestionAnswering, Regression, Tagging
 from bert_jax.tasks.base import FinetuningTask
 from bert_jax.tasks.choice import Questions
@@ -59,7 +59,7 @@ def make_task(kind: str = "Classification", tricks: tuple = (), count: int = 24,
     encoder = dataclasses.replace(ENCODER, with_heads=heads, labels=labels, **changes)
     made_of = {"Classification": Classification, "Regression": Regression, "QuestionAnswering": QuestionAnswering,
                "Tagging": Tagging, "Choice": Choice, "MaskedWords": MaskedWords}[kind]
-    own = {"lengths": (16,), "shapes": 1, "tricks": tricks} | own | (fields or {})
+    own = {"lengths": (16,), "shapes": 1, "packing": False, "tricks": tricks} | own | (fields or {})
     config = made_of(encoder, "memory", source, source, **own)
     model = Model(jax.device_get(api.init(dataclasses.replace(encoder, with_heads=(), labels=()), jax.random.key(1))),
                   dataclasses.replace(encoder, with_heads=(), labels=()), TOKENIZER)
@@ -92,7 +92,7 @@ def updated(task: FinetuningTask, updates: int = 3, sizes=None, accumulate: int 
     """Parameters at first and after every update; on one device, or a mesh of ``sizes``. ``optimizer``: fields of AdamW."""
     mesh = make_mesh(MeshConfig(*(sizes or (1, 1, 1))), None if sizes else jax.devices()[:1])
     config, axes = AdamW(0.01, 0, weight_decay=0.1, bias_correction=True, **optimizer), task.logical_axes()
-    batches = task.train_batches(8, 0)
+    batches = task.train_batches(8, 0, None, accumulate * batch_shards(mesh))
     optimizer = make_optimizer(config, 100, axes)
     with jax.set_mesh(mesh):
         abstract = abstract_state(task, optimizer, mesh)
