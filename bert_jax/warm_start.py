@@ -91,7 +91,7 @@ def warm_start(
         log.warning("%s has no head %s: it starts untrained", name, ", ".join(sorted(said)))
     if unused:
         log.warning("%s has a head %s that is not trained here and left out", name, ", ".join(sorted(unused)))
-    begun = init(key) if fresh else {}
+    begun = api.init_parts(init, key, fresh)
     params = {part: tree for part, tree in {**begun, **model.params}.items() if part not in unused}
     for part, leaf in (("embeddings", "token"), ("mlm", "bias")):  # the rows that only pad the vocabulary
         if part in model.params and part not in unused:
@@ -108,7 +108,8 @@ def reinitialised(
     the pooler comes first and goes with any number of layers). Nothing of the kind with 0."""
     if not layers:
         return params
-    begun, kept = init(key), encoder.depth - layers
+    begun = api.init_parts(init, key, {"attention", "feed_forward", "pooler"} & params.keys())
+    kept = encoder.depth - layers
     for part in ("attention", "feed_forward"):
         params = params | {part: jax.tree.map(
             lambda old, new: np.concatenate([np.asarray(old)[:kept], np.asarray(new)[kept:]]), params[part], begun[part]

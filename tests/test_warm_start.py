@@ -1,6 +1,7 @@
 """What a run takes over from the checkpoint that it starts from, and chains of runs."""
 
 import dataclasses
+import functools
 import logging
 
 import jax
@@ -26,6 +27,9 @@ ENCODER = EncoderConfig(
     attention_dropout=0.0, with_heads=("pooler", "classifier"), labels=("a", "b", "c"),
 )
 IDS = np.random.default_rng(0).integers(0, 32, (3, 7), np.int32)
+
+
+close = functools.partial(np.testing.assert_allclose, rtol=1e-6)  # one compiled program rounds otherwise than another
 
 
 def model_of(config: EncoderConfig) -> Model:
@@ -57,7 +61,7 @@ def test_other_labels_get_a_fresh_head(labels, caplog):
         f"the head classifier of there tells a, b, c apart, not {', '.join(labels)}: a fresh one takes its place"
     ]
     fresh = api.init(encoder, jax.random.key(0))["classifier"]
-    jax.tree.map(np.testing.assert_array_equal, params["classifier"], fresh)
+    jax.tree.map(close, params["classifier"], fresh)
     jax.tree.map(np.testing.assert_array_equal, params["pooler"], model.params["pooler"])
 
 
@@ -99,8 +103,8 @@ def test_top_layers_begin_anew():
     found, fresh = reinitialised(params, 2, ENCODER, init, jax.random.key(5)), init(jax.random.key(5))
     for part in ("attention", "feed_forward"):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), found[part], params[part])
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1:], b[1:]), found[part], fresh[part])
-    jax.tree.map(np.testing.assert_array_equal, found["pooler"], fresh["pooler"])
+        jax.tree.map(lambda a, b: close(a[1:], b[1:]), found[part], fresh[part])
+    jax.tree.map(close, found["pooler"], fresh["pooler"])
     for part in ("embeddings", "classifier"):
         jax.tree.map(np.testing.assert_array_equal, found[part], params[part])
 

@@ -151,8 +151,7 @@ def read_plan(plan: Plan, *, allow_missing: bool) -> dict[str, np.ndarray]:
 
     flat: dict[str, np.ndarray] = {}
     if plan.missing:
-        fresh = flatten(api.init(plan.config, jax.random.key(0)))
-        flat |= {name: np.asarray(a) for name, a in fresh.items() if name.partition("/")[0] in parts}
+        flat |= flatten(api.init_parts(functools.partial(api.init, plan.config), jax.random.key(0), parts))
     for row in _progress([row for row in plan.rows if row.part not in parts], f"reading {path.name}"):
         places = plan.places if row.part in LAYERS else [{}]
         arrays = (read_finite(plan.tensors, plan.names[row.theirs.format(**place)]) for place in places)
