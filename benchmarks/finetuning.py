@@ -389,7 +389,8 @@ def report(directory: Path) -> None:
         lengths="Our batches are padded to two or three lengths chosen beforehand" if size.few else
         "Our sentences and pairs share rows; questions and tagged words are padded to at most 16 lengths chosen from the data",
         size_name=size_name, seeds=size.seeds, tables="\n".join(lines), machine=machine,
-        name=page.stem, missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
+        picture=f"![scores]({page.stem}.png)\n\n" if page.with_suffix(".png").exists() else "",
+        missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
     ))
 
 
@@ -452,9 +453,7 @@ without reading and tokenising. Peak: on a GPU what the side's framework had all
 everything that it imports included (both sides import jax; ours imports torch too where it is installed, through
 tensorboardX).
 
-![scores]({name}.png)
-
-{tables}
+{picture}{tables}
 
 {missing}
 

@@ -508,7 +508,8 @@ INTRODUCTION = """# Pre-training objectives side by side
 
 The same encoder ({size.layers} layers, D {size.width}, F {size.width}x4, V {size.vocabulary:,}), data (109 public-domain
 books, one side held out), updates ({size.steps:,} of {size.batch} rows of {size.length} tokens, AdamW with bias
-correction and beta2 0.98, peak rate {size.rate:g}, no dropout, products in {size.dtype}) and seed (0) for every row.
+correction and beta2 0.98, peak rate {size.rate:g}, no dropout, products in {size.dtype}) and seed (0) for every row; positions
+are {size.positions} where a row says nothing else.
 
 - `compute`: products of matrices of the whole pre-training, generators and decoders included, relative to the first row.
 - `MLM acc.`: held-out accuracy at 15% masking, 80/10/10, where the model has a masked-language-model head.
