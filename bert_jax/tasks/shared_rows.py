@@ -14,6 +14,7 @@ from bert_jax.data.best_fit import best_fit
 from bert_jax.tasks.batches import IGNORED, PLANNED, Encoded, TrainBatches
 
 STEP = 8  # row lengths are multiples of it
+EXAMPLES = 16_384  # that the shape is chosen for
 SHORTEST, LONGEST = 64, 256  # rows, unless an example is longer: in longer ones attention would cost more than padding does
 
 
@@ -73,7 +74,8 @@ class SharedRows(TrainBatches):
         super().__init__(data, (longest,), batch_size, rows, pad_id, seed)
         self._multiple = multiple
         self._parts = np.unique(self.rows // (batch_size // multiple))
-        self.shape = choose_shape(self.sizes[self._planned(PLANNED)[:PLANNED]], longest, multiple)
+        planned = min(PLANNED, -(-EXAMPLES // batch_size))  # of large batches few are enough: they differ less
+        self.shape = choose_shape(self.sizes[self._planned(planned)[:planned]], longest, multiple)
 
     def _cut(self, examples: np.ndarray) -> np.ndarray:
         return examples[deal(self.sizes[examples], self._stretch)]
