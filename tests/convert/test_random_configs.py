@@ -175,7 +175,7 @@ def renamed(name: str, drawn: Drawn, based: bool, wrapper: str, gamma: bool) -> 
     if gamma and re.search(r"layer_?norm", name, re.IGNORECASE):
         name = re.sub(r"\.weight$", ".gamma", re.sub(r"\.bias$", ".beta", name))
     base = drawn.family.base
-    if drawn.family.architecture(drawn.config.with_heads).endswith("Model"):
+    if re.search("(?<!LMHead)Model$", drawn.family.architecture(drawn.config.with_heads)):
         return wrapper + (base if based else "") + name  # every tensor of this class belongs to the encoder
     return wrapper + (name if based else name.removeprefix(base))
 
