@@ -124,8 +124,9 @@ def published(benchmark: str, size: str, directory: Path | None = None) -> tuple
 
 def publish(results: Path, page: Path, rows: dict[str, dict], text: str) -> None:
     """Writes the file of results and the page. A ``note`` that the file had (how rows were made that nobody can make again)
-    stays, and stands before the line of the machine in the page."""
-    note = json.loads(results.read_text(encoding="utf-8")).get("note") if results.exists() else None
+    stays as long as one of those rows does, and stands before the line of the machine in the page."""
+    before = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"rows": {}}
+    note = before.get("note") if any(rows.get(cell) == row for cell, row in before["rows"].items()) else None
     for path in (results, page):
         path.parent.mkdir(parents=True, exist_ok=True)
     head = f'{{"note": {json.dumps(note)},\n "rows": {{\n' if note else '{"rows": {\n'

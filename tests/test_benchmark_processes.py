@@ -69,7 +69,7 @@ def test_what_is_published_goes_on_on_another_machine(tmp_path, capsys):
     assert name == "test" and rows == {"a": row, "b": row | {"score": 0.25}}
     results, page = published("question", name, first)
     results.parent.mkdir()
-    results.write_text('{"note": "By hand.", "rows": {}}')
+    results.write_text(json.dumps({"note": "By hand.", "rows": {"a": row, "c": row}}))
     publish(results, page, rows, "# Question\n\n0.5\n\nMachine: this.\n")
     assert page.read_text() == "# Question\n\n0.5\n\n**How these rows were made.** By hand.\n\nMachine: this.\n"
 
@@ -83,6 +83,8 @@ def test_what_is_published_goes_on_on_another_machine(tmp_path, capsys):
     assert not list((tmp_path / "third").iterdir())
     with pytest.raises(SystemExit, match="there is no .*question_large.json"):
         take_published(published("question", "large")[0], second, SIZE)
+    publish(results, page, {"a": row | {"score": 0.6}}, "# Question\n\nMachine: this.\n")  # none of those rows is left
+    assert "By hand" not in page.read_text() + results.read_text()
 
 
 def test_results_of_one_known_size_make_a_page(tmp_path):

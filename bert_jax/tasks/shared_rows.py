@@ -50,9 +50,9 @@ def choose_shape(sizes: np.ndarray, longest: int, multiple: int = 1) -> Shape:
     begin = max(SHORTEST, -(-longest // STEP) * STEP)
     found = []
     for length in range(begin, max(begin, LONGEST) + 1, STEP):
-        row_of = [best_fit(batch, length, len(batch)) for batch in sizes]
-        rows = -(-(max(int(rows.max()) for rows in row_of) + 1) // multiple) * multiple
-        found.append(Shape(rows, length, max(int(np.bincount(rows).max()) for rows in row_of)))
+        held = [np.bincount(best_fit(batch, length, len(batch))) for batch in sizes]  # examples in each row of each batch
+        rows = -(-max(map(len, held)) // multiple) * multiple
+        found.append(Shape(rows, length, max(int(one.max()) for one in held)))
     return min(found, key=lambda shape: (shape.rows * shape.length, shape.length))
 
 
