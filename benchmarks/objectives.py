@@ -323,9 +323,9 @@ def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict
             continue
         encoder = finetuned_encoder(model.config, labels, dropout=0.1, attention_dropout=0.1)
         if len(labels) == 1:
-            config = Regression(encoder, str(run), training, heldout, size.lengths, offset=2.5, scale=1.5)
+            config = Regression(encoder, str(run), training, heldout, size.lengths, offset=2.5, scale=1.5, packing=False)
         else:
-            config = Classification(encoder, str(run), training, heldout, size.lengths)
+            config = Classification(encoder, str(run), training, heldout, size.lengths, packing=False)  # as the first rows had
         steps = max(8, len(training.read().labels) * epochs // 32) if size is not SIZES["test"] else 8
         shared = finetuning_task(config, model)  # by the seeds, which find its texts read and its programs compiled
         for seed in SEEDS[len(scores.get(task, [])) :]:
