@@ -21,7 +21,9 @@ def add(command, start_jax: Callable[[], None]) -> None:
                   "continues; SIGTERM and Ctrl-C save first, and end it with status 75.")
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="Python file with get_config() -> Experiment, see configs/finetune/")
-    what.add_argument("--data", metavar="FILE", help="labelled texts: *.tsv, *.csv or *.jsonl, also with .gz")
+    what.add_argument("--data", metavar="FILE",
+                      help="labelled texts: *.tsv, *.csv or *.jsonl, also with .gz; *.json in SQuAD's form; words with tags: "
+                           "*.conllu, *.iob2, and with --kind tagging any file with a word a line, or *.jsonl with lists")
     sub.add_argument("--checkpoint", help="what to start from, whatever convert reads; default: task.init of the configuration")
     sub.add_argument("--workdir", required=True, help="folder for all that it makes")
     sub.add_argument("--seeds", type=int, default=None, help="runs that differ in their seed alone; default: 5 with --config, "
@@ -33,12 +35,18 @@ def add(command, start_jax: Callable[[], None]) -> None:
                      help="the seed whose model is written; the best by the held-out data looks better than it is")
     sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments",
                      help="change a field of the configuration, as in --set optimizer.learning_rate=3e-5; may be repeated")
-    sub.add_argument("--texts", nargs="+", metavar="COLUMN", help="with --data: the column of the text, or the two of a pair")
-    sub.add_argument("--label", metavar="COLUMN", help="with --data: the column of the label")
+    sub.add_argument("--texts", nargs="+", metavar="COLUMN",
+                     help="with --data: the column of the text, the two of a pair, or those of a first text and its choices; "
+                          "of words with tags the words (default: column 0 of a file with a word a line, words in *.jsonl)")
+    sub.add_argument("--label", metavar="COLUMN",
+                     help="with --data: the column of the label: of a class, a value, the right choice (its number from 0, or "
+                          "its letter), or the tags (default: the last column, tags in *.jsonl)")
     sub.add_argument("--heldout", metavar="FILE",
-                     help="with --data: what to measure on, with the same columns; default: a tenth of the data")
-    sub.add_argument("--kind", choices=["classification", "regression"], default=None,
-                     help="with --data; default: regression where labels are numbers with a fraction")
+                     help="with --data: what to measure on, in the same form; default: a tenth of the data")
+    sub.add_argument("--kind", choices=["classification", "regression", "tagging", "choice", "question-answering"],
+                     default=None,
+                     help="with --data; default: by the name of the file, choice where there are more than two texts, "
+                          "regression where labels are numbers with a fraction, else classification")
     sub.add_argument("--epochs", type=float, default=None, help="with --data: passes over it; default: 3")
 
     sub = command("predict", functools.partial(_predict, start_jax), "answer about new texts with a fine-tuned model",
@@ -67,25 +75,23 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
     from bert_jax.model import load
     from bert_jax.parallel.cluster import TEMPORARY
     from bert_jax.reporting import table
-    from bert_jax.tasks.tables import Table
     from bert_jax.training.pretrain import load_config
-    from bert_jax.training.recipe import EPOCHS, recipe
+    from bert_jax.training.recipe import EPOCHS, own_data, recipe
 
     if arguments.data is None:
         if given := [name for name in _OWN if getattr(arguments, name) is not None]:
             raise BertJaxError(f"--{given[0]} goes with --data; a configuration says it itself (change it with --set)")
         experiment, model = fit(load_config(arguments.config), arguments.checkpoint, arguments.assignments)
     else:
-        for name in ("checkpoint", "texts", "label"):
-            if getattr(arguments, name) is None:
-                raise BertJaxError(f"--data needs --{name} as well")
+        if arguments.checkpoint is None:
+            raise BertJaxError("--data needs --checkpoint as well")
         files = (arguments.data, arguments.heldout)
-        tables = [path and Table(path, tuple(arguments.texts), arguments.label) for path in files]
-        for given in filter(None, tables):
+        sources = [path and own_data(path, arguments.texts or (), arguments.label, arguments.kind) for path in files]
+        for given in filter(None, sources):
             given.read()  # what is wrong with it is said before a large checkpoint is loaded
         model = load(arguments.checkpoint)
         epochs = EPOCHS if arguments.epochs is None else arguments.epochs
-        experiment = recipe(model, arguments.checkpoint, *tables, kind=arguments.kind, epochs=epochs)
+        experiment = recipe(model, arguments.checkpoint, *sources, kind=arguments.kind, epochs=epochs)
         experiment = config.override(experiment, arguments.assignments)
     seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
     command = shlex.join(["bert-jax", *(arguments.command_line or sys.argv[1:])])

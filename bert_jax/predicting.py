@@ -30,12 +30,12 @@ from bert_jax.reporting import answers
 from bert_jax.tasks import TASKS, AnyFinetuning
 from bert_jax.tasks.base import Outputs, Predictor
 from bert_jax.tasks.batches import Encoded, EvalBatches
-from bert_jax.tasks.choice import Chooses
+from bert_jax.tasks.choice import Chooses, Questions
 from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.masked_words import FillsWords
 from bert_jax.tasks.question_answering import AnswersQuestions
 from bert_jax.tasks.regression import Values
-from bert_jax.tasks.tables import Table
+from bert_jax.tasks.tables import Source, Table
 from bert_jax.tasks.tagging import Tags
 from bert_jax.tasks.texts import Form, form_of, open_texts
 
@@ -142,7 +142,14 @@ def load(path: str | os.PathLike) -> Ready:
 def of_task(task: AnyFinetuning, model: Model) -> Ready:
     """A model that came of a configuration."""
     predictor = TASKS[type(task)](dataclasses.replace(task, encoder=model.config), model).predictor
-    return Ready(predictor, model.params, task.data.texts if isinstance(task.data, Table) else ())
+    return Ready(predictor, model.params, _columns_of(task.data))
+
+
+def _columns_of(data: Source) -> tuple[str, ...]:
+    """The columns of the texts, where a file of new ones may have the same."""
+    if isinstance(data, Questions):
+        return () if data.lead or len(data.first) > 1 or len(data.choices) == 1 else (*data.first, *data.choices)
+    return data.texts if isinstance(data, Table) else ()
 
 
 def of_model(model: Model, name: str = "this model") -> Ready:

@@ -1,6 +1,7 @@
 """The command line: help for everything, fast; every refusal one line, status 1, and nothing left half-written."""
 
 import json
+import logging
 import os
 import pathlib
 import pickle
@@ -51,6 +52,18 @@ def refused(capfd, tmp_path):
         return lines[0]
 
     return check
+
+
+def test_a_warning_comes_once(caplog, monkeypatch):
+    def run(arguments):
+        for number in (1, 1, 2):
+            logging.getLogger("bert_jax").warning("seen %d", number)
+
+    monkeypatch.setattr(cli, "_inspect", run)
+    for _ in range(2):  # the next call says it again
+        caplog.clear()
+        assert cli.main(["inspect", "x"]) == 0
+        assert [record.getMessage() for record in caplog.records] == ["seen 1", "seen 2"]
 
 
 def pretrain(store, folder, *arguments, config: str = CONFIG) -> int:

@@ -21,7 +21,7 @@ from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
 from bert_jax.tasks.batches import Encoded, Keep, encode
 from bert_jax.tasks.datasets import Named
-from bert_jax.tasks.tables import Rows, Source
+from bert_jax.tasks.tables import Rows, Source, check_share, part_of
 
 BLANK = "_"  # in questions of RACE: where the answer goes
 
@@ -34,6 +34,7 @@ class Questions:
       path: UTF-8. first: fields that make the first text, blanks between. lead: one that is put before every choice, or None.
       choices: a field for each choice; one field alone is a list of them (``*.jsonl``), and their number may differ.
       label: the field of the right choice: its number from 0, or its letter (A, B, ...); None: there is none.
+      share: only a part of the questions, as that of a :class:`bert_jax.tasks.tables.Table`. Empty: all.
     """
 
     path: str
@@ -41,15 +42,17 @@ class Questions:
     choices: tuple[str, ...]
     label: str | None = None
     lead: str | None = None
+    share: tuple[float, ...] = ()
 
     def __post_init__(self):
         if Path(self.path).suffix not in (".csv", ".tsv", ".jsonl"):
             raise BertJaxError(f"{self.path}: questions come from a file *.csv, *.tsv or *.jsonl")
         if not self.first or not self.choices:
             raise BertJaxError(f"{self.path}: name the fields of the first text and of the choices")
+        check_share(self.share, self.path)
 
     def read(self) -> Rows:
-        """All questions: ``texts`` are (first text, choice, choice, ...), ``labels`` the numbers of the right ones from 0.
+        """The questions: ``texts`` are (first text, choice, choice, ...), ``labels`` the numbers of the right ones from 0.
 
         Raises:
           BertJaxError: no such file, damaged, a field that is not there (those that are, are listed), an empty text, fewer than
@@ -71,7 +74,7 @@ class Questions:
                 raise BertJaxError(f"{where}: {len(choices)} choices; two or more are needed")
             if self.label is not None:
                 rows.labels.append(_label(record[self.label], len(choices), where))
-        return _any(rows, self.path)
+        return part_of(_any(rows, self.path), self.share, self.path)
 
 
 def swag(path: str) -> Questions:

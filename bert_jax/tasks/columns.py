@@ -1,10 +1,12 @@
-"""Sentences whose words have tags, from files with a word a line: CoNLL-2003, WikiANN, IOB2 and CoNLL-U.
+"""Sentences whose words have tags, from files with a word a line (CoNLL-2003, WikiANN, IOB2, CoNLL-U), or with lists of them.
 
-Sentences are apart by blank lines. What else such files have (numbers of the words, comments, words of several tokens, a
-language in front of every word) is said in the fields of :class:`Columns`; a function for each format fills them in.
+Where each word has a line, blank lines are between sentences. What else such files have (numbers of the words, comments, words
+of several tokens, a language in front of every word) is said in the fields of :class:`Columns`; a function for each format
+fills them in. :class:`Lists` is a sentence a line, as JSON.
 """
 
 import dataclasses
+import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tasks.tables import Rows
+from bert_jax.tasks.tables import Rows, check_share, part_of
 
 logger = logging.getLogger("bert_jax")
 
@@ -32,6 +34,7 @@ class Columns:
       numbered: column 0 is the number of the word, as in CoNLL-U: lines that begin with # are comments, and those numbered
         ``3-4`` (the written form of several words) or ``8.1`` (a word that is not written) are no words.
       prefix: every word begins with it, and it is taken away (``en:`` in WikiANN).
+      share: only a part of the sentences, as that of a :class:`bert_jax.tasks.tables.Table`. Empty: all.
     """
 
     path: str
@@ -40,9 +43,13 @@ class Columns:
     separator: Literal["tab", "blank"] = "tab"
     numbered: bool = False
     prefix: str = ""
+    share: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        check_share(self.share, self.path)
 
     def read(self) -> Rows:
-        """All sentences: ``texts`` are tuples of words, ``labels`` tuples of as many tags (no labels without tags).
+        """The sentences: ``texts`` are tuples of words, ``labels`` tuples of as many tags (no labels without tags).
 
         Tags of entities come as IOB2, where every entity begins with ``B-``. A file that is IOB1 (the original CoNLL-2003),
         where only an entity right behind one of its kind does, is converted, with one warning line.
@@ -54,26 +61,17 @@ class Columns:
         sentences = self._sentences()
         if not sentences:
             raise BertJaxError(f"{self.path}: no sentences")
-        if self.tags is None:
-            return Rows([sentence.words for sentence in sentences], [])
-        tags = [sentence.tags for sentence in sentences]
-        if entities(tag for sentence in tags for tag in sentence):
-            tags = self._iob2(sentences)
-        return Rows([sentence.words for sentence in sentences], tags)
+        tags = [] if self.tags is None else _as_iob2(sentences, self.path)
+        return part_of(Rows([sentence.words for sentence in sentences], tags), self.share, self.path)
 
     def labels(self) -> tuple[str, ...]:
         """The tags that the file has, sorted: ``encoder.labels`` of a tagger for it."""
         return tuple(sorted({tag for tags in self.read().labels for tag in tags}))
 
     def _sentences(self) -> list["_Sentence"]:
-        try:
-            text = Path(self.path).read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise BertJaxError(f"{self.path}: cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError as error:
-            raise BertJaxError(f"{self.path}: not UTF-8 ({error})") from None
         sentences, words, tags = [], [], []
-        for number, line in enumerate([*text.split("\n"), ""], start=1):  # not splitlines: a word may hold U+2028 and the like
+        lines = _text(self.path).split("\n")  # not splitlines: a word may hold U+2028 and the like
+        for number, line in enumerate([*lines, ""], start=1):
             if line.strip(" \t\r"):
                 if pair := self._word(line.rstrip("\r"), number):
                     words.append(pair[0])
@@ -106,26 +104,6 @@ class Columns:
             raise BertJaxError(f"{self.path}: line {number} has no {'tag' if word.strip() else 'word'}")
         return word, tag
 
-    def _iob2(self, sentences: list["_Sentence"]) -> list[tuple[str, ...]]:
-        """The tags, converted where all of them are IOB1."""
-        begun, wrong = None, None  # where IOB2 and where IOB1 is broken
-        for sentence in sentences:
-            for previous, tag in zip(("O", *sentence.tags), sentence.tags, strict=False):
-                if tag[:2] == "I-" and previous[1:] != tag[1:]:
-                    begun = begun or (sentence, previous, tag)
-                if tag[:2] == "B-" and previous[1:] != tag[1:]:
-                    wrong = wrong or (sentence, previous, tag)
-        if begun is None:
-            return [sentence.tags for sentence in sentences]
-        if wrong is not None:
-            sentence, previous, tag = begun
-            raise BertJaxError(
-                f"{self.path}: neither IOB1 nor IOB2: {tag} after {previous} in the sentence before line {sentence.end}, "
-                f"{wrong[2]} after {wrong[1]} in that before line {wrong[0].end}"
-            )
-        logger.warning("%s: its tags are IOB1 and were converted to IOB2, where every entity begins with B-", self.path)
-        return [to_iob2(sentence.tags) for sentence in sentences]
-
 
 class _Sentence(NamedTuple):
     """Words, their tags, and the number of the line behind them."""
@@ -133,6 +111,98 @@ class _Sentence(NamedTuple):
     words: tuple[str, ...]
     tags: tuple[str, ...]
     end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """A file ``*.jsonl`` with a sentence a line: an object in which ``words`` and ``tags`` name lists of as many strings.
+
+    Attributes:
+      path: UTF-8. tags: None: there are none. share: only a part of the sentences, as that of a
+        :class:`bert_jax.tasks.tables.Table`. Empty: all.
+    """
+
+    path: str
+    words: str = "words"
+    tags: str | None = "tags"
+    share: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        check_share(self.share, self.path)
+
+    def read(self) -> Rows:
+        """The sentences, as :meth:`Columns.read` gives them. Tags that are numbers (of classes) are taken as they are written.
+
+        Raises:
+          BertJaxError: no such file, not UTF-8, a line that is no object with these lists, lists of different lengths, an empty
+            word or tag, entities in neither scheme, or no sentences.
+        """
+        sentences = []
+        for number, line in enumerate(_text(self.path).split("\n"), start=1):
+            if not line.strip():
+                continue
+            where = f"{self.path}: line {number}"
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise BertJaxError(f"{where} is not JSON ({error}): an object a line is needed") from None
+            if not isinstance(record, dict):
+                raise BertJaxError(f"{where} is no JSON object")
+            words = self._list(record, self.words, where)
+            tags = ("O",) * len(words) if self.tags is None else self._list(record, self.tags, where)
+            if len(words) != len(tags):
+                raise BertJaxError(f"{where} has {len(words)} words and {len(tags)} tags")
+            sentences.append(_Sentence(words, tags, number + 1))
+        if not sentences:
+            raise BertJaxError(f"{self.path}: no sentences")
+        tags = [] if self.tags is None else _as_iob2(sentences, self.path)
+        return part_of(Rows([sentence.words for sentence in sentences], tags), self.share, self.path)
+
+    def labels(self) -> tuple[str, ...]:
+        """The tags that the file has, sorted."""
+        return tuple(sorted({tag for tags in self.read().labels for tag in tags}))
+
+    def _list(self, record: dict, name: str, where: str) -> tuple[str, ...]:
+        if name not in record:
+            raise BertJaxError(f"{where} has no field {name!r}; there are {', '.join(map(str, record))}")
+        found = record[name]
+        if not isinstance(found, list) or not all(isinstance(one, str) or type(one) is int for one in found):
+            raise BertJaxError(f"{where}: {name!r} is not a list of strings")
+        if not found or not all(str(one).strip() for one in found):
+            raise BertJaxError(f"{where}: {name!r} {'has an empty string' if found else 'is empty'}")
+        return tuple(str(one).strip() for one in found)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise BertJaxError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise BertJaxError(f"{path}: not UTF-8 ({error})") from None
+
+
+def _as_iob2(sentences: list[_Sentence], path: str) -> list[tuple[str, ...]]:
+    """The tags, those of entities converted where all of them are IOB1."""
+    if not entities(tag for sentence in sentences for tag in sentence.tags):
+        return [sentence.tags for sentence in sentences]
+    begun, wrong = None, None  # where IOB2 and where IOB1 is broken
+    for sentence in sentences:
+        for previous, tag in zip(("O", *sentence.tags), sentence.tags, strict=False):
+            if tag[:2] == "I-" and previous[1:] != tag[1:]:
+                begun = begun or (sentence, previous, tag)
+            if tag[:2] == "B-" and previous[1:] != tag[1:]:
+                wrong = wrong or (sentence, previous, tag)
+    if begun is None:
+        return [sentence.tags for sentence in sentences]
+    if wrong is not None:
+        sentence, previous, tag = begun
+        raise BertJaxError(
+            f"{path}: neither IOB1 nor IOB2: {tag} after {previous} in the sentence before line {sentence.end}, "
+            f"{wrong[2]} after {wrong[1]} in that before line {wrong[0].end}"
+        )
+    logger.warning("%s: its tags are IOB1 and were converted to IOB2, where every entity begins with B-", path)
+    return [to_iob2(sentence.tags) for sentence in sentences]
 
 
 def conll_2003(path: str) -> Columns:
@@ -153,6 +223,12 @@ def iob2(path: str) -> Columns:
 def conllu(path: str, tags: Literal["upos", "xpos"] = "upos") -> Columns:
     """Parts of speech of Universal Dependencies, files ``*.conllu``: universal ones, or those of the language."""
     return Columns(path, 1, COLUMNS_OF_UD[tags], numbered=True)
+
+
+def a_word_a_line(path: str, words: int = 0, tags: int = -1) -> Columns:
+    """A file of one's own; what its columns are apart by, its first line that is not empty says."""
+    first = next((line for line in _text(path).split("\n") if line.strip()), "")
+    return Columns(path, words, tags, "tab" if "\t" in first.strip() else "blank")
 
 
 def entities(labels: Iterable[str]) -> bool:

@@ -118,8 +118,7 @@ class AnswersQuestions(Predictor):
             question = question[: self.question_tokens]
             ids, offsets = encoded[context]
             room = self.length - self._specials - len(question)
-            firsts = np.arange(0, max(len(ids) - room, 0) + self.stride, min(self.stride, room))
-            firsts = firsts[: 1 + np.searchsorted(firsts, len(ids) - room)]  # the first that reaches the end is the last
+            firsts = self._windows(len(ids), room)
             central = _central(firsts, len(ids), room)
             for window, first in enumerate(firsts):
                 inside = slice(first, first + room)
@@ -137,6 +136,21 @@ class AnswersQuestions(Predictor):
             logger.warning("%d of %d questions have more than %d tokens: their ends were cut", cut, len(texts),
                            self.question_tokens)
         return Encoded(tokens, {}, np.array(item, np.int32))
+
+    def _windows(self, length: int, room: int) -> np.ndarray:
+        """Where the windows of a context of ``length`` tokens begin."""
+        firsts = np.arange(0, max(length - room, 0) + self.stride, min(self.stride, room))
+        return firsts[: 1 + np.searchsorted(firsts, length - room)]  # the first that reaches the end is the last
+
+    def rows(self, texts: Texts) -> int:
+        """How many windows :meth:`encode` makes of texts that it takes."""
+        contexts = list(dict.fromkeys(context for _, context in texts))
+        lengths = dict(zip(contexts, map(len, self.tokenizer.encode_batch(contexts)), strict=True))
+        questions = self.tokenizer.encode_batch([question for question, _ in texts])
+        return sum(
+            len(self._windows(lengths[context], self.length - self._specials - min(len(question), self.question_tokens)))
+            for question, (_, context) in zip(questions, texts, strict=True)
+        )
 
     def outputs(self, found: api.Outputs, batch: Batch) -> dict[str, Array]:
         span, score, null = best_span(found.logits["span"], batch["places"], self.answer_tokens)

@@ -71,8 +71,7 @@ class Table:
             raise BertJaxError(f"{self.path}: texts={self.texts}, label={self.label!r}: name every column once")
         if self.rows and not (len(self.rows) == 2 and 0 <= self.rows[0] < self.rows[1]):
             raise BertJaxError(f"{self.path}: rows={self.rows}: say from where up to where, such as (0, 4032)")
-        if self.share and not (len(self.share) == 2 and 0 <= self.share[0] < self.share[1] <= 1):
-            raise BertJaxError(f"{self.path}: share={self.share}: say from where up to where, such as (0, 0.9) and (0.9, 1)")
+        check_share(self.share, self.path)
 
     def read(self, damaged: Literal["refuse", "skip"] = "refuse") -> Rows:
         """The rows that are asked for, in the order of the file, without blanks around texts and labels; no ``labels`` where
@@ -106,13 +105,7 @@ class Table:
         if self.rows and self.rows[1] > len(rows.texts):
             raise BertJaxError(f"{self.path}: rows={self.rows}, and there are {len(rows.texts)}")
         rows = Rows(*(column[slice(*self.rows)] for column in rows)) if self.rows else rows
-        if self.share:
-            first, beyond = self.share
-            kept = [k for k, texts in enumerate(rows.texts) if first <= place(texts) < beyond]
-            rows = Rows(*([column[k] for k in kept] if column else [] for column in rows))
-        if not rows.texts:
-            raise BertJaxError(f"{self.path}: no rows in share={self.share}")
-        return rows
+        return part_of(rows, self.share, self.path)
 
     def _lines(self, wanted: list[str]) -> Iterator[tuple[int, list[str] | str]]:
         """The number of each line that is not empty, and its wanted fields, or what is wrong with it."""
@@ -202,6 +195,26 @@ def _tab_separated(text: str) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028 and the like
         if line.strip("\r"):
             yield number, line.removesuffix("\r").split("\t")
+
+
+def check_share(share: tuple[float, ...], path: str) -> None:
+    """Refuses what is neither empty nor (from, up to) within 0 and 1."""
+    if share and not (len(share) == 2 and 0 <= share[0] < share[1] <= 1):
+        raise BertJaxError(f"{path}: share={share}: say from where up to where, such as (0, 0.9) and (0.9, 1)")
+
+
+def part_of(rows: Rows, share: tuple[float, ...], path: str) -> Rows:
+    """The rows whose :func:`place` is in ``share``, in their order; all, where it is empty.
+
+    Raises:
+      BertJaxError: none of them is.
+    """
+    if share:
+        kept = [k for k, texts in enumerate(rows.texts) if share[0] <= place(texts) < share[1]]
+        rows = Rows(*([column[k] for k in kept] if column else [] for column in rows))
+    if not rows.texts:
+        raise BertJaxError(f"{path}: no rows in share={share}")
+    return rows
 
 
 def place(texts: tuple[str, ...]) -> float:

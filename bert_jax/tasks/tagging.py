@@ -17,7 +17,7 @@ from bert_jax.models.config import Head
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
 from bert_jax.tasks.batches import IGNORED, Encoded
-from bert_jax.tasks.columns import ENTITY, Columns, entities
+from bert_jax.tasks.columns import ENTITY, Columns, Lists, entities
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.tables import Rows, Source
 from bert_jax.tokenizers import Tokenizer
@@ -30,8 +30,8 @@ class Tagging(Finetuning):
     """Which of ``encoder.labels`` a word has. Where some of them begin with ``B-`` or ``I-`` they are entities in IOB2 and
     scored as such, else by words. ``data.labels()`` lists those of a file."""
 
-    data: Columns | Named
-    heldout: Columns | Named
+    data: Columns | Lists | Named
+    heldout: Columns | Lists | Named
 
     needs: ClassVar[tuple[Head, ...]] = ("tagger",)
 

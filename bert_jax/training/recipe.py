@@ -1,81 +1,193 @@
-"""A table of one's own without a configuration file: which kind it is, its labels, and the published recipe for it."""
+"""Data of one's own without a configuration file: which kind it is, its labels, and the published recipe for it."""
 
 import dataclasses
-from typing import Literal
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from bert_jax.errors import BertJaxError
 from bert_jax.model import Model
+from bert_jax.tasks import AnyFinetuning
 from bert_jax.tasks.base import finetuned_encoder
+from bert_jax.tasks.choice import Choice, Questions
 from bert_jax.tasks.classification import Classification
+from bert_jax.tasks.columns import Columns, Lists, a_word_a_line, conllu, iob2
+from bert_jax.tasks.question_answering import AnswersQuestions, QuestionAnswering
 from bert_jax.tasks.regression import Regression
+from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import Rows, Table, kind_of, labels_of
+from bert_jax.tasks.tagging import Tagging
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
 
-HELDOUT = 0.1  # of a table that comes alone
-LONGEST = 512  # tokens; shorter texts take no more than they need
-EPOCHS, BATCH, RATE, WARM = 3.0, 32, 2e-5, 0.1
+logger = logging.getLogger("bert_jax")
 
-SentenceKind = Literal["classification", "regression"]
+HELDOUT = 0.1  # of data that comes alone
+LONGEST = 512  # tokens; shorter texts take no more than they need
+WINDOW = 384  # tokens of question and context
+EPOCHS, WARM = 3.0, 0.1
+QUESTIONS, TAGS, CHOICES = "question-answering", "tagging", "choice"
+
+Kind = Literal["classification", "regression", "tagging", "choice", "question-answering"]
+Own = Table | Columns | Lists | Questions | Squad
+
+# Rows of an update and learning rate: Devlin et al. 2019, sections 4.1, 4.2 and 4.4; of tags one of appendix A.3's.
+UPDATE: dict[type[Own], tuple[int, float]] = {
+    Table: (32, 2e-5), Squad: (32, 5e-5), Columns: (32, 5e-5), Lists: (32, 5e-5), Questions: (16, 2e-5),
+}
+
+
+def own_data(path: str, texts: Sequence[str] = (), label: str | None = None, kind: Kind | None = None) -> Own:
+    """A file of one's own, as its kind is read.
+
+    Args:
+      path: a table ``*.tsv``, ``*.csv`` or ``*.jsonl``; ``*.json`` in the form of SQuAD; tagged words ``*.conllu``, ``*.iob2``,
+        ``*.jsonl`` with lists, and with ``kind`` any other file with a word a line.
+      texts: the column of the text; the two of a pair; the first text and every choice (one column of lists alone, in
+        ``*.jsonl``); the words, by number, where each has a line. label: the column of the label, or of the tags.
+      kind: None: what the name says (``.json``, ``.conllu``, ``.iob2``), choices where there are more than two texts, else a
+        table, whose labels decide.
+
+    Raises:
+      BertJaxError: columns are missing, or named where the form says them; a file that is not for the kind.
+    """
+    suffix = Path(path.removesuffix(".gz")).suffix
+    if kind is None:
+        of_suffix = {".json": QUESTIONS, ".conllu": TAGS, ".iob2": TAGS}
+        kind = of_suffix.get(suffix, CHOICES if len(texts) > 2 else None)
+    if kind == QUESTIONS:
+        if suffix != ".json":
+            raise BertJaxError(f"{path}: questions with their contexts and answers are read from SQuAD's form, a file *.json")
+        return Squad(_no_columns(path, texts, label))
+    if kind == TAGS:
+        return _tagged(path, suffix, texts, label)
+    if not texts or label is None:
+        raise BertJaxError(f"{path}: --data needs --{'label' if texts else 'texts'} as well")
+    if kind == CHOICES:
+        if len(texts) < 2:
+            raise BertJaxError(f"{path}: name the column of the first text and those of the choices (--texts)")
+        return Questions(path, (texts[0],), tuple(texts[1:]), label)
+    return Table(path, tuple(texts), label)
+
+
+def _tagged(path: str, suffix: str, texts: Sequence[str], label: str | None) -> Columns | Lists:
+    if suffix in (".conllu", ".iob2"):
+        return (conllu if suffix == ".conllu" else iob2)(_no_columns(path, texts, label))
+    if len(texts) > 1:
+        raise BertJaxError(f"{path}: --texts {' '.join(texts)}: words are in one column")
+    words = texts[0] if texts else None
+    if suffix == ".jsonl":
+        return Lists(path, words or "words", label or "tags")
+    try:
+        return a_word_a_line(path, int(words or 0), int(label or -1))
+    except ValueError:
+        raise BertJaxError(
+            f"{path}: with a word a line columns have numbers from 0 (-1: the last): --texts {words or 0} --label {label or -1}"
+        ) from None
+
+
+def _no_columns(path: str, texts: Sequence[str], label: str | None) -> str:
+    if texts or label is not None:
+        raise BertJaxError(f"{path}: its form says where texts and labels are: leave --{'texts' if texts else 'label'} out")
+    return path
 
 
 def recipe(
-    model: Model, checkpoint: str, data: Table, heldout: Table | None = None, *, kind: SentenceKind | None = None,
-    epochs: float = EPOCHS,
+    model: Model, checkpoint: str, data: Own, heldout: Own | None = None, *, kind: Kind | None = None, epochs: float = EPOCHS,
 ) -> Experiment:
-    """How to fine-tune ``model`` on a labelled table: batch 32 and 3 epochs (Devlin et al. 2019, section 4.1) at 2e-5, one of
-    their four learning rates, which is also that of Mosbach et al. 2021, who correct Adam's bias; warm-up over a tenth of the
-    updates (run_classifier.py of google-research/bert), then linearly to 0; weight decay 0.01.
-    Small tables want more epochs: 20 in Mosbach et al. Dropout is the checkpoint's.
+    """How to fine-tune ``model`` on labelled data: 3 epochs of 32 rows (16 questions with choices) at 2e-5 or, of answers and
+    tags, 5e-5, all from Devlin et al. 2019 (sections 4.1, 4.2, 4.4, appendix A.3), and with the bias correction of Mosbach et
+    al. 2021; warm-up over a tenth of the updates (run_classifier.py of google-research/bert), then linearly to 0; weight decay
+    0.01. Small tables want more epochs: 20 in Mosbach et al. Dropout is the checkpoint's.
 
     Args:
-      checkpoint: the name of ``model``. heldout: None: a tenth of ``data``, which examples with the same texts share.
-      kind: None: what the labels say (:func:`bert_jax.tasks.tables.kind_of`).
+      checkpoint: the name of ``model``. heldout: None: a tenth of ``data``, which examples with the same texts share; of
+        SQuAD's form the last tenth of the articles.
+      kind: of a table; None: what the labels say (:func:`bert_jax.tasks.tables.kind_of`).
 
     Raises:
-      BertJaxError: a table that cannot be read, without a label, with too few rows or but one label or value.
+      BertJaxError: data that cannot be read, without a label, with too few rows or but one label or value.
     """
-    if data.label is None:
-        raise BertJaxError(f"{data.path}: name the column of the label (--label)")
     if not epochs > 0:
         raise BertJaxError(f"epochs is {epochs:g}: it must be above 0")
-    kind = kind or kind_of(data)
+    if heldout is not None and type(heldout) is not type(data):
+        raise BertJaxError(f"{heldout.path}: what is held out must be in the form of {data.path}")
+    if model.tokenizer is None:
+        raise BertJaxError(f"{checkpoint} has no tokenizer beside its weights, and text needs one")
     training, heldout = _split(data, heldout)
+    batch, rate = UPDATE[type(data)]
     rows = training.read()
-    steps = max(1, round(epochs * len(rows.texts) / BATCH))
-    # A step is compiled for each length, and one more has to save what that costs.
-    shared = {"lengths": (min(LONGEST, model.config.max_length),), "shapes": min(16, max(2, steps // 100))}
-    if kind == "classification":
-        task = Classification(finetuned_encoder(model.config, labels_of(data)), checkpoint, training, heldout, **shared)
+    task = _task(model, checkpoint, data, training, heldout, rows, kind)
+    if isinstance(task, QuestionAnswering):  # an epoch is all windows
+        count = AnswersQuestions(
+            task.encoder, model.tokenizer, max(task.lengths), stride=task.stride, question_tokens=task.question_tokens
+        ).rows(rows.texts)
     else:
-        values = _values(data.path, rows)
-        encoder = finetuned_encoder(model.config, (data.label,))
-        task = Regression(
-            encoder, checkpoint, training, heldout, offset=float(values.mean()), scale=float(values.std()), **shared
-        )
-    each = max(1, round(len(rows.texts) / BATCH))
+        count = len(rows.texts)
+    steps = max(1, round(epochs * count / batch))
+    # A step is compiled for each length, and one more has to save what that costs.
+    task = dataclasses.replace(task, shapes=min(16, max(2, steps // 100)))
+    each = max(1, round(count / batch))
     return Experiment(
-        task, AdamW(learning_rate=RATE, warmup_steps=int(WARM * steps), bias_correction=True),
-        TrainConfig(steps=steps, batch_size=BATCH, eval_every=each, save_every=each, log_every=max(1, min(50, each // 4)),
+        task, AdamW(learning_rate=rate, warmup_steps=int(WARM * steps), bias_correction=True),
+        TrainConfig(steps=steps, batch_size=batch, eval_every=each, save_every=each, log_every=max(1, min(50, each // 4)),
                     eval_batches=None, eval_batch_size=64, keep=1),
     )
 
 
-def _split(data: Table, heldout: Table | None) -> tuple[Table, Table]:
+def _task(
+    model: Model, checkpoint: str, data: Own, training: Own, heldout: Own, rows: Rows, kind: Kind | None
+) -> AnyFinetuning:
+    """The task of these ``rows`` of ``training``, with the sizes of ``model``."""
+    longest = min(LONGEST, model.config.max_length)
+
+    def encoder(labels: tuple[str, ...], *heads: Any):
+        return finetuned_encoder(model.config, labels, heads)
+
+    sentences = ("pooler", "classifier")
+    shared = {"init": checkpoint, "data": training, "heldout": heldout, "lengths": (longest,)}
+    match data:
+        case Squad():
+            every = [*rows.labels, *heldout.read().labels]
+            window = min(WINDOW, longest)
+            return QuestionAnswering(
+                encoder((), "span"), **shared | {"lengths": (window,)}, stride=min(128, window // 3),
+                question_tokens=min(64, window // 4), answer_tokens=min(30, window // 4),
+                null_threshold=None if all(gold.answers for gold in every) else 0.0,
+            )
+        case Columns() | Lists():
+            known, later = set(data.labels()), set(heldout.labels())
+            if new := sorted(later - known):
+                logger.warning("%s has tags that %s lacks: they are not learnt: %s", heldout.path, data.path, ", ".join(new))
+            return Tagging(encoder(tuple(sorted(known | later)), "tagger"), **shared)
+        case Questions():
+            return Choice(encoder((), "pooler", "choice"), **shared)
+    if (kind or kind_of(data)) == "classification":
+        return Classification(encoder(labels_of(data), *sentences), **shared)
+    values = _values(data.path, rows)
+    return Regression(
+        encoder((data.label,), *sentences), **shared, offset=float(values.mean()), scale=float(values.std())
+    )
+
+
+def _split(data: Own, heldout: Own | None) -> tuple[Own, Own]:
     """What is trained on, and what is held out."""
     if heldout is not None:
         return data, heldout
-    training, heldout = (dataclasses.replace(data, share=share) for share in ((0.0, 1 - HELDOUT), (1 - HELDOUT, 1.0)))
-    for part in (training, heldout):
+    field = "articles" if isinstance(data, Squad) else "share"
+    parts = [dataclasses.replace(data, **{field: part}) for part in ((0.0, 1 - HELDOUT), (1 - HELDOUT, 1.0))]
+    for part in parts:
         try:
             part.read()
         except BertJaxError as error:
-            if "share=" not in str(error):
+            if f"{field}=" not in str(error):
                 raise
-            raise BertJaxError(f"{data.path}: too few rows to hold some out: name another file (--heldout)") from None
-    return training, heldout
+            few = "articles" if field == "articles" else "rows"
+            raise BertJaxError(f"{data.path}: too few {few} to hold some out: name another file (--heldout)") from None
+    return parts[0], parts[1]
 
 
 def _values(path: str, rows: Rows) -> np.ndarray:

@@ -73,6 +73,14 @@ def test_lines_with_named_fields(tmp_path):
     assert Questions(path, ("q",), ("given",)).read().labels == []
     tsv = write(tmp_path / "x.tsv", 'a\tb\tl\tr\tn\nx "\ty\tl\tr\t1\n')
     assert Questions(tsv, ("a", "b"), ("l", "r"), "n").read() == ([('x " y', "l", "r")], ["1"])
+    parts = [Questions(tsv, ("a", "b"), ("l", "r"), "n", share=share) for share in ((0.0, 0.5), (0.5, 1.0))]
+    read = []
+    for part in parts:
+        try:
+            read.append(part.read())
+        except BertJaxError as error:
+            assert "no rows in share=" in str(error)
+    assert read == [Questions(tsv, ("a", "b"), ("l", "r"), "n").read()]  # one row is in one part
 
 
 @pytest.mark.parametrize("line, message", [

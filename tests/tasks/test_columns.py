@@ -6,7 +6,7 @@ import pytest
 
 from bert_jax.errors import BertJaxError
 from bert_jax.tasks import columns
-from bert_jax.tasks.columns import Columns, conll_2003, conllu, iob2, to_iob2, wikiann
+from bert_jax.tasks.columns import Columns, Lists, a_word_a_line, conll_2003, conllu, iob2, to_iob2, wikiann
 
 CONLL = """-DOCSTART- -X- -X- O
 
@@ -104,3 +104,41 @@ def test_real_files(data_dir, caplog):
     for language in ("de", "fr", "zh"):
         assert len(conllu(str(data_dir / f"syntax/pud/{language}_pud-ud-test.conllu")).read().texts) == 1_000
     assert not caplog.records
+
+
+def test_a_sentence_a_line_as_lists(tmp_path, caplog):
+    lines = ['{"t": ["a", "b\\u2028c "], "n": ["I-X", "O"]}', "", '{"t": ["d"], "n": ["I-X"], "more": 1}']
+    path = write(tmp_path / "x.jsonl", "\n".join(lines))
+    assert Lists(path, "t", None).read() == ([("a", "b\u2028c"), ("d",)], []) and not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert Lists(path, "t", "n").read().labels == [("B-X", "O"), ("B-X",)]
+    assert caplog.text.count("IOB1") == 1 and len(caplog.records) == 1
+    numbers = write(tmp_path / "y.jsonl", '{"words": ["a", "b"], "tags": [10, 2]}')
+    assert Lists(numbers).read().labels == [("10", "2")] and Lists(numbers).labels() == ("10", "2")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "no sentences"), ("[", "line 1 is not JSON"), ("[1]", "line 1 is no JSON object"),
+    ('{"words": ["a"], "ner": ["O"]}', "line 1 has no field 'tags'; there are words, ner"),
+    ('{"words": "a", "tags": ["O"]}', "line 1: 'words' is not a list of strings"),
+    ('{"words": [true], "tags": ["O"]}', "line 1: 'words' is not a list of strings"),
+    ('{"words": [], "tags": []}', "line 1: 'words' is empty"), ('{"words": ["a"], "tags": [" "]}', "has an empty string"),
+    ('\n{"words": ["a"], "tags": ["O", "O"]}', "line 2 has 1 words and 2 tags"),
+])
+def test_lists_that_are_wrong(tmp_path, text, message):
+    with pytest.raises(BertJaxError, match=message):
+        Lists(write(tmp_path / "x.jsonl", text)).read()
+
+
+def test_parts_of_sentences_share_none(tmp_path):
+    path = write(tmp_path / "x", "".join(f"w{k % 40}\tO\n\n" for k in range(80)))
+    parts = [Columns(path, share=share).read() for share in ((0.0, 0.5), (0.5, 1.0))]
+    assert sum(len(part.texts) for part in parts) == sum(len(part.labels) for part in parts) == 80
+    assert min(len(part.texts) for part in parts) > 10 and not set(parts[0].texts) & set(parts[1].texts)
+    with pytest.raises(BertJaxError, match="from where up to where"):
+        Columns(path, share=(0.5, 0.2))
+
+
+def test_what_columns_are_apart_by(tmp_path):
+    assert a_word_a_line(write(tmp_path / "a", "\n\nnew york\tB-X\n")).read().texts == [("new york",)]
+    assert a_word_a_line(write(tmp_path / "b", "york  x B-X \n")).read() == ([("york",)], [("B-X",)])

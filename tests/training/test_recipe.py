@@ -1,0 +1,172 @@
+"""Files of one's own, told by their names, and the recipe that each is fine-tuned by."""
+
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+
+import bert_jax
+from bert_jax import cli
+from bert_jax.errors import BertJaxError
+from bert_jax.tasks import Choice, QuestionAnswering, Tagging
+from bert_jax.tasks.choice import Questions
+from bert_jax.tasks.columns import Columns, Lists, conllu, iob2
+from bert_jax.tasks.squad import Squad
+from bert_jax.tasks.tables import Table
+from bert_jax.training.finetune import finetuning_task
+from bert_jax.training.recipe import own_data, recipe
+
+WORDS = "the cat dog bird sat ran sang on in mat road tree".split()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return bert_jax.load(tiny_checkpoint)
+
+
+def write_squad(path, articles=12, unanswerable=False, long=1):
+    """Articles of one paragraph and two questions each; the last question has no answer where that is asked for."""
+    rng, data = np.random.default_rng(0), []
+    for article in range(articles):
+        words = list(rng.choice(WORDS, 6 * long))
+        entries = [
+            {"id": f"{article}-{word}", "question": f"the {words[word]} {article}",
+             "answers": [{"text": words[word], "answer_start": sum(len(w) + 1 for w in words[:word])}]}
+            for word in (0, 5)
+        ]
+        if unanswerable and article == articles - 1:
+            entries[-1] |= {"answers": [], "is_impossible": True}
+        data.append({"paragraphs": [{"context": " ".join(words), "qas": entries}]})
+    path.write_text(json.dumps({"data": data}))
+    return path
+
+
+def write_tags(path, count=60, separator="\t", form="columns"):
+    rng = np.random.default_rng(0)
+    sentences = [[*rng.choice(WORDS, rng.integers(2, 7))] for _ in range(count)]
+    tags = [["B-X" if word == "cat" else "O" for word in words] for words in sentences]
+    pairs = list(zip(sentences, tags, strict=True))
+    if form == "columns":
+        lines = ["".join(f"{word}{separator}{tag}\n" for word, tag in zip(*pair, strict=True)) for pair in pairs]
+    else:
+        lines = [json.dumps({"words": words, "tags": tags}) for words, tags in pairs]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def write_choices(path, count=60):
+    rng = np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["start", "one", "two", "three", "right"])
+        writer.writerows([" ".join(rng.choice(WORDS, 3)) + str(k), *rng.choice(WORDS, 3), "ABC"[k % 3]] for k in range(count))
+    return path
+
+
+def test_the_name_of_a_file_says_its_kind(tmp_path):
+    assert own_data("x.csv", ["a"], "l") == Table("x.csv", ("a",), "l")
+    assert own_data("x.tsv.gz", ["a", "b"], "l", "regression") == Table("x.tsv.gz", ("a", "b"), "l")
+    assert own_data("x.csv", ["a", "b", "c"], "l") == Questions("x.csv", ("a",), ("b", "c"), "l")
+    assert own_data("x.jsonl", ["a", "list"], "l", "choice") == Questions("x.jsonl", ("a",), ("list",), "l")
+    assert own_data("x.json") == Squad("x.json")
+    assert own_data("x.conllu") == conllu("x.conllu") and own_data("x.iob2") == iob2("x.iob2")
+    assert own_data("x.jsonl", kind="tagging") == Lists("x.jsonl")
+    assert own_data("x.jsonl", ["tokens"], "ner", "tagging") == Lists("x.jsonl", "tokens", "ner")
+    tabs, blanks = write_tags(tmp_path / "x.txt"), write_tags(tmp_path / "y.conll", separator=" ")
+    assert own_data(str(tabs), kind="tagging") == Columns(str(tabs))
+    assert own_data(str(blanks), ["0"], "1", "tagging") == Columns(str(blanks), 0, 1, "blank")
+    assert own_data(str(tabs), kind="tagging").read() == own_data(str(blanks), kind="tagging").read()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("x.csv",), "--data needs --texts"), (("x.csv", ["a"]), "--data needs --label"),
+    (("x.csv", ["a"], "l", "choice"), "name the column of the first text"),
+    (("x.csv", ["a", "b"], "l", "question-answering"), "read from SQuAD's form"),
+    (("x.json", ["a"]), "leave --texts out"), (("x.conllu", [], "upos"), "leave --label out"),
+    (("x.txt", ["words"], None, "tagging"), "columns have numbers from 0"),
+    (("x.jsonl", ["a", "b"], None, "tagging"), "words are in one column"),
+])
+def test_columns_that_are_missing_or_too_many(arguments, message):
+    with pytest.raises(BertJaxError, match=message):
+        own_data(*arguments)
+
+
+def test_answers(model, tmp_path):
+    experiment = recipe(model, "m", own_data(str(write_squad(tmp_path / "x.json"))), epochs=4)
+    task = experiment.task
+    assert isinstance(task, QuestionAnswering) and task.null_threshold is None and task.lengths == (32,)
+    assert len(task.data.read().texts) == 22 and len(task.heldout.read().texts) == 2
+    assert experiment.train.batch_size == 32 and experiment.optimizer.learning_rate == 5e-5
+    assert recipe(model, "m", own_data(str(write_squad(tmp_path / "y.json", unanswerable=True)))).task.null_threshold == 0
+
+
+def test_an_epoch_of_answers_is_all_windows(model, tmp_path):
+    experiment = recipe(model, "m", own_data(str(write_squad(tmp_path / "x.json", articles=60, long=12))), epochs=2)
+    windows = len(finetuning_task(experiment.task, model).training.item)
+    assert windows > 3 * 108 and experiment.train.steps == round(2 * windows / 32)
+
+
+def test_tags(model, tmp_path, caplog):
+    data = own_data(str(write_tags(tmp_path / "x.txt")), kind="tagging")
+    experiment = recipe(model, "m", data)
+    task = experiment.task
+    assert isinstance(task, Tagging) and task.encoder.labels == ("B-X", "O")
+    parts = [set(part.read().texts) for part in (task.data, task.heldout)]
+    assert not parts[0] & parts[1] and parts[0] | parts[1] == set(data.read().texts)
+    other = tmp_path / "other.txt"
+    other.write_text("the\tO\ndog\tB-Y\n")
+    with caplog.at_level(logging.WARNING):
+        labels = recipe(model, "m", data, Columns(str(other))).task.encoder.labels
+    assert labels == ("B-X", "B-Y", "O") and "they are not learnt: B-Y" in caplog.text
+    with pytest.raises(BertJaxError, match="must be in the form of"):
+        recipe(model, "m", data, Lists("x.jsonl"))
+
+
+def test_choices(model, tmp_path):
+    experiment = recipe(model, "m", own_data(str(write_choices(tmp_path / "x.csv")), ["start", "one", "two", "three"], "right"))
+    assert isinstance(experiment.task, Choice) and experiment.train.batch_size == 16
+    assert experiment.task.encoder.with_heads == ("pooler", "choice")
+    rows = [part.read() for part in (experiment.task.data, experiment.task.heldout)]
+    assert len(rows[0].texts) + len(rows[1].texts) == 60 and rows[1].texts
+
+
+def test_what_is_too_few(model, tmp_path):
+    for data in (own_data(str(write_squad(tmp_path / "x.json", articles=1))), own_data(
+        str(write_tags(tmp_path / "x.jsonl", 1, form="lists")), kind="tagging"
+    )):
+        with pytest.raises(BertJaxError, match="too few (articles|rows) to hold some out: name another file"):
+            recipe(model, "m", data)
+    with pytest.raises(BertJaxError, match="no tokenizer beside its weights"):
+        recipe(model._replace(tokenizer=None), "m", data)
+
+
+@pytest.mark.parametrize("kind", ["tagging", "lists", "choice", "answers"])
+def test_from_a_file_to_answers_in_two_commands(kind, tiny_checkpoint, tmp_path, capfd):
+    out, extra, columns = tmp_path / "run", [], []
+    if kind == "tagging":
+        data, extra, score = write_tags(tmp_path / "x.conll", separator=" "), ["--kind", "tagging"], "f1"
+        new = "the cat sat\n"
+    elif kind == "lists":
+        data, extra, score = write_tags(tmp_path / "x.jsonl", form="lists"), ["--kind", "tagging"], "f1"
+        new = "the cat sat\n"
+    elif kind == "choice":
+        data, score = write_choices(tmp_path / "x.csv"), "accuracy"
+        extra = ["--texts", "start", "one", "two", "three", "--label", "right"]
+        new = "start\tone\ttwo\tthree\nthe cat\tsat\tran\tsang\n"
+    else:
+        data, score = write_squad(tmp_path / "x.json"), "exact match"
+        new, columns = "q\tc\nthe cat\tthe cat sat\n", ["--texts", "q", "c"]
+    words = ["finetune", "--checkpoint", tiny_checkpoint, "--data", data, *extra, "--epochs", "1", "--workdir", out]
+    assert cli.main([str(word) for word in words]) == 0
+    assert score in capfd.readouterr().out.replace("_", " ")
+    (tmp_path / f"new.{'tsv' if kind in ('choice', 'answers') else 'txt'}").write_text(new)
+    new = next(tmp_path.glob("new.*"))
+    assert cli.main(["predict", str(out), "--input", str(new), *columns, "--out", str(tmp_path / "a.jsonl")]) == 0
+    answer = json.loads((tmp_path / "a.jsonl").read_text())
+    if kind in ("tagging", "lists"):
+        assert len(answer["tags"]) == 3
+    else:
+        assert answer["text"] in ("sat", "ran", "sang") if kind == "choice" else answer["text"] in "the cat sat"
+    assert (out / "report.html").is_file()
