@@ -17,7 +17,7 @@ which compiles once. ``speed`` still comes first and alone, and only what ran al
 after so many seconds.
 
 ``--size cpu`` has 8,192 sentences of SST-2 and at most 600 updates of the tasks with one seed; ``full`` has all; ``gpu`` is
-``full`` with two or three lengths a task, since a GPU's programs take long to compile (PyTorch takes a GPU where it finds one,
+``full`` with few lengths a task, since a GPU's programs take long to compile (PyTorch takes a GPU where it finds one,
 as jax does).
 """
 
@@ -43,18 +43,18 @@ SENTENCES = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")  # with several seeds
 SINGLE = ("SQuAD", "WikiANN en", "WikiANN de", "UD POS")  # with one
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "accelerate", "numpy", "seqeval")
 RATE, WARM, BATCH, DECAY, EPS, CLIP = 5e-5, 0.1, 32, 0.01, 1e-6, 1.0
-FEW = {  # lengths of a size that has few; most batches of CoLA, whose longest sentence has 47 pieces, need but 16
-    "speed": (16, 32, 64), "SST-2": (16, 32, 128), "MRPC": (64, 128), "CoLA": (16, 48), "RTE": (64, 128), "STS-B": (32, 128),
+FEW = {  # lengths of a size that has few, where examples do not share rows
     "SQuAD": (192, 384), "WikiANN en": (32, 128), "WikiANN de": (32, 128), "UD POS": (32, 128),
 }
+EVALUATED = 4  # lengths at most in evaluation, of a size that has few
 ROUNDS, SPEED_ROWS, SPEED_EPOCHS = 3, 2_000, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
     """Rows of SST-2 (None: all); epochs of it and of the other tasks; seeds; updates at most of tasks with one seed; tasks
-    (empty: all); updates at most of any; held-out batches (None: all); rounds of ``speed``; batches padded to the lengths in
-    ``FEW`` instead of those chosen from the data."""
+    (empty: all); updates at most of any; held-out batches (None: all); rounds of ``speed``; few lengths: those in ``FEW``, and
+    ``EVALUATED``, instead of up to 16 chosen from the data."""
 
     sst2_rows: int | None
     sst2_epochs: int
@@ -109,7 +109,7 @@ def recipe(task: str, seed: int, size: Size, data: Path, directory: Path, start:
     from bert_jax.training.optimizer import AdamW
 
     batch, most = BATCH, size.steps
-    lengths = FEW[task] if size.few else (384 if task == "SQuAD" else 128,)
+    lengths = (size.few and FEW.get(task)) or (384 if task == "SQuAD" else 128,)
     if task in SENTENCES or task == "speed":
         name = "SST-2" if task == "speed" else task
         training, heldout, labels, score = glue(data, directory)[name]
@@ -119,7 +119,8 @@ def recipe(task: str, seed: int, size: Size, data: Path, directory: Path, start:
         count = len(training.read().labels)
         epochs = SPEED_EPOCHS if task == "speed" else size.sst2_epochs if name == "SST-2" else size.epochs
         kind, more = (Classification, {}) if len(labels) > 1 else (Regression, {"offset": 2.7, "scale": 1.46})
-        config = kind(finetuned_encoder(encoder, labels), str(start), training, heldout, lengths, **more)
+        shapes = EVALUATED if size.few else 16
+        config = kind(finetuned_encoder(encoder, labels), str(start), training, heldout, lengths, shapes, **more)
     elif task == "SQuAD":  # by article: its training file is not at hand
         file, score, batch, epochs, most = str(data / "qa/squad/dev-v1.1.json"), "f1", 16, 2, size.single_steps
         training, heldout = Squad(file, (0, 0.75)), Squad(file, (0.75, 1))
@@ -386,8 +387,8 @@ def report(directory: Path) -> None:
         start=START, rate=RATE, batch=BATCH, decay=DECAY, eps=EPS, clip=CLIP, warm=WARM, epochs=size.epochs,
         sst2_epochs=size.sst2_epochs, sst2=f"the first {size.sst2_rows:,} of 67,349" if size.sst2_rows else "all 67,349",
         single=f"at most {size.single_steps:,} updates" if size.single_steps else f"{size.epochs} epochs, SQuAD 2",
-        lengths="Our batches are padded to two or three lengths chosen beforehand" if size.few else
-        "Our sentences and pairs share rows; questions and tagged words are padded to at most 16 lengths chosen from the data",
+        lengths="Our sentences and pairs share rows; questions and tagged words are padded to "
+        + ("two lengths chosen beforehand" if size.few else "at most 16 lengths chosen from the data"),
         size_name=size_name, seeds=size.seeds, tables="\n".join(lines), machine=machine,
         picture=f"![scores]({page.stem}.png)\n\n" if page.with_suffix(".png").exists() else "",
         missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
