@@ -18,7 +18,7 @@ from bert_jax.tasks.columns import Columns, Lists, a_word_a_line, conllu, iob2
 from bert_jax.tasks.question_answering import AnswersQuestions, QuestionAnswering
 from bert_jax.tasks.regression import Regression
 from bert_jax.tasks.squad import Squad
-from bert_jax.tasks.tables import Rows, Table, kind_of, labels_of
+from bert_jax.tasks.tables import FORMATS, Rows, Table, kind_of, labels_of
 from bert_jax.tasks.tagging import Tagging
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
@@ -58,6 +58,10 @@ def own_data(path: str, texts: Sequence[str] = (), label: str | None = None, kin
     if kind is None:
         of_suffix = {".json": QUESTIONS, ".conllu": TAGS, ".iob2": TAGS}
         kind = of_suffix.get(suffix, CHOICES if len(texts) > 2 else None)
+    if path.endswith(".gz") and kind in (QUESTIONS, TAGS, CHOICES):
+        raise BertJaxError(f"{path}: of .gz only sentences and pairs are read: unpack it first")
+    if kind is None and suffix not in FORMATS:
+        raise BertJaxError(f"{path}: a table is a file {', '.join(FORMATS)}; for a word a line with its tag say --kind tagging")
     if kind == QUESTIONS:
         if suffix != ".json":
             raise BertJaxError(f"{path}: questions with their contexts and answers are read from SQuAD's form, a file *.json")

@@ -87,6 +87,8 @@ def test_the_name_of_a_file_says_its_kind(tmp_path):
     (("x.json", ["a"]), "leave --texts out"), (("x.conllu", [], "upos"), "leave --label out"),
     (("x.txt", ["words"], None, "tagging"), "columns have numbers from 0"),
     (("x.jsonl", ["a", "b"], None, "tagging"), "words are in one column"),
+    (("x.conll",), "say --kind tagging"), (("x.json.gz",), "unpack it first"), (("x.conllu.gz",), "unpack it first"),
+    (("x.csv.gz", ["a", "b", "c"], "l"), "unpack it first"),
 ])
 def test_columns_that_are_missing_or_too_many(arguments, message):
     with pytest.raises(BertJaxError, match=message):
