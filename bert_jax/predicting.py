@@ -32,6 +32,7 @@ from bert_jax.tasks.base import Outputs, Predictor
 from bert_jax.tasks.batches import Encoded, EvalBatches
 from bert_jax.tasks.choice import Chooses, Questions
 from bert_jax.tasks.classification import Classifies
+from bert_jax.tasks.columns import Lists
 from bert_jax.tasks.masked_words import FillsWords
 from bert_jax.tasks.question_answering import AnswersQuestions
 from bert_jax.tasks.regression import Values
@@ -91,7 +92,7 @@ def predict_file(
 
     Args:
       columns: of the texts; none: those that the model was trained on, or the only one. A tagger's are sentences, with blanks
-        between words.
+        between words, or in ``*.jsonl`` lists of words; there the choices of a question may be a list as well.
 
     Raises:
       BertJaxError: see these, and :func:`predict`; ``out`` exists; too few or too many columns for the model.
@@ -100,21 +101,29 @@ def predict_file(
     answers.check(target)
     ready = load(model)
     tabular = form_of(path, form) != "lines"
-    source = open_texts(path, columns or (ready.columns if tabular else ()), form)
-    tags = isinstance(ready.predictor, Tags)
+    columns = columns or (ready.columns if tabular else ())
+    tags, listed = isinstance(ready.predictor, Tags), isinstance(ready.predictor, Chooses) and len(columns) == 2
+    source = open_texts(path, columns, form, lists=0 if tags else 1 if listed else None)
     least, most, wanted = _COLUMNS[next(kind for kind in type(ready.predictor).__mro__ if kind in _COLUMNS)]
     if not least <= len(source.columns) <= most:
         raise BertJaxError(f"{model} needs {wanted}, not {len(source.columns)} column{'s' * (len(source.columns) > 1)} "
                            f"({', '.join(source.columns)}): name them (--texts)")
-    texts = ((tuple(row[0].split()) if tags else row) for row in source.rows)
-    found = Answering(ready.predictor, batch_size).stream(ready.params, texts)
-    rows = (((" ".join(words),), answer) for words, answer in found) if tags else found
-    return answers.write(source.columns, rows, target, source.size, source.read)
+    found = Answering(ready.predictor, batch_size).stream(ready.params, (_flat(row, tags) for row in source.rows))
+    if tags:
+        found = (((" ".join(words),), answer) for words, answer in found)
+    elif listed:
+        found = (((first, tuple(choices)), answer) for (first, *choices), answer in found)
+    return answers.write(source.columns, found, target, source.size, source.read)
+
+
+def _flat(row: tuple[str | tuple[str, ...], ...], words: bool) -> tuple[str, ...]:
+    """A row as its predictor takes it, with the texts of a list side by side; ``words``: those of a sentence."""
+    return tuple(one for text in row for one in (text if isinstance(text, tuple) else text.split() if words else (text,)))
 
 
 _COLUMNS: dict[type[Predictor], tuple[int, float, str]] = {
     Classifies: (1, 2, "a text or a pair"), Values: (1, 2, "a text or a pair"), Tags: (1, 1, "a sentence"),
-    AnswersQuestions: (2, 2, "a question and a context"), Chooses: (3, float("inf"), "a first text and two or more choices"),
+    AnswersQuestions: (2, 2, "a question and a context"), Chooses: (2, float("inf"), "a first text and two or more choices"),
     FillsWords: (2, float("inf"), "a sentence with a mask, and words for it"),
 }
 
@@ -147,9 +156,14 @@ def of_task(task: AnyFinetuning, model: Model) -> Ready:
 
 def _columns_of(data: Source) -> tuple[str, ...]:
     """The columns of the texts, where a file of new ones may have the same."""
-    if isinstance(data, Questions):
-        return () if data.lead or len(data.first) > 1 or len(data.choices) == 1 else (*data.first, *data.choices)
-    return data.texts if isinstance(data, Table) else ()
+    match data:
+        case Questions():
+            return () if data.lead or len(data.first) > 1 else (*data.first, *data.choices)
+        case Lists():
+            return (data.words,)
+        case Table():
+            return data.texts
+    return ()
 
 
 def of_model(model: Model, name: str = "this model") -> Ready:

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 from bert_jax.errors import BertJaxError
 
@@ -20,17 +20,17 @@ class Texts(NamedTuple):
     """Rows that come when they are asked for.
 
     Attributes:
-      rows: the texts of each, without white space around them. columns: their names. size: of the file in bytes, None: not
-        known. read: how many of these have been read so far.
+      rows: the texts of each, without white space around them; a list of them is a tuple. columns: their names. size: of the
+        file in bytes, None: not known. read: how many of these have been read so far.
     """
 
-    rows: Iterator[tuple[str, ...]]
+    rows: Iterator[tuple[str | tuple[str, ...], ...]]
     columns: tuple[str, ...]
     size: int | None
     read: Callable[[], int]
 
 
-def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = None) -> Texts:
+def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = None, *, lists: int | None = None) -> Texts:
     """The rows of a file, or of standard input (``-``).
 
     Args:
@@ -38,6 +38,7 @@ def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = Non
         input, is a text a line.
       columns: of the texts: names in the first line, or numbers from 0 where there is none; none: the only one.
       form: how it is written, where its name does not say that.
+      lists: the number of a column that in ``*.jsonl`` may also hold lists of texts, from 0.
 
     Raises:
       BertJaxError: no such file, no such column (those that there are, are listed), or columns of plain lines. While rows are
@@ -75,7 +76,7 @@ def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = Non
             what = "no column" if name not in header else f"{header.count(name)} columns"
             raise BertJaxError(f"{path}: {what} {name!r}; there are {', '.join(header)}")
     if isinstance(first[1], dict):
-        return Texts(_rows(first, lines, list(columns), path, None), columns, size, counted)
+        return Texts(_rows(first, lines, list(columns), path, None, lists), columns, size, counted)
     return Texts(_rows(None, lines, [header.index(name) for name in columns], path, len(header)), columns, size, counted)
 
 
@@ -113,29 +114,36 @@ def _checked(lines: Iterator[tuple[int, list | dict]], path: str) -> Iterator[tu
 
 
 def _rows(
-    first: tuple | None, lines: Iterator[tuple[int, list | dict]], wanted: list, path: str, width: int | None
-) -> Iterator[tuple[str, ...]]:
+    first: tuple | None, lines: Iterator[tuple[int, list | dict]], wanted: list, path: str, width: int | None,
+    lists: int | None = None,
+) -> Iterator[tuple[str | tuple[str, ...], ...]]:
     some = first is not None
     for number, fields in itertools.chain([first] if some else [], lines):
-        yield _texts(number, fields, wanted, path, width)
+        yield _texts(number, fields, wanted, path, width, lists)
         some = True
     if not some:
         raise BertJaxError(f"{path}: no rows below the names of the columns")
 
 
-def _texts(number: int, fields: list | dict, wanted: list, path: str, width: int | None) -> tuple[str, ...]:
+def _texts(
+    number: int, fields: list | dict, wanted: list, path: str, width: int | None, lists: int | None
+) -> tuple[str | tuple[str, ...], ...]:
     where = f"{path}: line {number}"
     if width is not None and len(fields) != width:
         raise BertJaxError(f"{where} has {len(fields)} fields, the first line {width}")
     if isinstance(fields, dict) and (missing := [name for name in wanted if name not in fields]):
         raise BertJaxError(f"{where}: no column {missing[0]!r}; there are {', '.join(map(str, fields))}")
-    found = tuple(fields[column] for column in wanted)
-    if not all(isinstance(text, str) for text in found):
-        raise BertJaxError(f"{where}: a text is a string")
-    found = tuple(text.strip() for text in found)
-    if not all(found):
+    return tuple(_text(fields[column], where, place == lists) for place, column in enumerate(wanted))
+
+
+def _text(field: Any, where: str, lists: bool) -> str | tuple[str, ...]:
+    if lists and isinstance(field, list) and field:
+        return tuple(_text(one, where, False) for one in field)
+    if not isinstance(field, str):
+        raise BertJaxError(f"{where}: a text is a string{', or a list of them' if lists else ''}")
+    if not (text := field.strip()):
         raise BertJaxError(f"{where}: the text is empty, or nothing but white space: take the line out")
-    return found
+    return text
 
 
 def _plain(file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:

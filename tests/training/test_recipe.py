@@ -144,31 +144,49 @@ def test_what_is_too_few(model, tmp_path):
         recipe(model._replace(tokenizer=None), "m", data)
 
 
-@pytest.mark.parametrize("kind", ["tagging", "lists", "choice", "answers"])
+@pytest.mark.parametrize("kind", ["tagging", "lists", "choice", "lists of choices", "answers"])
 def test_from_a_file_to_answers_in_two_commands(kind, tiny_checkpoint, tmp_path, capfd):
-    out, extra, columns = tmp_path / "run", [], []
+    out, columns, count = tmp_path / "run", [], 60
     if kind == "tagging":
         data, extra, score = write_tags(tmp_path / "x.conll", separator=" "), ["--kind", "tagging"], "f1"
-        new = "the cat sat\n"
+        new, count = tmp_path / "new.txt", 1
+        new.write_text("the cat sat\n")
     elif kind == "lists":
         data, extra, score = write_tags(tmp_path / "x.jsonl", form="lists"), ["--kind", "tagging"], "f1"
-        new = "the cat sat\n"
+        new = data
     elif kind == "choice":
-        data, score = write_choices(tmp_path / "x.csv"), "accuracy"
-        extra = ["--texts", "start", "one", "two", "three", "--label", "right"]
-        new = "start\tone\ttwo\tthree\nthe cat\tsat\tran\tsang\n"
+        new = data = write_choices(tmp_path / "x.csv")
+        extra, score = ["--texts", "start", "one", "two", "three", "--label", "right"], "accuracy"
+    elif kind == "lists of choices":
+        new = data = tmp_path / "x.jsonl"
+        lines = [{"q": f"the cat {k}", "ends": ["sat", "ran", "in"][: 2 + k % 2], "n": k % 2} for k in range(count)]
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        extra, score = ["--kind", "choice", "--texts", "q", "ends", "--label", "n"], "accuracy"
     else:
-        data, score = write_squad(tmp_path / "x.json"), "exact match"
-        new, columns = "q\tc\nthe cat\tthe cat sat\n", ["--texts", "q", "c"]
+        data, extra, score = write_squad(tmp_path / "x.json"), [], "exact match"
+        new, columns, count = tmp_path / "new.tsv", ["--texts", "q", "c"], 1
+        new.write_text("q\tc\nthe cat\tthe cat sat\n")
     words = ["finetune", "--checkpoint", tiny_checkpoint, "--data", data, *extra, "--epochs", "1", "--workdir", out]
     assert cli.main([str(word) for word in words]) == 0
-    assert score in capfd.readouterr().out.replace("_", " ")
-    (tmp_path / f"new.{'tsv' if kind in ('choice', 'answers') else 'txt'}").write_text(new)
-    new = next(tmp_path.glob("new.*"))
+    assert score in capfd.readouterr().out.replace("_", " ") and (out / "report.html").is_file()
     assert cli.main(["predict", str(out), "--input", str(new), *columns, "--out", str(tmp_path / "a.jsonl")]) == 0
-    answer = json.loads((tmp_path / "a.jsonl").read_text())
-    if kind in ("tagging", "lists"):
-        assert len(answer["tags"]) == 3
+    answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(answers) == count
+    if kind == "tagging":
+        assert len(answers[0]["tags"]) == 3
+    elif kind == "lists":
+        assert [len(answer["tags"]) for answer in answers] == [len(words) for words in Lists(str(data)).read().texts]
+    elif kind == "choice":
+        assert {answer["text"] for answer in answers} <= set(WORDS) and answers[0]["start"]
+    elif kind == "lists of choices":
+        assert [(answer["q"], answer["ends"]) for answer in answers] == [(line["q"], line["ends"]) for line in lines]
+        assert all(answer["text"] == answer["ends"][answer["choice"]] for answer in answers)
+        capfd.readouterr()
+        assert cli.main(["predict", str(out), "--input", str(new)]) == 0
+        head, row = capfd.readouterr().out.splitlines()[:2]
+        assert head.startswith("q\tends\tchoice\t") and row.startswith('the cat 0\t["sat", "ran"]\t')
+        new.write_text('{"q": ["a"], "ends": ["b", "c"]}\n')
+        assert cli.main(["predict", str(out), "--input", str(new)]) == 1
+        assert "line 1: a text is a string\n" in capfd.readouterr().err
     else:
-        assert answer["text"] in ("sat", "ran", "sang") if kind == "choice" else answer["text"] in "the cat sat"
-    assert (out / "report.html").is_file()
+        assert answers[0]["text"] in "the cat sat"
