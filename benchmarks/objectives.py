@@ -512,13 +512,16 @@ correction and beta2 0.98, peak rate {size.rate:g}, no dropout, products in {siz
 are {size.positions} where a row says nothing else.
 
 - `compute`: products of matrices of the whole pre-training, generators and decoders included, relative to the first row.
-- `MLM acc.`: held-out accuracy at 15% masking, 80/10/10, where the model has a masked-language-model head.
+- `MLM acc.`: held-out accuracy at 15% masking, 80/10/10, where the model has a masked-language-model head; a model of
+  permutations has one, but has never read a [MASK].
 - `NSP probe`, `SOP probe`: a logistic regression on the frozen encoder's first state, {probes} examples, balanced accuracy
   on {heldout} held-out ones; chance is 0.5.
 - The tasks, times 100: accuracy (SST-2, RTE), F1 (MRPC), Matthews correlation (CoLA, both development sets) and Spearman
   correlation (STS-B) on the development sets after fine-tuning: mean and standard deviation over {seeds} seeds of the
   fine-tuning (head, order, dropout 0.1); rate {size.finetuning_rate:g}, batch 32, one epoch of SST-2{sst2}
-  and {size.epochs} of the others, the last parameters, nothing chosen by the development set.
+  and {size.epochs} of the others, the last parameters, nothing chosen by the development set. Who always gives the label that
+  is most frequent in training has 50.9 in SST-2, 81.8 in MRPC, 0 in CoLA and 52.7 in RTE: where a column does not leave that,
+  nothing was learnt of the task, and its differences are noise.
 
 One pre-training seed: differences between rows within a deviation or two say nothing. A deviation here is that of fine-tuning
 seeds alone, in parentheses how many there are where they are not {seeds}.
