@@ -20,8 +20,6 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="bert-jax: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     for noisy in ("jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    once = _Once()
-    logging.getLogger("bert_jax").addFilter(once)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there, with tracebacks, that we say in one line
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when it is imported; what it gives up on, we say
     if not sys.stderr.isatty():
@@ -41,22 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bert-jax: interrupted", file=sys.stderr)
         return 130
-    finally:
-        logging.getLogger("bert_jax").removeFilter(once)
-
-
-class _Once(logging.Filter):
-    """Lets every line through once: a file that is read twice is as wrong as one that is read once."""
-
-    def __init__(self):
-        super().__init__()
-        self._said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        line = record.getMessage()
-        known = line in self._said
-        self._said.add(line)
-        return not known
 
 
 def _parser() -> argparse.ArgumentParser:

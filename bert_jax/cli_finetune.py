@@ -1,11 +1,13 @@
 """The verbs of fine-tuning on the command line: what ``bert-jax finetune`` and ``predict`` take, and call."""
 
 import argparse
+import contextlib
 import functools
+import logging
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from bert_jax.errors import BertJaxError
 
@@ -15,7 +17,7 @@ _OWN = ("texts", "label", "heldout", "kind", "epochs")  # options that go with -
 def add(command, start_jax: Callable[[], None]) -> None:
     """Adds both; ``command(name, run, summary, description)`` makes a parser, and ``start_jax`` is called before all else."""
     sub = command("finetune", functools.partial(_finetune, start_jax), "fine-tune a checkpoint over seeds, with a report",
-                  "Trains what a configuration describes, or a table of your own (--data) by the published recipe, once for "
+                  "Trains what a configuration describes, or a file of your own (--data) by the published recipe, once for "
                   "every seed. Leaves scores with mean and deviation, predictions, pictures, report.html, "
                   "README.md (a model card) and model/, which transformers opens and bert-jax predict reads. Called again it "
                   "continues; SIGTERM and Ctrl-C save first, and end it with status 75.")
@@ -66,6 +68,24 @@ def add(command, start_jax: Callable[[], None]) -> None:
     sub.add_argument("--batch-size", type=int, default=64, help="rows that are computed together")
 
 
+@contextlib.contextmanager
+def _same_line_once() -> Iterator[None]:
+    """What is said of a file, a checkpoint or a seed is not said again, word for word, when it is read again."""
+    said: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        return not (line in said or said.add(line))
+
+    logger = logging.getLogger("bert_jax")
+    logger.addFilter(new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(new)
+
+
+@_same_line_once()
 def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> int | None:
     start_jax()
     from rich.console import Console
@@ -75,6 +95,7 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
     from bert_jax.model import load
     from bert_jax.parallel.cluster import TEMPORARY
     from bert_jax.reporting import table
+    from bert_jax.tasks.tables import Table
     from bert_jax.training.pretrain import load_config
     from bert_jax.training.recipe import EPOCHS, own_data, recipe
 
@@ -91,7 +112,8 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
             given.read()  # what is wrong with it is said before a large checkpoint is loaded
         model = load(arguments.checkpoint)
         epochs = EPOCHS if arguments.epochs is None else arguments.epochs
-        experiment = recipe(model, arguments.checkpoint, *sources, kind=arguments.kind, epochs=epochs)
+        kind = arguments.kind if isinstance(sources[0], Table) else None
+        experiment = recipe(model, arguments.checkpoint, *sources, kind=kind, epochs=epochs)
         experiment = config.override(experiment, arguments.assignments)
     seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
     command = shlex.join(["bert-jax", *(arguments.command_line or sys.argv[1:])])

@@ -44,6 +44,7 @@ logger = logging.getLogger("bert_jax")
 
 PLAN, EXPORTED = "finetune.json", "model"  # in the work directory of bert-jax finetune: what was asked for, what came out
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
+WORD_A_LINE = (".conllu", ".iob2", ".conll", ".bio", ".iob")
 CHUNK = 32  # batches that are sorted by length together
 IN_FLIGHT = 2  # batches dispatched and not yet fetched
 LONGEST = {"span": 384}  # tokens of a row where nothing else is said (run_squad.py's); else 512
@@ -103,6 +104,9 @@ def predict_file(
     tabular = form_of(path, form) != "lines"
     columns = columns or (ready.columns if tabular else ())
     tags, listed = isinstance(ready.predictor, Tags), isinstance(ready.predictor, Chooses) and len(columns) == 2
+    if tags and not tabular and Path(path).suffix in WORD_A_LINE:
+        raise BertJaxError(f"{path}: it has a word a line: give a sentence a line, with blanks between the words, or lists of "
+                           "words in *.jsonl")
     source = open_texts(path, columns, form, lists=0 if tags else 1 if listed else None)
     least, most, wanted = _COLUMNS[next(kind for kind in type(ready.predictor).__mro__ if kind in _COLUMNS)]
     if not least <= len(source.columns) <= most:

@@ -54,15 +54,16 @@ def refused(capfd, tmp_path):
     return check
 
 
-def test_a_warning_comes_once(caplog, monkeypatch):
-    def run(arguments):
+def test_the_same_warning_of_finetune_comes_once(caplog, monkeypatch):
+    def load(name):
         for number in (1, 1, 2):
             logging.getLogger("bert_jax").warning("seen %d", number)
+        raise bert_jax.errors.BertJaxError("enough")
 
-    monkeypatch.setattr(cli, "_inspect", run)
+    monkeypatch.setattr("bert_jax.training.pretrain.load_config", load)
     for _ in range(2):  # the next call says it again
         caplog.clear()
-        assert cli.main(["inspect", "x"]) == 0
+        assert cli.main(["finetune", "--config", "x", "--workdir", "y"]) == 1
         assert [record.getMessage() for record in caplog.records] == ["seen 1", "seen 2"]
 
 

@@ -34,7 +34,8 @@ class Questions:
       path: UTF-8. first: fields that make the first text, blanks between. lead: one that is put before every choice, or None.
       choices: a field for each choice; one field alone is a list of them (``*.jsonl``), and their number may differ.
       label: the field of the right choice: its number from 0, or its letter (A, B, ...); None: there is none.
-      share: only a part of the questions, as that of a :class:`bert_jax.tasks.tables.Table`. Empty: all.
+      share: only a part of the questions, as that of a :class:`bert_jax.tasks.tables.Table`; those with the same first text are
+        in the same part. Empty: all.
     """
 
     path: str
@@ -74,7 +75,7 @@ class Questions:
                 raise BertJaxError(f"{where}: {len(choices)} choices; two or more are needed")
             if self.label is not None:
                 rows.labels.append(_label(record[self.label], len(choices), where))
-        return part_of(_any(rows, self.path), self.share, self.path)
+        return part_of(_any(rows, self.path), self.share, self.path, texts=1)
 
 
 def swag(path: str) -> Questions:

@@ -69,25 +69,32 @@ class Columns:
         return tuple(sorted({tag for tags in self.read().labels for tag in tags}))
 
     def _sentences(self) -> list["_Sentence"]:
-        sentences, words, tags = [], [], []
+        sentences, words, tags, width = [], [], [], None
         lines = _text(self.path).split("\n")  # not splitlines: a word may hold U+2028 and the like
         for number, line in enumerate([*lines, ""], start=1):
             if line.strip(" \t\r"):
                 if pair := self._word(line.rstrip("\r"), number):
+                    width = width or pair[2]
+                    if self.tags == -1 and pair[2] != width:
+                        raise BertJaxError(
+                            f"{self.path}: line {number} has {pair[2]} columns (apart by {self.separator}s), those before have "
+                            f"{width}: is it a comment, or has a word a blank?"
+                        )
                     words.append(pair[0])
                     tags.append(pair[1])
             elif words:
-                if words != [DOCUMENT]:
-                    sentences.append(_Sentence(tuple(words), tuple(tags), number))
+                sentences.append(_Sentence(tuple(words), tuple(tags), number))
                 words, tags = [], []
         return sentences
 
-    def _word(self, line: str, number: int) -> tuple[str, str] | None:
-        """The word and the tag of a line; None where it has no word."""
+    def _word(self, line: str, number: int) -> tuple[str, str, int] | None:
+        """The word and the tag of a line, and how many columns it has; None where it has no word."""
         if self.numbered and line.startswith("#"):
             return None
-        fields = line.split("\t") if self.separator == "tab" else line.split()
+        fields = line.split("\t") if self.separator == "tab" else re.split(r"[ \t]+", line.strip(" \t"))
         if self.numbered and re.fullmatch(r"\d+[-.]\d+", fields[0]):
+            return None
+        if fields[self.words :][:1] == [DOCUMENT]:
             return None
         wanted = [self.words] if self.tags is None else [self.words, self.tags]
         places = {column if column >= 0 else len(fields) + column for column in wanted}
@@ -102,7 +109,9 @@ class Columns:
         word = word[len(self.prefix) :]
         if not word.strip() or not tag or (self.numbered and tag == "_"):
             raise BertJaxError(f"{self.path}: line {number} has no {'tag' if word.strip() else 'word'}")
-        return word, tag
+        if self.numbered and not fields[0].isdecimal():
+            raise BertJaxError(f"{self.path}: line {number} begins with {fields[0]!r}, where the number of the word should be")
+        return word, tag, len(fields)
 
 
 class _Sentence(NamedTuple):
@@ -159,8 +168,12 @@ class Lists:
         return part_of(Rows([sentence.words for sentence in sentences], tags), self.share, self.path)
 
     def labels(self) -> tuple[str, ...]:
-        """The tags that the file has, sorted."""
-        return tuple(sorted({tag for tags in self.read().labels for tag in tags}))
+        """The tags that the file has, sorted; numbers by their value, with one warning line."""
+        found = {tag for tags in self.read().labels for tag in tags}
+        if all(tag.isdecimal() for tag in found):
+            logger.warning("%s: its tags are numbers, so only accuracy is scored: write their names for entities", self.path)
+            return tuple(sorted(found, key=int))
+        return tuple(sorted(found))
 
     def _list(self, record: dict, name: str, where: str) -> tuple[str, ...]:
         if name not in record:
@@ -226,8 +239,17 @@ def conllu(path: str, tags: Literal["upos", "xpos"] = "upos") -> Columns:
 
 
 def a_word_a_line(path: str, words: int = 0, tags: int = -1) -> Columns:
-    """A file of one's own; what its columns are apart by, its first line that is not empty says."""
-    first = next((line for line in _text(path).split("\n") if line.strip()), "")
+    """A file of one's own; what its columns are apart by, its first line that is not empty says.
+
+    Raises:
+      BertJaxError: it cannot be read, or begins with names of columns, or has comments (``# id``).
+    """
+    lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), start=1) if line.strip()]
+    first = next((line for _, line in lines if not line.startswith(DOCUMENT)), "")
+    if re.match(r"(word|token|form)s?\s", first, re.IGNORECASE):
+        raise BertJaxError(f"{path}: it begins with names of columns ({first.strip()!r}): take that line out")
+    if comment := next((number for number, line in lines if re.match(r"#\s*(id|sent_id|text|newdoc|newpar)\b", line)), None):
+        raise BertJaxError(f"{path}: line {comment} is a comment: take such lines out")
     return Columns(path, words, tags, "tab" if "\t" in first.strip() else "blank")
 
 

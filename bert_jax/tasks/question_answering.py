@@ -142,7 +142,7 @@ class AnswersQuestions(Predictor):
         firsts = np.arange(0, max(length - room, 0) + self.stride, min(self.stride, room))
         return firsts[: 1 + np.searchsorted(firsts, length - room)]  # the first that reaches the end is the last
 
-    def rows(self, texts: Texts) -> int:
+    def count_windows(self, texts: Texts) -> int:
         """How many windows :meth:`encode` makes of texts that it takes."""
         contexts = list(dict.fromkeys(context for _, context in texts))
         lengths = dict(zip(contexts, map(len, self.tokenizer.encode_batch(contexts)), strict=True))

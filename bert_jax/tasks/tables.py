@@ -203,14 +203,15 @@ def check_share(share: tuple[float, ...], path: str) -> None:
         raise BertJaxError(f"{path}: share={share}: say from where up to where, such as (0, 0.9) and (0.9, 1)")
 
 
-def part_of(rows: Rows, share: tuple[float, ...], path: str) -> Rows:
-    """The rows whose :func:`place` is in ``share``, in their order; all, where it is empty.
+def part_of(rows: Rows, share: tuple[float, ...], path: str, texts: int | None = None) -> Rows:
+    """The rows whose :func:`place` is in ``share``, in their order; all, where it is empty. ``texts``: how many of the first
+    texts of a row place it; None: all.
 
     Raises:
       BertJaxError: none of them is.
     """
     if share:
-        kept = [k for k, texts in enumerate(rows.texts) if share[0] <= place(texts) < share[1]]
+        kept = [k for k, row in enumerate(rows.texts) if share[0] <= place(row[:texts]) < share[1]]
         rows = Rows(*([column[k] for k in kept] if column else [] for column in rows))
     if not rows.texts:
         raise BertJaxError(f"{path}: no rows in share={share}")

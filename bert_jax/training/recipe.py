@@ -19,7 +19,7 @@ from bert_jax.tasks.question_answering import AnswersQuestions, QuestionAnswerin
 from bert_jax.tasks.regression import Regression
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import FORMATS, Rows, Table, kind_of, labels_of
-from bert_jax.tasks.tagging import Tagging
+from bert_jax.tasks.tagging import Tagging, Tags
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
 
@@ -31,7 +31,8 @@ WINDOW = 384  # tokens of question and context
 EPOCHS, WARM = 3.0, 0.1
 QUESTIONS, TAGS, CHOICES = "question-answering", "tagging", "choice"
 
-Kind = Literal["classification", "regression", "tagging", "choice", "question-answering"]
+SentenceKind = Literal["classification", "regression"]
+Kind = SentenceKind | Literal["tagging", "choice", "question-answering"]
 Own = Table | Columns | Lists | Questions | Squad
 
 # Rows of an update and learning rate: Devlin et al. 2019, sections 4.1, 4.2 and 4.4; of tags one of appendix A.3's.
@@ -78,8 +79,10 @@ def own_data(path: str, texts: Sequence[str] = (), label: str | None = None, kin
 
 
 def _tagged(path: str, suffix: str, texts: Sequence[str], label: str | None) -> Columns | Lists:
-    if suffix in (".conllu", ".iob2"):
-        return (conllu if suffix == ".conllu" else iob2)(_no_columns(path, texts, label))
+    if suffix in (".conllu", ".iob2") and not texts and label is None:
+        return (conllu if suffix == ".conllu" else iob2)(path)
+    if suffix in (".json", ".csv"):
+        raise BertJaxError(f"{path}: tagged words come from a file with a word a line, or *.jsonl with lists")
     if len(texts) > 1:
         raise BertJaxError(f"{path}: --texts {' '.join(texts)}: words are in one column")
     words = texts[0] if texts else None
@@ -100,12 +103,13 @@ def _no_columns(path: str, texts: Sequence[str], label: str | None) -> str:
 
 
 def recipe(
-    model: Model, checkpoint: str, data: Own, heldout: Own | None = None, *, kind: Kind | None = None, epochs: float = EPOCHS,
+    model: Model, checkpoint: str, data: Own, heldout: Own | None = None, *, kind: SentenceKind | None = None,
+    epochs: float = EPOCHS,
 ) -> Experiment:
     """How to fine-tune ``model`` on labelled data: 3 epochs of 32 rows (16 questions with choices) at 2e-5 or, of answers and
     tags, 5e-5, all from Devlin et al. 2019 (sections 4.1, 4.2, 4.4, appendix A.3), and with the bias correction of Mosbach et
-    al. 2021; warm-up over a tenth of the updates (run_classifier.py of google-research/bert), then linearly to 0; weight decay
-    0.01. Small tables want more epochs: 20 in Mosbach et al. Dropout is the checkpoint's.
+    al. 2021; SQuAD 2.0 as 1.1; warm-up over a tenth of the updates (run_classifier.py of google-research/bert), then linearly
+    to 0; weight decay 0.01. Small tables want more epochs: 20 in Mosbach et al. Dropout is the checkpoint's.
 
     Args:
       checkpoint: the name of ``model``. heldout: None: a tenth of ``data``, which examples with the same texts share; of
@@ -125,12 +129,13 @@ def recipe(
     batch, rate = UPDATE[type(data)]
     rows = training.read()
     task = _task(model, checkpoint, data, training, heldout, rows, kind)
-    if isinstance(task, QuestionAnswering):  # an epoch is all windows
+    count = len(rows.texts)  # of an epoch: all windows of contexts, all parts of long sentences
+    if isinstance(task, QuestionAnswering):
         count = AnswersQuestions(
             task.encoder, model.tokenizer, max(task.lengths), stride=task.stride, question_tokens=task.question_tokens
-        ).rows(rows.texts)
-    else:
-        count = len(rows.texts)
+        ).count_windows(rows.texts)
+    elif isinstance(task, Tagging):
+        count = len(Tags(task.encoder, model.tokenizer, max(task.lengths)).encode(rows.texts).item)
     steps = max(1, round(epochs * count / batch))
     # A step is compiled for each length, and one more has to save what that costs.
     task = dataclasses.replace(task, shapes=min(16, max(2, steps // 100)))
@@ -143,7 +148,7 @@ def recipe(
 
 
 def _task(
-    model: Model, checkpoint: str, data: Own, training: Own, heldout: Own, rows: Rows, kind: Kind | None
+    model: Model, checkpoint: str, data: Own, training: Own, heldout: Own, rows: Rows, kind: SentenceKind | None
 ) -> AnyFinetuning:
     """The task of these ``rows`` of ``training``, with the sizes of ``model``."""
     longest = min(LONGEST, model.config.max_length)
@@ -187,7 +192,7 @@ def _split(data: Own, heldout: Own | None) -> tuple[Own, Own]:
         try:
             part.read()
         except BertJaxError as error:
-            if f"{field}=" not in str(error):
+            if not str(error).startswith((f"{data.path}: no rows in share=", f"{data.path}: no questions in articles=")):
                 raise
             few = "articles" if field == "articles" else "rows"
             raise BertJaxError(f"{data.path}: too few {few} to hold some out: name another file (--heldout)") from None

@@ -114,7 +114,9 @@ def test_a_sentence_a_line_as_lists(tmp_path, caplog):
         assert Lists(path, "t", "n").read().labels == [("B-X", "O"), ("B-X",)]
     assert caplog.text.count("IOB1") == 1 and len(caplog.records) == 1
     numbers = write(tmp_path / "y.jsonl", '{"words": ["a", "b"], "tags": [10, 2]}')
-    assert Lists(numbers).read().labels == [("10", "2")] and Lists(numbers).labels() == ("10", "2")
+    with caplog.at_level(logging.WARNING):
+        assert Lists(numbers).read().labels == [("10", "2")] and Lists(numbers).labels() == ("2", "10")
+    assert "tags are numbers, so only accuracy is scored" in caplog.text
 
 
 @pytest.mark.parametrize("text, message", [
@@ -142,3 +144,14 @@ def test_parts_of_sentences_share_none(tmp_path):
 def test_what_columns_are_apart_by(tmp_path):
     assert a_word_a_line(write(tmp_path / "a", "\n\nnew york\tB-X\n")).read().texts == [("new york",)]
     assert a_word_a_line(write(tmp_path / "b", "york  x B-X \n")).read() == ([("york",)], [("B-X",)])
+    text = "-DOCSTART-\n\n-DOCSTART- -X- O\nnew\u00a0york NNP B-X \nx NN O\n"
+    assert a_word_a_line(write(tmp_path / "c", text)).read() == ([("new\u00a0york", "x")], [("B-X", "O")])
+
+
+@pytest.mark.parametrize("text, message", [
+    ("Token\tTag\na\tO\n", "begins with names of columns"), ("a\tO\n\n# id 1\tdomain=en\nb\tO\n", "line 3 is a comment"),
+    ("a O\nNew York B-X\n", "line 2 has 3 columns .*, those before have 2"),
+])
+def test_what_words_a_line_must_not_have(tmp_path, text, message):
+    with pytest.raises(BertJaxError, match=message):
+        a_word_a_line(write(tmp_path / "x", text)).read()

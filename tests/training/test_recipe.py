@@ -84,7 +84,7 @@ def test_the_name_of_a_file_says_its_kind(tmp_path):
     (("x.csv",), "--data needs --texts"), (("x.csv", ["a"]), "--data needs --label"),
     (("x.csv", ["a"], "l", "choice"), "name the column of the first text"),
     (("x.csv", ["a", "b"], "l", "question-answering"), "read from SQuAD's form"),
-    (("x.json", ["a"]), "leave --texts out"), (("x.conllu", [], "upos"), "leave --label out"),
+    (("x.json", ["a"]), "leave --texts out"), (("x.csv", ["a"], "b", "tagging"), "a word a line, or"),
     (("x.txt", ["words"], None, "tagging"), "columns have numbers from 0"),
     (("x.jsonl", ["a", "b"], None, "tagging"), "words are in one column"),
     (("x.conll",), "say --kind tagging"), (("x.json.gz",), "unpack it first"), (("x.conllu.gz",), "unpack it first"),
@@ -124,6 +124,31 @@ def test_tags(model, tmp_path, caplog):
     assert labels == ("B-X", "B-Y", "O") and "they are not learnt: B-Y" in caplog.text
     with pytest.raises(BertJaxError, match="must be in the form of"):
         recipe(model, "m", data, Lists("x.jsonl"))
+
+
+def test_an_epoch_of_tags_is_all_parts_of_sentences(model, tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("\n".join("".join(f"{word} {'AB'[k % 2]}\n" for k, word in enumerate(WORDS * 12)) for _ in range(40)))
+    experiment = recipe(model, "m", Columns(str(path), separator="blank"), Columns(str(path), separator="blank"), epochs=2)
+    rows = len(finetuning_task(experiment.task, model).training.item)
+    assert rows >= 40 * 5 and experiment.train.steps == round(2 * rows / 32)
+
+
+def test_questions_about_one_text_stay_together(model, tmp_path):
+    path = tmp_path / "x.jsonl"
+    lines = [{"q": f"the cat {k // 10}", "ends": [f"sat {k}", "ran"], "n": 0} for k in range(200)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = recipe(model, "m", own_data(str(path), ["q", "ends"], "n", "choice")).task
+    first = [{texts[0] for texts in part.read().texts} for part in (task.data, task.heldout)]
+    assert not first[0] & first[1] and len(first[0] | first[1]) == 20
+
+
+def test_named_columns_of_iob2_files(tmp_path):
+    path = tmp_path / "x.iob2"
+    path.write_text("EU\tNNP\tB-ORG\nx\tNN\tO\n")
+    with pytest.raises(BertJaxError, match="line 1 begins with 'EU', where the number"):
+        own_data(str(path)).read()
+    assert own_data(str(path), ["0"], "-1", "tagging").read() == ([("EU", "x")], [("B-ORG", "O")])
 
 
 def test_choices(model, tmp_path):
@@ -174,6 +199,8 @@ def test_from_a_file_to_answers_in_two_commands(kind, tiny_checkpoint, tmp_path,
     assert len(answers) == count
     if kind == "tagging":
         assert len(answers[0]["tags"]) == 3
+        assert cli.main(["predict", str(out), "--input", str(data)]) == 1
+        assert "it has a word a line: give a sentence a line" in capfd.readouterr().err
     elif kind == "lists":
         assert [len(answer["tags"]) for answer in answers] == [len(words) for words in Lists(str(data)).read().texts]
     elif kind == "choice":
