@@ -79,8 +79,10 @@ def own_data(path: str, texts: Sequence[str] = (), label: str | None = None, kin
 
 
 def _tagged(path: str, suffix: str, texts: Sequence[str], label: str | None) -> Columns | Lists:
-    if suffix in (".conllu", ".iob2") and not texts and label is None:
-        return (conllu if suffix == ".conllu" else iob2)(path)
+    if suffix == ".conllu":
+        return conllu(_no_columns(path, texts, label))
+    if suffix == ".iob2" and not texts and label is None:
+        return iob2(path)
     if suffix in (".json", ".csv"):
         raise BertJaxError(f"{path}: tagged words come from a file with a word a line, or *.jsonl with lists")
     if len(texts) > 1:
@@ -168,10 +170,10 @@ def _task(
                 null_threshold=None if all(gold.answers for gold in every) else 0.0,
             )
         case Columns() | Lists():
-            known, later = set(data.labels()), set(heldout.labels())
-            if new := sorted(later - known):
+            known = data.labels()
+            if new := [tag for tag in heldout.labels() if tag not in known]:
                 logger.warning("%s has tags that %s lacks: they are not learnt: %s", heldout.path, data.path, ", ".join(new))
-            return Tagging(encoder(tuple(sorted(known | later)), "tagger"), **shared)
+            return Tagging(encoder((*known, *new), "tagger"), **shared)
         case Questions():
             return Choice(encoder((), "pooler", "choice"), **shared)
     if (kind or kind_of(data)) == "classification":

@@ -85,6 +85,7 @@ def test_the_name_of_a_file_says_its_kind(tmp_path):
     (("x.csv", ["a"], "l", "choice"), "name the column of the first text"),
     (("x.csv", ["a", "b"], "l", "question-answering"), "read from SQuAD's form"),
     (("x.json", ["a"]), "leave --texts out"), (("x.csv", ["a"], "b", "tagging"), "a word a line, or"),
+    (("x.conllu", [], "4"), "leave --label out"),
     (("x.txt", ["words"], None, "tagging"), "columns have numbers from 0"),
     (("x.jsonl", ["a", "b"], None, "tagging"), "words are in one column"),
     (("x.conll",), "say --kind tagging"), (("x.json.gz",), "unpack it first"), (("x.conllu.gz",), "unpack it first"),
@@ -121,9 +122,16 @@ def test_tags(model, tmp_path, caplog):
     other.write_text("the\tO\ndog\tB-Y\n")
     with caplog.at_level(logging.WARNING):
         labels = recipe(model, "m", data, Columns(str(other))).task.encoder.labels
-    assert labels == ("B-X", "B-Y", "O") and "they are not learnt: B-Y" in caplog.text
+    assert labels == ("B-X", "O", "B-Y") and "they are not learnt: B-Y" in caplog.text
     with pytest.raises(BertJaxError, match="must be in the form of"):
         recipe(model, "m", data, Lists("x.jsonl"))
+
+
+def test_numbers_of_tags_keep_their_order(model, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"words": [f"cat{k}"], "tags": [k % 12]}) + "\n" for k in range(200)))
+    labels = recipe(model, "m", own_data(str(path), kind="tagging")).task.encoder.labels
+    assert labels == tuple(map(str, range(12)))  # as the data set's ids
 
 
 def test_an_epoch_of_tags_is_all_parts_of_sentences(model, tmp_path):
