@@ -478,6 +478,13 @@ def _claims(rows: dict[str, dict]) -> str:
             "**ELECTRA against MLM at equal compute** (Clark et al. 2020: ELECTRA is better). Mean of the five tasks: ELECTRA "
             f"{_spread(means[0])}; MLM with as many operations {_spread(means[1])}; with as many updates {_spread(means[2])}.",
         ]
+        last = rows["electra"]["last"]
+        text += [
+            f"In the end ELECTRA's discriminator finds {last['rtd_recall']:.1%} of the replaced tokens, which are "
+            f"{last['rtd_replaced']:.1%} of all (held out)"
+            + (": it has hardly begun to learn, and the comparison says nothing of runs in which it has." if
+               last["rtd_recall"] < 0.1 else "."),
+        ]
     return "\n".join(text)
 
 

@@ -7,7 +7,9 @@ Recipe:  Lan et al. 2020, section 4.1 and google-research/albert: LAMB 1.76e-3, 
          125,000 updates; sentence order, n-grams up to 3,
          SentencePiece of 30,000 pieces (bert-jax tokenizer --kind sentencepiece).
 Chips:   64 (the paper: 64 to 512 TPU v3, by size), 64 sequences a chip and micro-batch.
-Figure:  not measured here.
+Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+         benchmarks/results/objectives_cpu.json): MLM + SOP, of one model without shared parameters: held-out MLM
+         accuracy 0.278, sentence order 66.0%, SST-2 73.4. With them: docs/results/books.md.
 """
 
 from bert_jax.data.pairs import PairSpec

@@ -12,7 +12,9 @@ Recipe:  Sun et al. 2020 (arXiv 1907.12412), section 4.2; of the settings a summ
          here), loss weights (1 here), m of reordering (3 here), decay (0.01 here).
          Left out: discourse relation and IR relevance, whose labels come from other data, and task embeddings.
 Chips:   64 chips or GPUs (the paper, from memory: 48 V100).
-Figure:  not measured here.
+Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+         benchmarks/results/objectives_cpu.json): each task beside MLM alone: capitals 0.958, token-document
+         0.835, reordering 0.650, distance 0.489 accuracy; SST-2 74.6, 73.6, 72.6, 75.0.
 """
 
 from bert_jax.data.pairs import PairSpec

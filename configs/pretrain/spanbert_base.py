@@ -8,7 +8,9 @@ Recipe:  the command in pretraining/README.md of facebookresearch/SpanBERT, whic
          2,400,000 updates. From its code (pair_bert.py): 28,996 pieces, erf GELU, dropout 0.1. The learning rate falls to 0
          here, to 1e-9 there; --clamp-attention is left out.
 Chips:   32 chips or GPUs (the original: 32 V100).
-Figure:  not measured here.
+Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+         benchmarks/results/objectives_cpu.json): accuracy of the boundary objective 0.098, held-out MLM accuracy at
+         single pieces 0.254, SST-2 71.6.
 """
 
 from bert_jax.data.pairs import PairSpec

@@ -14,7 +14,8 @@ Recipe:  zihangdai/xlnet. Size: its README, XLNet-Base has 12 layers, width 768,
          Left out: segment memory (reuse_len 256, mem_len 384), orders of 256 tokens (perm_size), rows read backwards (bi_data),
          dropout of the waves of distances and inside feed-forward layers. [CLS] begins a row, there it ends it.
 Chips:   a slice of 64 or more; train.accumulate for fewer. Not planned here.
-Figure:  not measured here.
+Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+         benchmarks/results/objectives_cpu.json): accuracy of the permuted pieces 0.162, SST-2 67.5.
 """
 
 from bert_jax.data.pairs import PairSpec
