@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import io
 import json
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,14 +23,15 @@ from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
 from bert_jax.tasks.batches import Encoded, Keep, encode
 from bert_jax.tasks.datasets import Named
-from bert_jax.tasks.tables import Rows, Source, check_share, part_of
+from bert_jax.tasks.files import objects_of, text_of
+from bert_jax.tasks.tables import FORMATS, Rows, Source, check_share, part_of
 
 BLANK = "_"  # in questions of RACE: where the answer goes
 
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """A file of questions, ``*.csv``, ``*.tsv`` or ``*.jsonl``, whose fields have names; :func:`swag` is one.
+    """A file of questions, ``*.csv``, ``*.tsv`` or ``*.jsonl`` (also with ``.gz``), whose fields have names, as :func:`swag`.
 
     Attributes:
       path: UTF-8. first: fields that make the first text, blanks between. lead: one that is put before every choice, or None.
@@ -46,8 +49,8 @@ class Questions:
     share: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if Path(self.path).suffix not in (".csv", ".tsv", ".jsonl"):
-            raise BertJaxError(f"{self.path}: questions come from a file *.csv, *.tsv or *.jsonl")
+        if not self.path.removesuffix(".gz").endswith(FORMATS):
+            raise BertJaxError(f"{self.path}: questions come from a file *.csv, *.tsv or *.jsonl, or one with .gz behind")
         if not self.first or not self.choices:
             raise BertJaxError(f"{self.path}: name the fields of the first text and of the choices")
         check_share(self.share, self.path)
@@ -60,7 +63,7 @@ class Questions:
             two choices, a label that is no choice, or no rows.
         """
         rows = Rows([], [])
-        for number, record in _records(Path(self.path)):
+        for number, record in _records(self.path):
             where = f"{self.path}: line {number}"
             wanted = [*self.first, self.lead, *self.choices, self.label]
             if missing := [name for name in wanted if name is not None and name not in record]:
@@ -118,28 +121,21 @@ class Race:
         return _any(rows, f"{self.path}/**/*.txt")
 
 
-def _records(path: Path):
+def _records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number of the line, its fields by name) for every line with any."""
+    text, form = text_of(path), path.removesuffix(".gz")
+    if form.endswith(".jsonl"):
+        yield from objects_of(text, path)
+        return
+    options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if form.endswith(".tsv") else {}
+    reader = csv.DictReader(io.StringIO(text, newline=""), **options)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".jsonl":
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        record = json.loads(line)
-                        if not isinstance(record, dict):
-                            raise BertJaxError(f"{path}: line {number} is no JSON object")
-                        yield number, record
-                return
-            form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-            reader = csv.DictReader(file, **form)
-            for record in reader:
-                if None in record or None in record.values():
-                    raise BertJaxError(f"{path}: line {reader.line_num} has not as many fields as line 1")
-                yield reader.line_num, record
-    except OSError as error:
-        raise BertJaxError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, csv.Error) as error:
-        raise BertJaxError(f"{path}: damaged ({error})") from None
+        for record in reader:
+            if None in record or None in record.values():
+                raise BertJaxError(f"{path}: line {reader.line_num} has not as many fields as line 1")
+            yield reader.line_num, record
+    except csv.Error as error:
+        raise BertJaxError(f"{path}: line {reader.line_num}: {error}") from None
 
 
 def _text(parts: list[Any], where: str) -> str:

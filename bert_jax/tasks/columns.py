@@ -6,14 +6,13 @@ fills them in. :class:`Lists` is a sentence a line, as JSON.
 """
 
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bert_jax.errors import BertJaxError
+from bert_jax.tasks.files import objects_of, text_of
 from bert_jax.tasks.tables import Rows, check_share, part_of
 
 logger = logging.getLogger("bert_jax")
@@ -70,7 +69,7 @@ class Columns:
 
     def _sentences(self) -> list["_Sentence"]:
         sentences, words, tags, width = [], [], [], None
-        lines = _text(self.path).split("\n")  # not splitlines: a word may hold U+2028 and the like
+        lines = text_of(self.path).split("\n")  # not splitlines: a word may hold U+2028 and the like
         for number, line in enumerate([*lines, ""], start=1):
             if line.strip(" \t\r"):
                 if pair := self._word(line.rstrip("\r"), number):
@@ -147,16 +146,8 @@ class Lists:
             word or tag, entities in neither scheme, or no sentences.
         """
         sentences = []
-        for number, line in enumerate(_text(self.path).split("\n"), start=1):
-            if not line.strip():
-                continue
+        for number, record in objects_of(text_of(self.path), self.path):
             where = f"{self.path}: line {number}"
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise BertJaxError(f"{where} is not JSON ({error}): an object a line is needed") from None
-            if not isinstance(record, dict):
-                raise BertJaxError(f"{where} is no JSON object")
             words = self._list(record, self.words, where)
             tags = ("O",) * len(words) if self.tags is None else self._list(record, self.tags, where)
             if len(words) != len(tags):
@@ -184,15 +175,6 @@ class Lists:
         if not found or not all(str(one).strip() for one in found):
             raise BertJaxError(f"{where}: {name!r} {'has an empty string' if found else 'is empty'}")
         return tuple(str(one).strip() for one in found)
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise BertJaxError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise BertJaxError(f"{path}: not UTF-8 ({error})") from None
 
 
 def _as_iob2(sentences: list[_Sentence], path: str) -> list[tuple[str, ...]]:
@@ -244,7 +226,7 @@ def a_word_a_line(path: str, words: int = 0, tags: int = -1) -> Columns:
     Raises:
       BertJaxError: it cannot be read, or begins with names of columns, or has comments (``# id``).
     """
-    lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), start=1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text_of(path).split("\n"), start=1) if line.strip()]
     first = next((line for _, line in lines if not line.startswith(DOCUMENT)), "")
     if re.match(r"(word|token|form)s?\s", first, re.IGNORECASE):
         raise BertJaxError(f"{path}: it begins with names of columns ({first.strip()!r}): take that line out")

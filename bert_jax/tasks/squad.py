@@ -7,12 +7,12 @@ import logging
 import re
 import string
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bert_jax.errors import BertJaxError
+from bert_jax.tasks.files import text_of
 from bert_jax.tasks.tables import Rows
 
 logger = logging.getLogger("bert_jax")
@@ -88,9 +88,7 @@ class Squad:
     def _questions(self) -> Iterator[tuple[str, dict[str, Any], str]]:
         """Context, question, and what messages call its place."""
         try:
-            content = json.loads(Path(self.path).read_text("utf-8-sig"))
-        except OSError as error:
-            raise BertJaxError(f"{self.path}: cannot be read ({error.strerror})") from None
+            content = json.loads(text_of(self.path))
         except ValueError as error:
             raise BertJaxError(f"{self.path}: not valid JSON ({error})") from None
         every = _get(content, "data", list, f"{self.path}: not a SQuAD file: the whole")

@@ -2,19 +2,17 @@
 
 import csv
 import dataclasses
-import gzip
 import hashlib
 import io
 import json
 import logging
 import math
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from bert_jax.errors import BertJaxError
+from bert_jax.tasks.files import objects_of, text_of
 
 logger = logging.getLogger("bert_jax")
 
@@ -110,7 +108,9 @@ class Table:
     def _lines(self, wanted: list[str]) -> Iterator[tuple[int, list[str] | str]]:
         """The number of each line that is not empty, and its wanted fields, or what is wrong with it."""
         form = self.path.removesuffix(".gz")
-        text = self._text()
+        if not form.endswith(FORMATS):
+            raise BertJaxError(f"{self.path}: a table is a file *.tsv, *.csv or *.jsonl, or one of these with .gz behind")
+        text = text_of(self.path)
         if form.endswith(".jsonl"):
             yield from self._objects(text, wanted)
             return
@@ -126,23 +126,6 @@ class Table:
             else:
                 yield number, f"has {len(fields)} fields, the first line {width}"
 
-    def _text(self) -> str:
-        if not self.path.removesuffix(".gz").endswith(FORMATS):
-            raise BertJaxError(f"{self.path}: a table is a file *.tsv, *.csv or *.jsonl, or one of these with .gz behind")
-        try:
-            data = Path(self.path).read_bytes()
-            data = gzip.decompress(data) if self.path.endswith(".gz") else data
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise BertJaxError(f"{self.path}: a damaged gzip file ({error}): fetch it again") from None
-        except OSError as error:
-            raise BertJaxError(f"{self.path}: cannot be read ({error.strerror})") from None
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            byte = f"0x{error.object[error.start]:02x}"
-            raise BertJaxError(f"{self.path}: line {line} is not UTF-8 (byte {byte}): convert the file to UTF-8") from None
-
     def _comma_separated(self, text: str) -> Iterator[tuple[int, list[str]]]:
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
@@ -153,15 +136,7 @@ class Table:
             raise BertJaxError(f"{self.path}: line {lines.line_num}: {error}: is a quotation mark missing?") from None
 
     def _objects(self, text: str, wanted: list[str]) -> Iterator[tuple[int, list[str] | str]]:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                found = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise BertJaxError(f"{self.path}: line {number} is not JSON ({error}): an object a line is needed") from None
-            if not isinstance(found, dict):
-                raise BertJaxError(f"{self.path}: line {number} is not an object with columns")
+        for number, found in objects_of(text, self.path):
             missing = next((name for name in wanted if name not in found), None)
             if missing is not None:
                 raise self._no_column(missing, found, f"line {number} has ")

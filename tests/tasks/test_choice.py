@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gzip
 import json
 import logging
 
@@ -71,6 +72,9 @@ def test_lines_with_named_fields(tmp_path):
         [("Who?", "cat", "dog", "bird"), ("So?", "one", "two")], ["2", "1"]
     )
     assert Questions(path, ("q",), ("given",)).read().labels == []
+    packed = tmp_path / "x.jsonl.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "x.jsonl").read_bytes()))
+    assert Questions(str(packed), ("q",), ("given",), "right").read() == Questions(path, ("q",), ("given",), "right").read()
     tsv = write(tmp_path / "x.tsv", 'a\tb\tl\tr\tn\nx "\ty\tl\tr\t1\n')
     assert Questions(tsv, ("a", "b"), ("l", "r"), "n").read() == ([('x " y', "l", "r")], ["1"])
     parts = [Questions(tsv, ("a", "b"), ("l", "r"), "n", share=share) for share in ((0.0, 0.5), (0.5, 1.0))]
@@ -98,7 +102,8 @@ def test_lines_that_are_wrong(tmp_path, line, message):
 def test_files_that_are_wrong(tmp_path):
     questions = functools.partial(Questions, first=("q",), choices=("c",), label="l")
     for name, text, message in (
-        ("a.jsonl", "", "no questions"), ("b.jsonl", "{", "damaged"), ("c.csv", "q,c,l\n1,2\n", "line 2 has not as many"),
+        ("a.jsonl", "", "no questions"), ("b.jsonl", "{", "line 1 is not JSON"),
+        ("c.csv", "q,c,l\n1,2\n", "line 2 has not as many"),
     ):
         with pytest.raises(BertJaxError, match=message):
             questions(write(tmp_path / name, text)).read()

@@ -78,7 +78,7 @@ def test_questions_that_are_refused(tmp_path, changes, message):
     ('{"data": [{"paragraphs": []}, {"paragraphs": [{"qas": []}]}]}', "article 2 has no 'context'"),
     ('{"data": [{"paragraphs": [{"context": "a"}]}]}', "article 1 has no 'qas'"),
     ('{"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "b"}]}]}]}', "article 1 has no 'id'"),
-    (b"\xff\xfe", "not valid JSON"),
+    (b"\xff\xfe", "line 1 is not UTF-8"),
 ])
 def test_files_that_are_refused(tmp_path, content, message):
     path = tmp_path / "squad.json"

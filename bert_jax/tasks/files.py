@@ -1,0 +1,48 @@
+"""The text of a data file, and the objects of one in JSON lines, for every kind of task; what is wrong with it in one line."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from bert_jax.errors import BertJaxError
+
+
+def text_of(path: str) -> str:
+    """A file's text, decompressed where its name ends in ``.gz``, without a byte order mark.
+
+    Raises:
+      BertJaxError: it cannot be read, is damaged, or not UTF-8 (the first such line and byte are named).
+    """
+    try:
+        data = Path(path).read_bytes()
+        data = gzip.decompress(data) if path.endswith(".gz") else data
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise BertJaxError(f"{path}: a damaged gzip file ({error}): fetch it again") from None
+    except OSError as error:
+        raise BertJaxError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        byte = f"0x{error.object[error.start]:02x}"
+        raise BertJaxError(f"{path}: line {line} is not UTF-8 (byte {byte}): convert the file to UTF-8") from None
+
+
+def objects_of(text: str, path: str) -> Iterator[tuple[int, dict]]:
+    """The number of each line of ``text`` that is not empty, and its JSON object.
+
+    Raises:
+      BertJaxError: a line that is no JSON, or no object.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a string may hold U+2028 and the like
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise BertJaxError(f"{path}: line {number} is not JSON ({error}): an object a line is needed") from None
+        if not isinstance(found, dict):
+            raise BertJaxError(f"{path}: line {number} is no JSON object: {{\"field\": ..., ...}} is needed")
+        yield number, found
