@@ -9,8 +9,8 @@ language modelling; and on a store in which each language has a quarter of the d
 languages in their shares and in powers of them. Each has three seeds. Measured, all on held-out documents:
 
 - accuracy at 15% masking of text in each language;
-- of pairs of translations; and of the same pairs when the lines of one side are moved by half a document, so that
-  they are of one subject, but no translations: what a model gains from a translation;
+- of pairs of translations; and of such rows when the lines of one side are moved by half a document, so that they are of
+  one subject, but no translations;
 - retrieval: whose vector, the mean of the last states, is nearest to that of an English line among 1,000 of another
   language; beside it the encoder before training, which knows shared pieces alone. The same with sentences of news
   and Wikipedia (syntax/pud).
@@ -265,7 +265,7 @@ def report(directory: Path) -> None:
     first = next(iter(rows.values()))["retrieval"]
     lines = [
         "## Translations", "",
-        "| | " + " | ".join(LANGUAGES) + " | pairs | pairs, moved | gain |", "|---" * (len(LANGUAGES) + 4) + "|",
+        "| | " + " | ".join(LANGUAGES) + " | pairs | pairs, moved | difference |", "|---" * (len(LANGUAGES) + 4) + "|",
         *(line(ROWS[row], *accuracy(row, *LANGUAGES, "pairs", "moved"),
                [a - b for a, b in zip(*accuracy(row, "pairs", "moved"), strict=True)]) for row in translations), "",
         f"Nearest to the English one, of {first['manual']['of']:,} lines of the manual and {first['pud']['of']:,} of PUD:", "",
@@ -304,7 +304,8 @@ out. Everything but shares is in percent, mean and standard deviation over {seed
 
 - `en` to `fr`: held-out accuracy of MLM at 15%, 80/10/10, on text in that language.
 - `pairs`: the same on rows that hold lines and their translations; `pairs, moved`: one side's lines moved by half a document,
-  so that it is about the same things and translates nothing; `gain`: their difference, what a translation gives away.
+  so that it is about the same things and translates nothing. These are other rows, and easier ones: how much, is seen in the
+  `difference` of the model that has only met single texts. What the other model's difference is above that, translations give.
 - Nearest: the translation has the nearest vector (mean of the last states, cosine) among all candidates of its language.
 
 {tables}
