@@ -13,8 +13,8 @@ Recipe:  facebookresearch/XLM README, "Pretrain a language model (with MLM and T
          and set task.init, as the README advises.
 Chips:   8 chips or GPUs, or more.
 Figure:  not measured at this size. In small (2 layers, D 128, four languages, 1,000 updates of 32 x 64;
-         docs/results/languages_cpu.md): held-out accuracy on pairs 22.0 ± 2.9, of MLM on text alone 12.2 ± 0.3; on single texts 21.7
-         and 20.7.
+         docs/results/languages_cpu.md): held-out accuracy on pairs 22.0 ± 2.9, of MLM on text alone 12.2 ± 0.3; on single
+         texts 21.7 and 20.7.
 """
 
 from bert_jax.data.streams import Streams
