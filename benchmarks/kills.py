@@ -66,7 +66,8 @@ def start(
         command += ["--set", setting]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(code), str(ROOT / "benchmarks")]), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+                     "--xla_llvm_disable_expensive_passes=true",
     }
     attempt = len(list(notes.glob("0-*"))) if notes else 0
     started = []

@@ -29,7 +29,10 @@ WORDS = "the a cat dog bird sat ran sang on in under mat road tree he she it sai
 
 
 # Files of minutes, handed out first, so that no worker is left alone with one at the end.
-LONGEST = ("test_multihost", "test_every_mesh", "test_plan", "test_remesh", "test_resume", "test_readme", "test_hlo")
+LONGEST = (
+    "test_multihost", "test_every_mesh", "test_plan", "test_remesh", "test_together", "test_resume", "test_finetuning",
+    "test_readme", "test_hlo",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy import stats
 
 from bert_jax.errors import BertJaxError
 from bert_jax.model import Model
@@ -100,6 +99,8 @@ class RegressionTask(FinetuningTask):
 
 def scores(predicted: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> dict[str, float]:
     """``pearson`` and ``spearman`` correlation, 0 where predictions are constant, and ``rmse`` in the units of the labels."""
+    from scipy import stats  # here: it takes the better part of a second, which pre-training need not wait for
+
     found = {"rmse": float(np.sqrt(np.square(predicted - labels).mean()))}
     constant = np.ptp(predicted) == 0
     found["pearson"] = 0.0 if constant else float(stats.pearsonr(predicted, labels).statistic)

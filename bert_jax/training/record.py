@@ -1,6 +1,7 @@
 """What a run leaves to look at: metrics.jsonl, TensorBoard events, curves.png, and a progress bar in the terminal."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bert_jax.task import Ratio
 
 METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 15.0  # between lines where the output is no terminal
+DRAW_SECONDS = 10.0  # between pictures of the curves; the last one is always drawn
 
 
 class Record:
@@ -22,8 +24,6 @@ class Record:
     """
 
     def __init__(self, workdir: Path, steps: int, start: int):
-        from tensorboardX import SummaryWriter  # here: where torch is installed it imports it, which takes seconds
-
         self._path = workdir / METRICS
         self._workdir = workdir
         self._steps = steps
@@ -33,7 +33,8 @@ class Record:
         temporary.replace(self._path)
         self._spent = max((row["time"] for row in kept), default=0.0)
         self._started = time.monotonic()
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._board = _tensorboard()(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._drawn, self._complete = self._started, False  # when the curves were, and whether they have every row
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
@@ -68,18 +69,24 @@ class Record:
         row = {"step": step, "kind": kind, "time": round(self.seconds, 3)} | metrics
         with self._path.open("a") as file:  # closed each time: a mounted bucket uploads a file when it is closed
             file.write(json.dumps(row) + "\n")
+        self._complete = False
         for name, value in metrics.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
         if kind == "eval":
             self._board.flush()
-            draw(self._path, self._workdir / "curves.png")
+            if time.monotonic() - self._drawn > DRAW_SECONDS:
+                self._draw()
 
     def close(self) -> None:
         """Flushes everything and leaves the terminal clean."""
         self._progress.stop()
         self._board.close()
-        if any(True for _ in read(self._path)):
-            draw(self._path, self._workdir / "curves.png")
+        if not self._complete and read(self._path):
+            self._draw()
+
+    def _draw(self) -> None:
+        draw(self._path, self._workdir / "curves.png")
+        self._drawn, self._complete = time.monotonic(), True
 
 
 class NoRecord:
@@ -139,6 +146,20 @@ class Window:
     @property
     def _elapsed(self) -> float:
         return max(time.monotonic() - self._clock, 1e-9)
+
+
+def _tensorboard() -> type:
+    """tensorboardX's writer. Where torch is installed it imports it for the name of a type, which takes two seconds of every
+    start and 200 MB: it is made to believe that there is none."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def summary(values: dict[str, float]) -> str:

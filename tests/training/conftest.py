@@ -43,7 +43,8 @@ def start_tiny(tiny_store):
         for assignment in assignments:
             arguments += ["--set", assignment]
         code = f"import sys\n{prelude}\nfrom bert_jax.cli import main\nsys.exit(main({arguments!r}))"
-        environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        environment = os.environ | {"XLA_FLAGS": quick, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
