@@ -45,7 +45,12 @@ def scans(config):
     """Lengths of the scans over layers, and shapes of what they stack."""
     made = jax.make_jaxpr(lambda params: run(params, config)[:3])(api.init(config, jax.random.key(0)))
     found = [eqn for eqn in made.jaxpr.eqns if eqn.primitive.name == "scan"]
-    return [(eqn.params["length"], [v.aval.shape for v in eqn.outvars[eqn.params["num_carry"] :]]) for eqn in found]
+    return [
+        (eqn.params["length"], [
+            v.aval.shape for v, one in zip(eqn.outvars, eqn.params["jaxpr"].out_avals, strict=True)
+            if v.aval.shape == (eqn.params["length"], *one.shape)  # else it is carried
+        ]) for eqn in found
+    ]
 
 
 @pytest.mark.parametrize("layer", [1, 2, 4])
