@@ -37,6 +37,8 @@ ROWS = {
     "as_they_are": "as they are", "power_0.7": "to the power 0.7 (mBERT)", "power_0.3": "to the power 0.3",
 }
 
+TRANSLATIONS, POWERS = tuple(ROWS)[:2], tuple(ROWS)[2:]  # the rows of each table
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -135,7 +137,7 @@ def experiment(row: str, size: Size, seed: int):
         steps=size.steps, batch_size=size.batch, eval_every=size.steps, save_every=max(1, size.steps // 4), log_every=50,
         eval_batches=20, keep=1, seed=seed,
     )
-    return Experiment(task, optimizer, settings), "even" if row in ("mlm", "tlm") else "uneven"
+    return Experiment(task, optimizer, settings), "even" if row in TRANSLATIONS else "uneven"
 
 
 def lines_of_the_manual(data: Path, documents_of: int) -> dict[str, list[str]]:
@@ -210,9 +212,10 @@ def one(cell: str, size_name: str, data: Path, directory: Path) -> None:
         return {language: float(((vectors["en"] @ vectors[language].T).argmax(1) == np.arange(len(texts["en"]))).mean())
                 for language in LANGUAGES if language != "en"}
 
-    before = api.init(model.config, jax.random.key(int(seed)))
     retrieval = {}
-    for name, texts in (("manual", lines_of_the_manual(data, size.documents)), ("pud", sentences_of_pud(data))):
+    before = api.init(model.config, jax.random.key(int(seed)))
+    read = {"manual": lines_of_the_manual(data, size.documents), "pud": sentences_of_pud(data)}
+    for name, texts in read.items() if row in TRANSLATIONS else ():
         retrieval[name] = {"of": len(texts["en"]), "before": nearest(before, texts), "after": nearest(model.params, texts)}
     split = TokenStore(directory / store, verify=False).split("train")
     tokens = np.bincount(np.asarray(split.document_language), weights=np.diff(split.documents), minlength=len(LANGUAGES))
@@ -260,23 +263,25 @@ def report(directory: Path) -> None:
                 for name in LANGUAGES if name != "en"]
 
     others = [name for name in LANGUAGES if name != "en"]
-    translations = [row for row in ("mlm", "tlm") if cells(row)]
-    powers = [row for row in ("as_they_are", "power_0.7", "power_0.3") if cells(row)]
-    first = next(iter(rows.values()))["retrieval"]
-    lines = [
-        "## Translations", "",
-        "| | " + " | ".join(LANGUAGES) + " | pairs | pairs, moved | difference |", "|---" * (len(LANGUAGES) + 4) + "|",
-        *(line(ROWS[row], *accuracy(row, *LANGUAGES, "pairs", "moved"),
-               [a - b for a, b in zip(*accuracy(row, "pairs", "moved"), strict=True)]) for row in translations), "",
-        f"Nearest to the English one, of {first['manual']['of']:,} lines of the manual and {first['pud']['of']:,} of PUD:", "",
-        "| | " + " | ".join([*others, *(f"PUD {name}" for name in others)]) + " |", "|---" * (2 * len(others) + 1) + "|",
-        *([line("before training", *retrieval("mlm", "before"))] if cells("mlm") else []),
-        *(line(ROWS[row], *retrieval(row, "after")) for row in translations), "",
-        "## Shares of languages", "",
-    ]
+    translations = [row for row in TRANSLATIONS if cells(row)]
+    powers = [row for row in POWERS if cells(row)]
+    lines = []
+    if translations:
+        of = cells(translations[0])[0]["retrieval"]
+        lines += [
+            "## Translations", "",
+            "| | " + " | ".join(LANGUAGES) + " | pairs | pairs, moved | difference |", "|---" * (len(LANGUAGES) + 4) + "|",
+            *(line(ROWS[row], *accuracy(row, *LANGUAGES, "pairs", "moved"),
+                   [a - b for a, b in zip(*accuracy(row, "pairs", "moved"), strict=True)]) for row in translations), "",
+            f"Nearest to the English one, of {of['manual']['of']:,} lines of the manual and {of['pud']['of']:,} of PUD:", "",
+            "| | " + " | ".join([*others, *(f"PUD {name}" for name in others)]) + " |", "|---" * (2 * len(others) + 1) + "|",
+            line("before training", *retrieval(translations[0], "before")),
+            *(line(ROWS[row], *retrieval(row, "after")) for row in translations), "",
+        ]
     if powers:
         tokens = cells(powers[0])[0]["tokens"]
-        lines += ["| languages | " + " | ".join(f"{name}, share | {name}" for name in LANGUAGES) + " | mean |",
+        lines += ["## Shares of languages", "",
+                  "| languages | " + " | ".join(f"{name}, share | {name}" for name in LANGUAGES) + " | mean |",
                   "|---" * (2 * len(LANGUAGES) + 2) + "|"]
         for row in powers:
             power = 1.0 if row == "as_they_are" else float(row.removeprefix("power_"))

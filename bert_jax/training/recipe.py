@@ -46,7 +46,7 @@ def own_data(path: str, texts: Sequence[str] = (), label: str | None = None, kin
 
     Args:
       path: a table ``*.tsv``, ``*.csv`` or ``*.jsonl``; ``*.json`` in the form of SQuAD; tagged words ``*.conllu``, ``*.iob2``,
-        ``*.jsonl`` with lists, and with ``kind`` any other file with a word a line.
+        ``*.jsonl`` with lists, and with ``kind`` any other file with a word a line. Each also with ``.gz`` behind.
       texts: the column of the text; the two of a pair; the first text and every choice (one column of lists alone, in
         ``*.jsonl``); the words, by number, where each has a line. label: the column of the label, or of the tags.
       kind: None: what the name says (``.json``, ``.conllu``, ``.iob2``), choices where there are more than two texts, else a
@@ -59,8 +59,6 @@ def own_data(path: str, texts: Sequence[str] = (), label: str | None = None, kin
     if kind is None:
         of_suffix = {".json": QUESTIONS, ".conllu": TAGS, ".iob2": TAGS}
         kind = of_suffix.get(suffix, CHOICES if len(texts) > 2 else None)
-    if path.endswith(".gz") and kind in (QUESTIONS, TAGS, CHOICES):
-        raise BertJaxError(f"{path}: of .gz only sentences and pairs are read: unpack it first")
     if kind is None and suffix not in FORMATS:
         raise BertJaxError(f"{path}: a table is a file {', '.join(FORMATS)}; for a word a line with its tag say --kind tagging")
     if kind == QUESTIONS:

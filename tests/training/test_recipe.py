@@ -1,6 +1,7 @@
 """Files of one's own, told by their names, and the recipe that each is fine-tuned by."""
 
 import csv
+import gzip
 import json
 import logging
 
@@ -88,8 +89,7 @@ def test_the_name_of_a_file_says_its_kind(tmp_path):
     (("x.conllu", [], "4"), "leave --label out"),
     (("x.txt", ["words"], None, "tagging"), "columns have numbers from 0"),
     (("x.jsonl", ["a", "b"], None, "tagging"), "words are in one column"),
-    (("x.conll",), "say --kind tagging"), (("x.json.gz",), "unpack it first"), (("x.conllu.gz",), "unpack it first"),
-    (("x.csv.gz", ["a", "b", "c"], "l"), "unpack it first"),
+    (("x.conll",), "say --kind tagging"),
 ])
 def test_columns_that_are_missing_or_too_many(arguments, message):
     with pytest.raises(BertJaxError, match=message):
@@ -225,3 +225,17 @@ def test_from_a_file_to_answers_in_two_commands(kind, tiny_checkpoint, tmp_path,
         assert "line 1: a text is a string\n" in capfd.readouterr().err
     else:
         assert answers[0]["text"] in "the cat sat"
+
+
+def test_compressed_files_are_of_the_kind_that_their_name_says(tmp_path):
+    """Read by what reads them unpacked."""
+    paragraph = {"context": "a b", "qas": [{"id": "1", "question": "c", "answers": [{"text": "b", "answer_start": 2}]}]}
+    for name, text, columns in (
+        ("x.json", json.dumps({"data": [{"paragraphs": [paragraph]}]}), ()),
+        ("x.conllu", "1\ta\ta\tDET\t_\t_\t0\troot\t_\t_\n\n", ()),
+        ("x.csv", "a,b,c,l\nq,r,s,1\n", (("a", "b", "c"), "l")),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+        plain, packed = (own_data(str(tmp_path / end), *columns) for end in (name, f"{name}.gz"))
+        assert type(plain) is type(packed) and plain.read() == packed.read() and len(plain.read().texts) == 1
