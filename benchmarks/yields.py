@@ -57,7 +57,7 @@ class Size:
     dropout_epochs: int = 1
 
 
-SIZES = {"full": Size(3_780, TRAINED, ALL - TRAINED, 2), "test": Size(30, 32, 16, 1)}
+SIZES = {"full": Size(3_780, TRAINED, ALL - TRAINED), "test": Size(30, 32, 16, 1)}
 
 
 @dataclasses.dataclass(frozen=True)

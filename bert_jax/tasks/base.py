@@ -21,7 +21,7 @@ from bert_jax.tasks.batches import Encoded, EvalBatches, TrainBatches
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.freelb import FreeLB
 from bert_jax.tasks.mixout import Mixout, mixed_part
-from bert_jax.tasks.shared_rows import SharedRows
+from bert_jax.tasks.shared_rows import batches_for_training
 from bert_jax.tasks.smart import Smart
 from bert_jax.tasks.tables import Rows, Source, Table
 from bert_jax.tokenizers import Tokenizer
@@ -42,9 +42,10 @@ class Finetuning:
         :func:`bert_jax.load` takes, with its tokenizer.
       data, heldout: what to train and to evaluate on.
       lengths: the longest is that of a sequence. One alone: batches of training have rows that several examples share, of one
-        shape (:mod:`bert_jax.tasks.shared_rows`), where ``packing`` is on, the kind ``packs``, and no trick perturbs examples.
-        Else up to it at most ``shapes`` lengths are chosen from the data, no more than bring padding below a tenth of all
-        positions, and a step is compiled for each, as in evaluation always. Several: batches are padded to these.
+        shape (:mod:`bert_jax.tasks.shared_rows`), where ``packing`` is on, the kind ``packs``, no trick perturbs examples, and
+        most are not too long to share. Else up to it at most ``shapes`` lengths are chosen from the data, no more than bring
+        padding below a tenth of all positions, and a step is compiled for each, as in evaluation always. Several: batches are
+        padded to these.
       reinitialise: how many of the top layers begin anew, and with them the pooler (Zhang et al. 2021);
         0: none, nor the pooler.
       tricks: what else changes the loss or its gradient in training, one of each kind at most.
@@ -299,7 +300,9 @@ class FinetuningTask:
     ) -> TrainBatches:
         config, pad_id = self.config, self.tokenizer.pad_id
         if config.packing and config.packs and len(config.lengths) == 1 and not (self._freelb or self._smart):
-            return SharedRows(self.training, batch_size, rows, pad_id, seed, multiple)
+            return batches_for_training(
+                self.training, batch_size, rows, pad_id, seed, config.lengths[0], config.shapes, multiple
+            )
         return TrainBatches(self.training, config.lengths, batch_size, rows, pad_id, seed, config.shapes)
 
     def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:

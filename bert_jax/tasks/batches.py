@@ -151,12 +151,15 @@ class _Batches:
         self.data, self.batch_size, self.pad_id = data, batch_size, pad_id
         self.sizes = np.array([ids.shape[-1] for ids in data.tokens["input_ids"]])
         self.lengths = np.array(sorted(lengths))
+        self.positions = float(batch_size * self.lengths[-1])
         self.rows = np.arange(batch_size) if rows is None else rows
 
     def choose(self, batches: np.ndarray, shapes: int) -> None:
         """Replaces the longest length by up to ``shapes`` that suit ``batches``, int64 [m, B] of examples (-1: none)."""
         sizes = np.where(batches >= 0, self.sizes[batches], 0)
-        self.lengths = np.array(choose_lengths(sizes.max(axis=1), sizes.sum() / self.batch_size, self.lengths[-1], shapes))
+        longest = sizes.max(axis=1)
+        self.lengths = np.array(choose_lengths(longest, sizes.sum() / self.batch_size, self.lengths[-1], shapes))
+        self.positions = self.batch_size * float(self.lengths[np.searchsorted(self.lengths, longest)].mean())
 
     def length_of(self, chosen: np.ndarray) -> int:
         """To which a batch of the examples ``chosen`` (int64 [B]; -1: an empty row) is padded."""
@@ -191,7 +194,8 @@ class TrainBatches(_Batches):
     batch size the stretches differ, so that some examples of the current one may come again.
 
     Attributes:
-      epoch: examples in one epoch. lengths: to which batches are padded, ascending.
+      epoch: examples in one epoch. lengths: to which batches are padded, ascending. positions: of a batch, with its padding,
+        on average as planned; of lengths that were given, at most.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bert_jax.data.best_fit import best_fit
 from bert_jax.tasks.batches import TrainBatches
 from bert_jax.tasks.freelb import FreeLB
-from bert_jax.tasks.shared_rows import Shape, SharedRows, choose_shape, deal
+from bert_jax.tasks.shared_rows import Shape, SharedRows, batches_for_training, choose_shape, deal
 from tests.tasks.test_batches import examples
 from tests.tasks.tiny_tasks import gradient_of, make_task, scattered, updated
 
@@ -129,3 +129,16 @@ def test_where_examples_do_not_share_rows():
         make_task(fields=on | {"lengths": (8, 16)}),
     ):
         assert type(task.train_batches(8, 0)) is TrainBatches
+
+
+@pytest.mark.parametrize(("sizes", "share"), [((114, 246), False), ((20, 110), True), ((4, 60), True)])
+def test_rows_are_shared_unless_most_examples_are_too_long_for_it(sizes, share):
+    data = examples(800, np.random.default_rng(0).integers(*sizes, 800))
+    batches = batches_for_training(data, 16, None, 9, 1, 300, 16)
+    assert isinstance(batches, SharedRows) is share
+    made = [next(batches)["attention_mask"] for _ in range(50)]
+    positions = np.mean([mask.size for mask in made])
+    assert positions == pytest.approx(batches.positions, rel=0.03)
+    assert 1 - sum(mask.sum() for mask in made) / (50 * positions) < 0.1  # what the run is promised
+    for seed in ((1, 2), 2):  # the seed has no say in it: seeds share what is compiled
+        assert type(batches_for_training(data, 16, None, 9, seed, 300, 16)) is type(batches)
