@@ -24,7 +24,6 @@ as jax does).
 import argparse
 import dataclasses
 import functools
-import json
 import logging
 import os
 import resource
@@ -84,7 +83,7 @@ def cells(size: Size) -> list[str]:
     return [f"{task}-{seed}-{side}" for task, seed in names for side in (SIDES if seed % 2 == 0 else SIDES[::-1])]
 
 
-def stages(names: list[str], jobs: int) -> list[processes.Stage]:
+def grouped(names: list[str], jobs: int) -> list[processes.Stage]:
     """How cells share processes. With one job each has its own, in order; with several those of ``speed`` come first, one
     process alone after another, and our seeds of a task, and rounds, follow one another in a process."""
     if jobs == 1:
@@ -165,9 +164,10 @@ def prepared(config, start: Path):
     return task
 
 
-def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool = False) -> None:
-    """Measures a cell, unless it is there. ``alone``: nothing else was running, so that times count."""
-    size, path = SIZES[size_name], directory / f"{cell}.json"
+def measure(cell: str, setting: processes.Setting) -> None:
+    """Measures a cell, unless it is there."""
+    size, data, directory, alone = setting
+    path = directory / f"{cell}.json"
     if processes.found(path, dataclasses.asdict(size)):
         return
     import weights
@@ -188,8 +188,7 @@ def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool = Fa
         "steps": experiment.train.steps, "seconds_per_epoch": per_update * count / experiment.train.batch_size,
         "alone": alone, "machine": processes.machine(*PACKAGES),
     }
-    path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
-    path.with_suffix(".new").replace(path)
+    processes.keep(path, found)
 
 
 def process_mib() -> float:
@@ -312,25 +311,18 @@ def trainers(task, experiment, work: Path, start: Path) -> dict:
     return found | {"windows": times, "peak_mib": torch.cuda.max_memory_allocated() / 2**20 if gpu else process_mib()}
 
 
-def run(
-    data: Path, directory: Path, size_name: str, only: list[str] | None, jobs: int, deadline: float | None
-) -> None:
-    """Every cell that is not there yet."""
+def stages(setting: processes.Setting, arguments: argparse.Namespace) -> list[processes.Stage]:
+    """What is wanted, in groups; writes a file that all processes read."""
     from objectives import glue
 
-    directory.mkdir(parents=True, exist_ok=True)
-    glue(data, directory)  # writes a file that all processes read
-    wanted = cells(SIZES[size_name])
-    known = {cell.rsplit("-", 2)[0] for cell in wanted}
-    if unknown := set(only or ()) - known:
-        sys.exit(f"no task {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
-    wanted = [cell for cell in wanted if not only or cell.rsplit("-", 2)[0] in only]
+    names = cells(setting.size)
+    tasks = processes.chosen(arguments.only, dict.fromkeys(cell.rsplit("-", 2)[0] for cell in names))
+    glue(setting.data, setting.directory)
+    return grouped([cell for cell in names if cell.rsplit("-", 2)[0] in tasks], arguments.jobs)
 
-    def command(stage: processes.Stage, group: list[str]) -> list[str]:
-        return [sys.executable, __file__, "one", "--cells", ",".join(group), "--data", str(data), "--dir", str(directory),
-                "--size", size_name, *(["--alone"] if stage.jobs == 1 else [])]
 
-    processes.run(stages(wanted, jobs), command, directory, dataclasses.asdict(SIZES[size_name]), deadline)
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", help="tasks, or speed, with commas between; default: all")
 
 
 def report(directory: Path) -> None:
@@ -468,41 +460,7 @@ python benchmarks/finetuning.py report --dir runs/finetuning
 """
 
 
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, dest="command")
-    for name in ("run", "one", "report"):
-        sub = commands.add_parser(name)
-        sub.add_argument("--dir", type=Path, default=Path("runs/finetuning"), help="folder of runs and their results")
-        if name != "report":
-            sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with glue/, sts/, qa/ ...")
-            sub.add_argument("--size", choices=SIZES, default="cpu")
-        if name == "run":
-            sub.add_argument("--only", help="tasks, or speed, with commas between; default: all")
-            sub.add_argument("--jobs", type=int, default=1, help="processes at a time, on their shares of the cores or one GPU")
-            sub.add_argument("--deadline", type=float, help="seconds after which all ends")
-            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
-        if name == "one":
-            sub.add_argument("--cells", required=True, help="with commas between")
-            sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
-            sub.add_argument("--alone", action="store_true", help="nothing else is running")
-    arguments = parser.parse_args()
-    directory = arguments.dir.resolve()
-    if arguments.command == "report":
-        report(directory)
-    elif arguments.command == "run":
-        if arguments.published:
-            results, _ = processes.published("finetuning", arguments.size)
-            processes.take_published(results, directory, dataclasses.asdict(SIZES[arguments.size]))
-        only = arguments.only.split(",") if arguments.only else None
-        run(arguments.data.resolve(), directory, arguments.size, only, arguments.jobs, arguments.deadline)
-    else:
-        if arguments.cores:  # before jax counts them
-            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-        data = arguments.data.resolve()
-        processes.each(arguments.cells.split(","), lambda cell: one(cell, arguments.size, data, directory, arguments.alone))
-
+BENCHMARK = processes.Benchmark("finetuning", __doc__, SIZES, "glue/, sts/, qa/ ...", stages, measure, report, options)
 
 if __name__ == "__main__":
-    main()
+    processes.main(BENCHMARK)

@@ -19,8 +19,6 @@ languages in their shares and in powers of them. Each has three seeds. Measured,
 import argparse
 import dataclasses
 import gzip
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -165,7 +163,7 @@ def sentences_of_pud(data: Path) -> dict[str, list[str]]:
     return found
 
 
-def one(cell: str, size_name: str, data: Path, directory: Path) -> None:
+def measure(cell: str, setting: processes.Setting) -> None:
     """Pre-trains one row with one seed, measures it, and keeps what was found."""
     import jax
     import numpy as np
@@ -185,7 +183,8 @@ def one(cell: str, size_name: str, data: Path, directory: Path) -> None:
     from bert_jax.training.step import make_eval_step
     from bert_jax.training.train import evaluate
 
-    size, path = SIZES[size_name], directory / f"{cell}.json"
+    size, data, directory, _ = setting
+    path = directory / f"{cell}.json"
     if processes.found(path, dataclasses.asdict(size)):
         return
     row, seed = cell.rsplit("-", 1)
@@ -223,21 +222,13 @@ def one(cell: str, size_name: str, data: Path, directory: Path) -> None:
         "machine": processes.machine("jax", "jaxlib", "flax", "optax", "numpy"), "size": dataclasses.asdict(size),
         "accuracy": accuracy, "retrieval": retrieval, "tokens": dict(zip(split.languages, tokens.tolist(), strict=True)),
     }
-    path.with_suffix(".new").write_text(json.dumps(found) + "\n")
-    path.with_suffix(".new").replace(path)
+    processes.keep(path, found)
 
 
-def run(data: Path, directory: Path, size_name: str, jobs: int, deadline: float | None) -> None:
+def stages(setting: processes.Setting, arguments: argparse.Namespace) -> list[processes.Stage]:
     """Every row and seed in a process of its own."""
-    directory.mkdir(parents=True, exist_ok=True)
-    prepare(data, directory, SIZES[size_name])
-
-    def command(stage: processes.Stage, group: list[str]) -> list[str]:
-        return [sys.executable, __file__, "one", "--cell", group[0], "--data", str(data), "--dir", str(directory), "--size",
-                size_name]
-
-    cells = [[f"{row}-{seed}"] for seed in SEEDS for row in ROWS]
-    processes.run([processes.Stage(jobs, cells)], command, directory, dataclasses.asdict(SIZES[size_name]), deadline)
+    prepare(setting.data, setting.directory, setting.size)
+    return [processes.Stage(arguments.jobs, [[f"{row}-{seed}"] for seed in SEEDS for row in ROWS])]
 
 
 def report(directory: Path) -> None:
@@ -324,37 +315,7 @@ python benchmarks/languages.py report --dir runs/languages
 """
 
 
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, dest="command")
-    for name in ("run", "one", "report"):
-        sub = commands.add_parser(name)
-        sub.add_argument("--dir", type=Path, default=Path("runs/languages"), help="folder of stores, runs and their results")
-        if name != "report":
-            sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with text/ and syntax/")
-            sub.add_argument("--size", choices=SIZES, default="cpu")
-        if name == "run":
-            sub.add_argument("--jobs", type=int, default=1, help="runs at a time, on their shares of the cores")
-            sub.add_argument("--deadline", type=float, help="seconds after which all is asked to save and to end")
-            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
-        if name == "one":
-            sub.add_argument("--cell", required=True)
-            sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
-    arguments = parser.parse_args()
-    directory = arguments.dir.resolve()
-    if arguments.command == "report":
-        report(directory)
-    elif arguments.command == "run":
-        if arguments.published:
-            results, _ = processes.published("languages", arguments.size)
-            processes.take_published(results, directory, dataclasses.asdict(SIZES[arguments.size]))
-        run(arguments.data.resolve(), directory, arguments.size, arguments.jobs, arguments.deadline)
-    else:
-        if arguments.cores:  # before jax counts them
-            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-        one(arguments.cell, arguments.size, arguments.data.resolve(), directory)
-
+BENCHMARK = processes.Benchmark("languages", __doc__, SIZES, "text/ and syntax/", stages, measure, report)
 
 if __name__ == "__main__":
-    main()
+    processes.main(BENCHMARK)

@@ -18,16 +18,11 @@ accelerator. ``--deadline`` stops after so many seconds, everything saved.
 
 import argparse
 import dataclasses
-import json
-import os
-import queue
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import processes
@@ -208,27 +203,26 @@ def glue(data: Path, directory: Path, sst2_rows: int | None = None) -> dict[str,
     }
 
 
-def one(name: str, size_name: str, data: Path, directory: Path) -> None:
+def measure(name: str, setting: processes.Setting) -> None:
     """Everything of one recipe that is not in its JSON file yet."""
     from bert_jax.objectives.pretraining import PretrainingTask
     from bert_jax.planning.flops import task_work
     from bert_jax.training.pretrain import pretrain
     from bert_jax.training.record import read
 
-    size = SIZES[size_name]
+    size, data, directory, _ = setting
     value, run, path = experiment(name, size, recipes(size)), directory / name, directory / f"{name}.json"
     found = processes.found(path, dataclasses.asdict(size))
 
     def keep(**more) -> None:
         found.update(more)
-        path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
-        path.with_suffix(".new").replace(path)
+        processes.keep(path, found)
 
     if "operations" not in found:
         before, started = time.process_time(), time.monotonic()
         result = pretrain(value, directory / "store", run)
         if not result.finished:
-            sys.exit(75)
+            sys.exit(processes.CONTINUES)
         work = task_work(PretrainingTask(value.task, None))
         speeds = [row["sequences_per_second"] for row in read(run / "metrics.jsonl") if "sequences_per_second" in row]
         keep(
@@ -338,59 +332,30 @@ def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict
             optimizer = AdamW(learning_rate=size.finetuning_rate, warmup_steps=max(1, steps // 10), bias_correction=True)
             result = train(shared, Experiment(config, optimizer, settings), work)
             if not result.finished:
-                sys.exit(75)
+                sys.exit(processes.CONTINUES)
             shutil.rmtree(work)
             scores[task] = [*scores.get(task, []), result.evaluation[score]]
             keep(glue=scores)
 
 
-def run(data: Path, directory: Path, size_name: str, only: list[str] | None, jobs: int, deadline: float | None) -> None:
-    """Every recipe in a process of its own, ``jobs`` at a time: on their shares of the cores, or on the one accelerator."""
-    began = time.monotonic()
-    directory.mkdir(parents=True, exist_ok=True)
+def stages(setting: processes.Setting, arguments: argparse.Namespace) -> list[processes.Stage]:
+    """Every recipe in a process of its own."""
+    size, data, directory, _ = setting
+    names = processes.chosen(arguments.only, recipes(size))
     command = [sys.executable, "-m", "bert_jax"]
     text, tokenizer, store = data / "text/books.txt.gz", directory / "tokenizer", directory / "store"
     if not tokenizer.exists():
-        subprocess.run([*command, "tokenizer", text, "--documents", "formfeed", "--vocab-size",
-                        str(SIZES[size_name].vocabulary), "--out", tokenizer], check=True, cwd=ROOT)
+        subprocess.run([*command, "tokenizer", text, "--documents", "formfeed", "--vocab-size", str(size.vocabulary),
+                        "--out", tokenizer], check=True, cwd=ROOT)
     if not store.exists():
         subprocess.run([*command, "prepare", text, "--documents", "formfeed", "--heldout", "0.03", "--case", "--tokenizer",
                         tokenizer, "--out", store], check=True, cwd=ROOT)
         subprocess.run([*command, "annotate", store, "--phrases"], check=True, cwd=ROOT)
-    environment = processes.environment(directory)
-    names = list(recipes(SIZES[size_name]))
-    if unknown := set(only or ()) - set(names):
-        sys.exit(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    names, mine = only or names, sorted(os.sched_getaffinity(0))
-    waiting, errors, over = queue.SimpleQueue(), [], threading.Event()
-    for numbered in enumerate(names, start=1):
-        waiting.put(numbered)
+    return [processes.Stage(arguments.jobs, [[name] for name in names])]
 
-    def work(job: int) -> None:
-        """Recipes, until there are none."""
-        cores = mine if processes.has_gpu() else mine[job::jobs]
-        while not waiting.empty() and not over.is_set():
-            number, name = waiting.get()
-            print(f"{number}/{len(names)} {name} at {time.monotonic() - began:.0f} s", flush=True)
-            process = subprocess.Popen(
-                [sys.executable, __file__, "one", "--name", name, "--data", str(data), "--dir", str(directory), "--size",
-                 size_name, "--cores", ",".join(map(str, cores))], cwd=ROOT, env=environment,
-            )
-            while process.poll() is None:
-                if deadline and time.monotonic() - began > deadline:
-                    over.set()
-                    process.terminate()  # the loop saves and ends
-                    process.wait()
-                time.sleep(0.2)
-            if process.returncode and not over.is_set():
-                errors.append(f"{name} ended with status {process.returncode}")
-            ended = "not finished" if process.returncode else "done"
-            print(f"{name}: {ended} at {time.monotonic() - began:.0f} s", flush=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, range(jobs)))
-    if errors or over.is_set():
-        sys.exit(f"{'; '.join(errors) or 'the time is over'}: the same command continues")
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", help="recipes, with commas between; default: all")
 
 
 COLUMNS = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")
@@ -553,39 +518,9 @@ python benchmarks/objectives.py report --dir runs/objectives
 """
 
 
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, dest="command")
-    for name in ("run", "one", "report"):
-        sub = commands.add_parser(name)
-        sub.add_argument("--dir", type=Path, default=Path("runs/objectives"), help="folder of store, runs and their results")
-        if name != "report":
-            sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with text/, glue/ and sts/")
-            sub.add_argument("--size", choices=SIZES, default="cpu")
-        if name == "run":
-            sub.add_argument("--jobs", type=int, default=1, help="recipes at a time, each with its share of the cores")
-            sub.add_argument("--only", help="recipes, with commas between; default: all")
-            sub.add_argument("--deadline", type=float, help="seconds after which all is saved and the command ends")
-            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
-        if name == "one":
-            sub.add_argument("--name", required=True)
-            sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
-    arguments = parser.parse_args()
-    directory = arguments.dir.resolve()
-    if arguments.command == "report":
-        report(directory)
-    elif arguments.command == "run":
-        if arguments.published:
-            results, _ = processes.published("objectives", arguments.size)
-            processes.take_published(results, directory, dataclasses.asdict(SIZES[arguments.size]), whole)
-        only = arguments.only.split(",") if arguments.only else None
-        run(arguments.data.resolve(), directory, arguments.size, only, arguments.jobs, arguments.deadline)
-    else:
-        if arguments.cores:  # before jax counts them
-            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-        one(arguments.name, arguments.size, arguments.data.resolve(), directory)
-
+BENCHMARK = processes.Benchmark(
+    "objectives", __doc__, SIZES, "text/, glue/ and sts/", stages, measure, report, options, whole
+)
 
 if __name__ == "__main__":
-    main()
+    processes.main(BENCHMARK)

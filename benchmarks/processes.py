@@ -3,8 +3,12 @@
 A process takes a group of cells one after another, for instance the seeds of a task, which share what is compiled. A cell
 that fails stops no other one. On a processor every job has its share of the cores; a GPU all jobs share (NVIDIA's MPS lets
 their kernels run side by side: ``nvidia-cuda-mps-control -d``).
+
+A benchmark says in a :class:`Benchmark` what its cells are, how one is measured and what the page says; :func:`main` is the
+command line of them all: ``run``, ``report``, and ``one`` for the processes.
 """
 
+import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -12,15 +16,16 @@ import os
 import platform
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTINUES = 75  # status of a process that was asked to stop and has saved what it had
@@ -32,6 +37,97 @@ class Stage(NamedTuple):
 
     jobs: int
     groups: list[list[str]]
+
+
+class Setting(NamedTuple):
+    """With what cells are measured: the benchmark's ``Size``; folder of real data; folder of runs and results; whether
+    nothing else is running, so that times count."""
+
+    size: Any
+    data: Path
+    directory: Path
+    alone: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A table of cells.
+
+    Attributes:
+      name: of benchmarks/results/NAME_SIZE.json and docs/results/NAME_SIZE.md. doc: the script's own. sizes: by name, the
+        default first. reads: what of the folder of data.
+      stages: the setting and the arguments of ``run`` -> cells that are wanted; makes what processes share. measure: a
+        cell, unless its file is there, see :func:`found`, and writes it, see :func:`keep`. report: writes the page of a folder.
+      options: adds arguments that choose cells to those of ``run``. whole: whether the file of a cell has all of it.
+    """
+
+    name: str
+    doc: str
+    sizes: dict[str, Any]
+    reads: str
+    stages: Callable[[Setting, argparse.Namespace], list[Stage]]
+    measure: Callable[[str, Setting], None]
+    report: Callable[[Path], None]
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    whole: Callable[[dict], bool] = bool
+
+
+def main(benchmark: Benchmark) -> None:
+    """Reads the command line of a benchmark's script."""
+    parser = argparse.ArgumentParser(description=benchmark.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    for name, what in (
+        ("run", "measure every cell that is not there yet"), ("one", "measure cells in this process, for run"),
+        ("report", "write the page of what is there"),
+    ):
+        sub = commands.add_parser(name, help=what, description=what)
+        folder = Path("runs") / benchmark.name
+        sub.add_argument("--dir", type=Path, default=folder, help=f"folder of runs and their results; default: {folder}")
+        if name == "report":
+            continue
+        sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help=f"folder with {benchmark.reads}")
+        sub.add_argument("--size", choices=benchmark.sizes, default=next(iter(benchmark.sizes)), help="default: %(default)s")
+        if name == "run":
+            sub.add_argument("--jobs", type=int, default=1, help="processes at a time, on their shares of the cores or one GPU")
+            sub.add_argument("--deadline", type=float, help="seconds after which all is asked to save and to end")
+            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
+            benchmark.options(sub)
+        else:
+            sub.add_argument("--cells", required=True, help="with commas between")
+            sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
+            sub.add_argument("--alone", action="store_true", help="nothing else is running")
+    arguments = parser.parse_args()
+    directory = arguments.dir.resolve()
+    if arguments.command == "report":
+        benchmark.report(directory)
+        return
+    setting = Setting(benchmark.sizes[arguments.size], arguments.data.resolve(), directory)
+    if arguments.command == "one":
+        if arguments.cores:  # before jax counts them
+            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+        each(arguments.cells.split(","), lambda cell: benchmark.measure(cell, setting._replace(alone=arguments.alone)))
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    size = dataclasses.asdict(setting.size)
+    if arguments.published:
+        take_published(published(benchmark.name, arguments.size)[0], directory, size, benchmark.whole)
+
+    def command(stage: Stage, group: list[str]) -> list[str]:
+        return [
+            sys.executable, str(Path(sys.argv[0]).resolve()), "one", "--cells", ",".join(group), "--data", str(setting.data),
+            "--dir", str(directory), "--size", arguments.size, *(["--alone"] if stage.jobs == 1 else []),
+        ]
+
+    run(benchmark.stages(setting, arguments), command, directory, size, arguments.deadline, benchmark.whole)
+
+
+def chosen(given: str | None, known: Iterable[str]) -> list[str]:
+    """The names in an argument with commas between, or all; ends the process where one is not ``known``."""
+    known = list(known)
+    names = given.split(",") if given else known
+    if unknown := sorted(set(names) - set(known)):
+        sys.exit(f"{', '.join(unknown)}: not there; there are {', '.join(known)}")
+    return names
 
 
 def has_gpu() -> bool:
@@ -86,6 +182,13 @@ def found(path: Path, size: dict) -> dict:
     return row
 
 
+def keep(path: Path, row: dict) -> None:
+    """Writes the file of a cell, whole or not at all."""
+    partial = path.with_suffix(".new")
+    partial.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
 def take_published(path: Path, directory: Path, size: dict, whole: Callable[[dict], bool] = lambda row: True) -> None:
     """Writes the cells that the file of results ``path`` has, measured with ``size`` and ``whole``, into ``directory``, but
     for those that are there: what was begun on another machine goes on here."""
@@ -98,7 +201,7 @@ def take_published(path: Path, directory: Path, size: dict, whole: Callable[[dic
         if row["size"] == _as_json(size) and whole(row) and not (directory / f"{cell}.json").exists()
     ]
     for cell in taken:
-        (directory / f"{cell}.json").write_text(json.dumps(rows[cell], indent=1) + "\n", encoding="utf-8")
+        keep(directory / f"{cell}.json", rows[cell])
     print(f"{len(taken)} cells taken from {path}", flush=True)
 
 
@@ -153,22 +256,22 @@ def each(cells: list[str], measure: Callable[[str], None]) -> None:
 
 def run(
     stages: list[Stage], command: Callable[[Stage, list[str]], list[str]], directory: Path, size: dict,
-    deadline: float | None = None,
+    deadline: float | None = None, whole: Callable[[dict], bool] = bool,
 ) -> None:
-    """Measures the cells of ``stages`` that have no ``directory/CELL.json`` yet, one stage after another.
+    """Measures the cells of ``stages`` that have no ``whole`` ``directory/CELL.json`` yet, one stage after another.
 
     Args:
       command: makes the command line of a process that measures the cells of a group.
       size: the fields of the benchmark's ``Size``; where a cell was measured with another, all ends, see :func:`found`.
       deadline: seconds after which nothing more begins and what runs is asked to save and to end.
 
-    Processes that run beside others write into ``directory/logs``. Ends with status 1 and one line where cells failed, else
-    with 75 where the time was not enough; the same command continues.
+    Processes that run beside others write into ``directory/logs``. SIGTERM ends it all as the deadline does. Ends with status
+    1 and one line where cells failed, else with 75 where not all could be done; the same command continues.
     """
     began = time.monotonic()
 
     def missing(group: list[str]) -> list[str]:
-        return [cell for cell in group if not found(directory / f"{cell}.json", size)]
+        return [cell for cell in group if not whole(found(directory / f"{cell}.json", size))]
 
     todo = [Stage(stage.jobs, [left for group in stage.groups if (left := missing(group))]) for stage in stages]
     total, number = (sum(len(group) for stage in which for group in stage.groups) for which in (stages, todo))
@@ -201,6 +304,7 @@ def run(
                 text = log.read_text(encoding="utf-8", errors="replace").splitlines()
                 print("\n".join([errors[-1], *(f"    {row}" for row in text[-20:])]), flush=True)
 
+    before = signal.signal(signal.SIGTERM, lambda *_: over.set())
     for stage in todo:
         waiting = queue.SimpleQueue()
         for group in stage.groups:
@@ -221,11 +325,12 @@ def run(
             except KeyboardInterrupt:
                 over.set()
                 raise
+    signal.signal(signal.SIGTERM, before)
     if errors:
         print(f"{len(errors)} failed: {'; '.join(errors)}; the same command continues", file=sys.stderr)
         sys.exit(1)
     if done < total:
-        print(f"the time is over, {done} of {total} cells are there: the same command continues", file=sys.stderr)
+        print(f"stopped, {done} of {total} cells are there: the same command continues", file=sys.stderr)
         sys.exit(CONTINUES)
 
 
@@ -235,9 +340,9 @@ def _as_json(size: dict) -> dict:
 
 
 def _wait(process: subprocess.Popen, over: threading.Event, end: float | None) -> None:
-    """Until ``process`` has ended; at ``end`` it is asked to, and a little later made to."""
+    """Until ``process`` has ended; when all is ``over``, or at ``end``, it is asked to, and a little later made to."""
     while process.poll() is None:
-        if end is not None and time.monotonic() > end:
+        if over.is_set() or (end is not None and time.monotonic() > end):
             over.set()
             process.terminate()
             try:

@@ -19,7 +19,6 @@ lengths a task, since a GPU's programs take long to compile.
 import argparse
 import dataclasses
 import functools
-import json
 import logging
 import os
 import shutil
@@ -299,9 +298,10 @@ def prepared(config, init: Path):
     return finetuning_task(config, load(init))
 
 
-def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool) -> None:
-    """Measures a cell, unless it is there. ``alone``: nothing else was running, so that times count."""
-    size, path = SIZES[size_name], directory / f"{cell}.json"
+def measure(cell: str, setting: processes.Setting) -> None:
+    """Measures a cell, unless it is there."""
+    size, data, directory, alone = setting
+    path = directory / f"{cell}.json"
     if processes.found(path, dataclasses.asdict(size)):
         return
     import weights
@@ -334,33 +334,26 @@ def one(cell: str, size_name: str, data: Path, directory: Path, alone: bool) -> 
         "seconds_per_update": BATCH / statistics.median(speeds[1:] or speeds),  # compiled in the first window
         "alone": alone, "machine": processes.machine(*PACKAGES),
     }
-    path.with_suffix(".new").write_text(json.dumps(found, indent=1) + "\n")
-    path.with_suffix(".new").replace(path)
+    processes.keep(path, found)
     shutil.rmtree(work)
 
 
-def run(
-    data: Path, directory: Path, size_name: str, only: list[str] | None, tasks: list[str], jobs: int, deadline: float | None
-) -> None:
-    """Every cell that is not there yet."""
+def stages(setting: processes.Setting, arguments: argparse.Namespace) -> list[processes.Stage]:
+    """What is wanted, in groups; writes a file that all processes read."""
     from objectives import glue
 
-    directory.mkdir(parents=True, exist_ok=True)
-    for given, known in ((only or [], TRICKS), (tasks, TASKS)):
-        if unknown := set(given) - set(known):
-            sys.exit(f"{', '.join(sorted(unknown))}: not there; there are {', '.join(known)}")
-    glue(data, directory)  # writes a file that all processes read
-    size = SIZES[size_name]
-    only = only or list(size.tricks or TRICKS)
+    size = setting.size
+    only = processes.chosen(arguments.only, TRICKS) if arguments.only else list(size.tricks or TRICKS)
+    tasks = processes.chosen(arguments.tasks, TASKS) if arguments.tasks else list(size.tasks)
     wanted = {*only, *(TRICKS[trick].against for trick in only), "plain"}
-    chosen = [name for name in TRICKS if name in wanted]
+    glue(setting.data, setting.directory)
+    tricks = [name for name in TRICKS if name in wanted]
+    return [processes.Stage(arguments.jobs, groups(tasks, tricks, size.seeds, arguments.jobs))]
 
-    def command(stage: processes.Stage, group: list[str]) -> list[str]:
-        return [sys.executable, __file__, "one", "--cells", ",".join(group), "--data", str(data), "--dir", str(directory),
-                "--size", size_name, *(["--alone"] if stage.jobs == 1 else [])]
 
-    stage = processes.Stage(jobs, groups(tasks, chosen, size.seeds, jobs))
-    processes.run([stage], command, directory, dataclasses.asdict(size), deadline)
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", help="tricks, with commas between; default: all")
+    parser.add_argument("--tasks", help="with commas between; default: all three")
 
 
 def compare(scores: list[float], base: list[float]) -> tuple[float, float]:
@@ -513,43 +506,7 @@ python benchmarks/tricks.py report --dir runs/tricks
 """
 
 
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, dest="command")
-    for name in ("run", "one", "report"):
-        sub = commands.add_parser(name)
-        sub.add_argument("--dir", type=Path, default=Path("runs/tricks"), help="folder of runs and their results")
-        if name != "report":
-            sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with glue/ and sts/")
-            sub.add_argument("--size", choices=SIZES, default="cpu")
-        if name == "run":
-            sub.add_argument("--only", help="tricks, with commas between; default: all")
-            sub.add_argument("--tasks", help="with commas between; default: all three")
-            sub.add_argument("--jobs", type=int, default=1, help="processes at a time, on their shares of the cores or one GPU")
-            sub.add_argument("--deadline", type=float, help="seconds after which all ends")
-            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
-        if name == "one":
-            sub.add_argument("--cells", required=True, help="with commas between")
-            sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
-            sub.add_argument("--alone", action="store_true", help="nothing else is running")
-    arguments = parser.parse_args()
-    directory = arguments.dir.resolve()
-    if arguments.command == "report":
-        report(directory)
-    elif arguments.command == "run":
-        if arguments.published:
-            results, _ = processes.published("tricks", arguments.size)
-            processes.take_published(results, directory, dataclasses.asdict(SIZES[arguments.size]))
-        only = arguments.only.split(",") if arguments.only else None
-        tasks = arguments.tasks.split(",") if arguments.tasks else list(SIZES[arguments.size].tasks)
-        run(arguments.data.resolve(), directory, arguments.size, only, tasks, arguments.jobs, arguments.deadline)
-    else:
-        if arguments.cores:  # before jax counts them
-            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-        data = arguments.data.resolve()
-        processes.each(arguments.cells.split(","), lambda cell: one(cell, arguments.size, data, directory, arguments.alone))
-
+BENCHMARK = processes.Benchmark("tricks", __doc__, SIZES, "glue/ and sts/", stages, measure, report, options)
 
 if __name__ == "__main__":
-    main()
+    processes.main(BENCHMARK)

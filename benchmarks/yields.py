@@ -114,7 +114,7 @@ def prepare(start: str, directory: Path, data: Path) -> Path:
     return folder
 
 
-def one(start: str, split: int, size_name: str, data: Path, directory: Path) -> None:
+def measure(cell: str, setting: processes.Setting) -> None:
     """Fine-tunes on one split and keeps its scores and predictions, unless they are there."""
     import numpy as np
     from sklearn.metrics import mean_absolute_error, r2_score
@@ -128,7 +128,8 @@ def one(start: str, split: int, size_name: str, data: Path, directory: Path) -> 
     from bert_jax.training.train import train
 
     logging.basicConfig(format="%(message)s")
-    size, path = SIZES[size_name], directory / f"{start}-{split}.json"
+    size, data, directory, _ = setting
+    path, (start, split) = directory / f"{cell}.json", cell.split("-")
     if processes.found(path, dataclasses.asdict(size)):
         return
     folder = prepare(start, directory, data)
@@ -140,7 +141,7 @@ def one(start: str, split: int, size_name: str, data: Path, directory: Path) -> 
     recipe, first = load_config(CONFIG), size.steps * size.dropout_epochs // EPOCHS
     stages = {
         "first": Stage(folder, dropout, recipe.task.encoder.attention_dropout, rate, first),
-        "rest": Stage(directory / "runs" / f"{start}-{split}" / "first", 0.0, 0.0, rate * (1 - first / size.steps),
+        "rest": Stage(directory / "runs" / cell / "first", 0.0, 0.0, rate * (1 - first / size.steps),
                       size.steps - first),
     }
     for name, stage in stages.items():
@@ -154,7 +155,7 @@ def one(start: str, split: int, size_name: str, data: Path, directory: Path) -> 
             optimizer=dataclasses.replace(recipe.optimizer, learning_rate=stage.rate),
             train=dataclasses.replace(recipe.train, steps=stage.steps, eval_every=stage.steps),
         )
-        work = directory / "runs" / f"{start}-{split}" / name
+        work = directory / "runs" / cell / name
         task = finetuning_task(experiment.task, load(stage.init))
         result = train(task, experiment, work)
         if not result.finished:
@@ -167,7 +168,7 @@ def one(start: str, split: int, size_name: str, data: Path, directory: Path) -> 
         row | {"step": row["step"] + first} for row in read(work / "metrics.jsonl")
     ]
     found = {
-        "size": dataclasses.asdict(size), "start": start, "split": split, "r2": r2_score(measured, predicted),
+        "size": dataclasses.asdict(size), "start": start, "split": int(split), "r2": r2_score(measured, predicted),
         "rmse": float(np.sqrt(np.square(measured - predicted).mean())), "mae": mean_absolute_error(measured, predicted),
         "seconds": sum(max(row["time"] for row in read(work.parent / name / "metrics.jsonl")) for name in stages),
         "prediction_seconds": time.monotonic() - began,
@@ -175,25 +176,21 @@ def one(start: str, split: int, size_name: str, data: Path, directory: Path) -> 
         "machine": processes.machine(*PACKAGES),
         "predicted": np.round(predicted, 3).tolist(), "measured": np.round(measured, 3).tolist(),
     }
-    path.with_suffix(".new").write_text(json.dumps(found) + "\n")
-    path.with_suffix(".new").replace(path)
+    processes.keep(path, found)
     shutil.rmtree(work.parent)
 
 
-def run(
-    data: Path, directory: Path, size_name: str, start: str, splits: list[int], jobs: int, deadline: float | None
-) -> None:
+def stages(setting: processes.Setting, arguments: argparse.Namespace) -> list[processes.Stage]:
     """Every split in a process of its own."""
-    directory.mkdir(parents=True, exist_ok=True)
+    splits = processes.chosen(arguments.splits, map(str, SPLITS))
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # what prepares loads a model, and leaves the GPU to the splits
-    prepare(start, directory, data)
+    prepare(arguments.start, setting.directory, setting.data)
+    return [processes.Stage(arguments.jobs, [[f"{arguments.start}-{split}"] for split in splits])]
 
-    def command(stage: processes.Stage, group: list[str]) -> list[str]:
-        return [sys.executable, __file__, "one", "--start", start, "--split", group[0].split("-")[1], "--data", str(data),
-                "--dir", str(directory), "--size", size_name]
 
-    cells = [[f"{start}-{split}"] for split in splits]
-    processes.run([processes.Stage(jobs, cells)], command, directory, dataclasses.asdict(SIZES[size_name]), deadline)
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--start", choices=STARTS, default="ft", help="what is fine-tuned; default: %(default)s")
+    parser.add_argument("--splits", help="with commas between; default: all five")
 
 
 def report(directory: Path) -> None:
@@ -278,40 +275,7 @@ python benchmarks/yields.py report --dir runs/yields
 """
 
 
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, dest="command")
-    for name in ("run", "one", "report"):
-        sub = commands.add_parser(name)
-        sub.add_argument("--dir", type=Path, default=Path("runs/yields"), help="folder of runs and their results")
-        if name != "report":
-            sub.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="folder with chem/")
-            sub.add_argument("--size", choices=SIZES, default="full")
-            sub.add_argument("--start", choices=STARTS, default="ft")
-        if name == "run":
-            sub.add_argument("--jobs", type=int, default=1, help="splits at a time, on their shares of the cores or one GPU")
-            sub.add_argument("--deadline", type=float, help="seconds after which all is asked to save and to end")
-            sub.add_argument("--published", action="store_true", help="what benchmarks/results has need not be measured again")
-            sub.add_argument("--splits", default=",".join(map(str, SPLITS)), help="with commas between; default: all five")
-        if name == "one":
-            sub.add_argument("--split", type=int, required=True)
-            sub.add_argument("--cores", help="numbers of the cores to run on; default: all")
-    arguments = parser.parse_args()
-    directory = arguments.dir.resolve()
-    if arguments.command == "report":
-        report(directory)
-    elif arguments.command == "run":
-        if arguments.published:
-            results, _ = processes.published("yields", arguments.size)
-            processes.take_published(results, directory, dataclasses.asdict(SIZES[arguments.size]))
-        splits = [int(split) for split in arguments.splits.split(",")]
-        run(arguments.data.resolve(), directory, arguments.size, arguments.start, splits, arguments.jobs, arguments.deadline)
-    else:
-        if arguments.cores:  # before jax counts them
-            os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-        one(arguments.start, arguments.split, arguments.size, arguments.data.resolve(), directory)
-
+BENCHMARK = processes.Benchmark("yields", __doc__, SIZES, "chem/", stages, measure, report, options)
 
 if __name__ == "__main__":
-    main()
+    processes.main(BENCHMARK)

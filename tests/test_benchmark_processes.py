@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from benchmarks.processes import CONTINUES, Stage, environment, gathered, publish, published, run, take_published
 
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 WRITE = """
 import os, pathlib, sys, time
 folder, cells, cores = pathlib.Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[4:]
@@ -25,6 +29,38 @@ for cell in cells:
 
 
 SIZE = {"rows": (1, 2)}
+
+SCRIPT = '''"""What a toy scores."""
+import dataclasses, json, os, signal, sys, time
+sys.path.insert(0, {benchmarks!r})
+import processes
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    rows: tuple[int, ...]
+
+def stages(setting, arguments):
+    (setting.directory / "begun").touch()
+    cells = processes.chosen(arguments.only, ["a", "b", "slow"] if setting.size.rows == (1,) else ["a", "b"])
+    return [processes.Stage(arguments.jobs, [[cell] for cell in cells])]
+
+def measure(cell, setting):
+    path = setting.directory / f"{{cell}}.json"
+    row = {{"size": dataclasses.asdict(setting.size)}} | processes.found(path, dataclasses.asdict(setting.size))
+    processes.keep(path, row | {{"half": True}})
+    if cell == "slow":
+        time.sleep(60)
+    row |= {{"alone": setting.alone, "cores": sorted(os.sched_getaffinity(0)), "data": str(setting.data)}}
+    processes.keep(path, row)
+
+def report(directory):
+    print(*processes.gathered(directory, SIZES))
+
+SIZES = {{"large": Size((1, 2)), "test": Size((1,))}}
+BENCHMARK = processes.Benchmark("toy", __doc__, SIZES, "toys", stages, measure, report,
+                                lambda parser: parser.add_argument("--only"), lambda row: "alone" in row)
+processes.main(BENCHMARK)
+'''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,3 +169,42 @@ def test_processes_find_the_packages_of_the_caller_and_multiply_in_float32(tmp_p
     found = environment(tmp_path)
     assert found["PYTHONPATH"].endswith(":/elsewhere") and found["JAX_DEFAULT_MATMUL_PRECISION"] == "highest"
     assert found["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "toy.py"
+    path.write_text(SCRIPT.format(benchmarks=str(BENCHMARKS)))
+    return lambda *words: [sys.executable, str(path), *words, "--dir", "runs"]
+
+
+def test_the_command_line_of_a_benchmark(script, tmp_path):
+    def said(*words, status=0):
+        done = subprocess.run(script(*words), cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    assert "What a toy scores." in subprocess.run(script()[:2] + ["--help"], capture_output=True, text=True).stdout
+    assert "c: not there; there are a, b" in said("run", "--only", "a,c", status=1)
+    said("run", "--only", "a", "--data", "here")
+    row = json.loads((tmp_path / "runs/a.json").read_text())
+    here = str(tmp_path / "here")
+    assert row == {"size": {"rows": [1, 2]}, "alone": True, "cores": sorted(os.sched_getaffinity(0)), "data": here}
+    assert "2/2 b done" in said("run", "--jobs", "2")  # a is there
+    cores = [json.loads((tmp_path / f"runs/{cell}.json").read_text())["cores"] for cell in "ab"]
+    assert cores[1] == cores[0][::2] and "'alone': False" in said("report") and "large" in said("report")
+    assert "nothing is published of this size" in said("run", "--published", status=1)
+    assert "another --dir" in said("run", "--size", "test", status=1)
+
+
+def test_asked_to_stop_it_stops_what_it_began_and_goes_on_with_what_is_not_whole(script, tmp_path):
+    process = subprocess.Popen(script("run", "--size", "test"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    half = tmp_path / "runs/slow.json"
+    while not half.exists():
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == CONTINUES and "stopped, 2 of 3 cells are there: the same command continues" in said
+    assert json.loads(half.read_text())["half"]
+    left = subprocess.run(["pgrep", "-f", str(tmp_path / "toy.py")], capture_output=True, text=True).stdout
+    assert not left
