@@ -10,6 +10,7 @@ at once.
 import asyncio
 import contextlib
 import errno
+import functools
 import gc
 import json
 import logging
@@ -17,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import BertJaxError
 from bert_jax.parallel.agreement import Agreement
@@ -286,25 +287,61 @@ def fingerprints(tree: Any) -> dict[str, int]:
 def _fingerprints(tree: Any) -> dict[str, jax.Array]:
     """On their way: computed on the devices, the same on all of them."""
     named = _named(tree)
-    meshes = {x.sharding.mesh for x in named.values() if isinstance(x.sharding, NamedSharding)}
-    everywhere = NamedSharding(meshes.pop(), PartitionSpec()) if len(meshes) == 1 else None
-    return jax.jit(_sums, out_shardings=everywhere)(named)
+    shardings = {name: x.sharding for name, x in named.items() if isinstance(x.sharding, NamedSharding)}
+    meshes = {sharding.mesh for sharding in shardings.values()}
+    if len(meshes) != 1:
+        return _sums(named)
+    specs = tuple((name, shardings[name].spec if name in shardings else PartitionSpec()) for name in sorted(named))
+    return _mesh_sums(named, meshes.pop(), specs)
 
 
+@jax.jit
 def _sums(named: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    def one(x):
-        if x.ndim > 2:  # layer by layer: the weighted bits of a whole stack would take as much memory as the stack
-            sums = jax.lax.map(one, x)
-            return jnp.sum(sums * (2 * jnp.arange(len(sums), dtype=jnp.uint32) + 1), dtype=jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
-        bits = bits.astype(jnp.uint32)
-        # Weight each element by an odd number that differs along every axis, so that swapped values show as well.
-        for axis in range(bits.ndim):
-            place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-            bits = bits * (2 * place + 1)
-        return jnp.sum(bits, dtype=jnp.uint32)
+    return {name: _sum(x, (0,) * x.ndim) for name, x in named.items()}
 
-    return {name: one(x) for name, x in named.items()}
+
+@functools.partial(jax.jit, static_argnames=("mesh", "specs"))
+def _mesh_sums(
+    named: dict[str, jax.Array], mesh: Mesh, specs: tuple[tuple[str, PartitionSpec], ...]
+) -> dict[str, jax.Array]:
+    """Every device sums what it holds, then all sums are added up at once.
+
+    One all-reduce, and none in a loop: XLA:CPU lets a collective begin while a loop with others in it still runs, so that
+    devices of one process enter them in different orders and wait for each other for ever (seen with jax 0.10.2).
+    """
+
+    def held(named: dict[str, jax.Array]) -> jax.Array:
+        sums = []
+        for name, spec in specs:
+            x = named[name]
+            axes = [() if axis is None else axis if isinstance(axis, tuple) else (axis,) for axis in spec]
+            axes += [()] * (x.ndim - len(axes))
+            copies = [jax.lax.axis_index(axis) for axis in mesh.axis_names if axis not in sum(axes, ())]
+            starts = [jax.lax.axis_index(axis) * size if axis else 0 for axis, size in zip(axes, x.shape, strict=True)]
+            first = functools.reduce(jnp.logical_and, [copy == 0 for copy in copies], jnp.bool_(True))
+            sums.append(jnp.where(first, _sum(x, starts), jnp.uint32(0)))
+        return jax.lax.psum(jnp.stack(sums), mesh.axis_names)
+
+    sums = jax.shard_map(held, mesh=mesh, in_specs=(dict(specs),), out_specs=PartitionSpec())(named)
+    return {name: total for (name, _), total in zip(specs, sums, strict=True)}
+
+
+def _sum(x: jax.Array, starts: Sequence[int | jax.Array]) -> jax.Array:
+    """Of the bits of a block of an array, each element times an odd number that differs along every axis, so that swapped
+    values show as well. ``starts``: where in the array the block begins, for each axis."""
+    if x.ndim > 2:  # layer by layer: the weighted bits of a whole stack would take as much memory as the stack
+        sums = jax.lax.map(lambda layer: _sum(layer, starts[1:]), x)
+        return jnp.sum(sums * _weights(sums.shape, 0, starts[0]), dtype=jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+    bits = bits.astype(jnp.uint32)
+    for axis, start in enumerate(starts):
+        bits = bits * _weights(bits.shape, axis, start)
+    return jnp.sum(bits, dtype=jnp.uint32)
+
+
+def _weights(shape: tuple[int, ...], axis: int, start: int | jax.Array) -> jax.Array:
+    """Odd numbers, one for each place along ``axis``."""
+    return 2 * (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + jnp.asarray(start, jnp.uint32)) + 1
 
 
 def _named(tree: Any) -> dict[str, Any]:

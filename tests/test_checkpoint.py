@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -23,6 +24,7 @@ from orbax.checkpoint._src.serialization import serialization
 from bert_jax import checkpoint
 from bert_jax.checkpoint import COMPLETE, Checkpoints, fingerprints
 from bert_jax.errors import BertJaxError
+from bert_jax.parallel.mesh import MeshConfig, make_mesh
 
 TREE = {
     "w": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -268,6 +270,27 @@ def test_fingerprint_of_every_bit_and_place():
         assert fingerprints({"a": jnp.asarray(swapped)})["a"] != original, (one, other)
     for dtype in (jnp.bfloat16, jnp.int32, jnp.uint8):
         assert fingerprints({"a": jnp.asarray([1, 2], dtype)}) != fingerprints({"a": jnp.asarray([2, 1], dtype)})
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_fingerprints_do_not_depend_on_the_mesh_and_take_one_exchange(sizes):
+    """Collectives in loops, beside others, make XLA:CPU's devices wait for each other for ever, once in some saves."""
+    rng = np.random.default_rng(0)
+    tree = {
+        "stack": rng.normal(size=(3, 16, 8)).astype(np.float32), "four": rng.normal(size=(2, 16, 4, 8)).astype(np.float32),
+        "half": jnp.asarray(rng.normal(size=16), jnp.bfloat16), "bytes": rng.integers(0, 255, (8, 8)).astype(np.uint8),
+        "step": np.int32(7),
+    }
+    specs = {
+        "stack": (None, "fsdp", "tensor"), "four": (None, ("fsdp", "tensor")), "half": (("data", "fsdp"),),
+        "bytes": ("tensor",), "step": (),
+    }
+    mesh = make_mesh(MeshConfig(*sizes))
+    placed = {name: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*specs[name]))) for name, x in tree.items()}
+    assert fingerprints(placed) == fingerprints(jax.tree.map(jnp.asarray, tree))
+    everywhere = tuple((name, placed[name].sharding.spec) for name in sorted(placed))
+    program = checkpoint._mesh_sums.lower(placed, mesh, everywhere).compile().as_text()
+    assert re.findall(r"= \S+ ((?:all|reduce|collective)-[a-z-]+)\(", program) == ["all-reduce"]
 
 
 def test_saved_again_under_the_same_step(saved):
