@@ -69,8 +69,8 @@ def test_rxnmapper_computes_what_pytorch_computes(rxnmapper):
         expected = theirs(torch.tensor(ids), torch.tensor(mask).long(), output_hidden_states=True, output_attentions=True)
         exact = theirs.double()(torch.tensor(ids), torch.tensor(mask).long()).logits.numpy()[mask]
     found = run(model, ids, mask, ("hidden_states", "attentions"))
-    rounding = np.abs(expected.logits.numpy()[mask] - exact).max()  # 1.1e-5
-    assert np.abs(np.asarray(found.logits["mlm"])[mask] - exact).max() < 3 * rounding < 5e-5
+    rounding = np.abs(expected.logits.numpy()[mask] - exact).max()  # 1.1e-5 to 1.8e-5, as the processor has it
+    assert np.abs(np.asarray(found.logits["mlm"])[mask] - exact).max() < 3 * rounding < 1e-4
     for layer in range(1, 13):
         hidden = expected.hidden_states[-layer].numpy()[mask]
         np.testing.assert_allclose(np.asarray(found.collected["hidden_states"])[-layer][mask], hidden, atol=1e-5, rtol=1e-6)
