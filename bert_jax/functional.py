@@ -86,15 +86,18 @@ def layer_norm(
     return (centred * jax.lax.rsqrt(variance + eps) * scale + bias).astype(x.dtype)
 
 
-def dropout(x: Float[Array, "B *rest"], rate: float, seed: UInt32[Array, "2"] | None) -> Float[Array, "B *rest"]:
+def dropout(
+    x: Float[Array, "B *rest"], rate: float, seed: UInt32[Array, "2"] | None, first: int = 0
+) -> Float[Array, "B *rest"]:
     """Inverted dropout (Srivastava et al. 2014). ``seed=None`` or rate 0 returns ``x`` unchanged.
 
-    The rate is exact to 2**-32, and the scale uses the rate that is really applied.
+    The rate is exact to 2**-32, and the scale uses the rate that is really applied. ``first``: which row of a batch the first
+    row of ``x`` is.
     """
     if seed is None or rate == 0.0:
         return x
     threshold = keep_threshold(rate)
-    keep = random_bits(seed, x.shape) < np.uint32(threshold)
+    keep = random_bits(seed, x.shape, first) < np.uint32(threshold)
     return jnp.where(keep, x * (2**32 / threshold), jnp.zeros((), x.dtype)).astype(x.dtype)
 
 
@@ -103,9 +106,11 @@ def keep_threshold(rate: float) -> int:
     return round((1.0 - rate) * 2**32)
 
 
-def random_bits(seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """32 random bits for every element: a hash of (seed, place), two multiplications an element. With a seed for every row
-    (``seed`` [B, 2]) a row's bits depend on its seed alone, not on where the row stands.
+def random_bits(
+    seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], shape: tuple[int, ...], first: int = 0
+) -> UInt32[Array, "..."]:
+    """32 random bits for every element: a hash of (seed, place), two multiplications an element. Rows are counted from
+    ``first``. With a seed for every row (``seed`` [B, 2]) a row's bits depend on its seed alone, not on where the row stands.
 
     This serves dropout, which needs masks that look random and cost nothing: bits that depend on nothing but the place are the
     same on every mesh, are made where they are used, and are made again in the backward pass rather than kept. The key of
@@ -115,7 +120,7 @@ def random_bits(seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], shape: tuple[in
     between its multiplications.
     """
     rows, *rest = shape
-    first, second = (words.reshape(rows, *(1 for _ in rest)) for words in row_words(seed, rows))
+    first, second = (words.reshape(rows, *(1 for _ in rest)) for words in row_words(seed, rows, first))
     place = jnp.zeros((1, *rest), jnp.uint32)
     for axis in range(len(rest)):
         stride = math.prod(rest[axis + 1 :]) % 2**32
@@ -123,12 +128,14 @@ def random_bits(seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], shape: tuple[in
     return mix(place ^ first, second)
 
 
-def row_words(seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], rows: int) -> tuple[UInt32[Array, " B"], UInt32[Array, " B"]]:
+def row_words(
+    seed: UInt32[Array, "2"] | UInt32[Array, "B 2"], rows: int, first: int = 0
+) -> tuple[UInt32[Array, " B"], UInt32[Array, " B"]]:
     """What :func:`random_bits` knows of each row: its bits at a place are ``mix(place ^ first word, second word)``."""
-    number = jnp.zeros((), jnp.uint32) if seed.ndim == 2 else jax.lax.iota(jnp.uint32, rows)
+    number = jnp.zeros((), jnp.uint32) if seed.ndim == 2 else jax.lax.iota(jnp.uint32, rows) + np.uint32(first)
     word = mix(number * np.uint32(0x9E3779B9) + seed[..., 0])
-    first = mix(word ^ seed[..., 1])
-    return first, mix(first + word)
+    before = mix(word ^ seed[..., 1])
+    return before, mix(before + word)
 
 
 def fold(seed: UInt32[Array, "*n 2"], number: Int[Array, "*m"] | int) -> UInt32[Array, "*k 2"]:
@@ -177,15 +184,26 @@ def attention(
     *,
     rate: float = 0.0,
     seed: UInt32[Array, "2"] | None = None,
+    pieces: int = 1,
 ) -> tuple[Float[Array, "B Q N H"], Float[Array, "B N Q L"]]:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), softmax in float32.
+
+    Args:
+      rate, seed: of dropout, none without a seed.
+      pieces: that the batch is cut into, whose results are the same to rounding: on a processor several are faster.
 
     Returns:
       The context in the dtype of ``value`` and the probabilities before dropout, float32.
     """
-    scores = _scores(query, key, bias)
-    dropped = dropout(_softmax(scores, value.dtype), rate, seed)
-    return jnp.einsum("bnql,blnh->bqnh", dropped, value), jax.nn.softmax(scores, axis=-1)
+    contexts, first = [], 0
+    for part in zip(*(jnp.array_split(a, pieces) for a in (query, key, value, bias)), strict=True):
+        scores = _scores(part[0], part[1], part[3])
+        dropped = dropout(_softmax(scores, value.dtype), rate, seed, first)
+        contexts.append(jnp.einsum("bnql,blnh->bqnh", dropped, part[2]))
+        first += len(scores)
+    if pieces == 1:
+        return contexts[0], jax.nn.softmax(scores, axis=-1)
+    return jnp.concatenate(contexts), attention_probabilities(query, key, bias)
 
 
 def attention_probabilities(

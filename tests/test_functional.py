@@ -233,6 +233,28 @@ def test_attention_drops_probabilities_after_the_softmax():
     assert abs((context == 0).mean() - 0.5) < 5 * 0.5 / 50
 
 
+@pytest.mark.parametrize("pieces", [2, 4, 5])
+def test_attention_in_pieces_is_the_same(pieces):
+    q, k, v = (jnp.asarray(normal(5, 6, 2, 8, seed=seed)) for seed in range(3))  # 5 rows: pieces of different sizes
+    bias = checked.attention_bias(jnp.asarray(np.random.default_rng(3).random((5, 6, 6)) < 0.7))
+
+    def loss(q, k, v, bias, pieces):
+        context, probabilities = checked.attention(q, k, v, bias, rate=0.4, seed=SEED, pieces=pieces)
+        return (context * normal(*context.shape, seed=4)).sum(), (context, probabilities)
+
+    values = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
+    for found, expected in zip(jax.tree.leaves(values(q, k, v, bias, pieces)), jax.tree.leaves(values(q, k, v, bias, 1)),
+                               strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_counts_rows_from_the_first():
+    x = jnp.ones((7, 50))
+    whole = checked.dropout(x, 0.5, SEED)
+    np.testing.assert_array_equal(checked.dropout(x[3:5], 0.5, SEED, 3), whole[3:5])
+    assert (checked.dropout(x[3:5], 0.5, SEED) != whole[3:5]).any()
+
+
 def test_gather_positions():
     x = normal(2, 5, 3)
     positions = np.array([[4, 0, 0, 2], [1, 1, 3, 4]])

@@ -17,6 +17,7 @@ from bert_jax import functional
 from bert_jax.models import fused_attention
 from bert_jax.models.config import FUSED_WIDTHS, EncoderConfig
 
+MANY_SCORES = 2**18  # of one layer: from here on cutting them into pieces pays for the longer compilation
 LOW_RANK = ("query", "value")  # the maps of attention that ``lora_rank`` changes (Hu et al. 2021)
 
 
@@ -143,7 +144,9 @@ class SelfAttention(nn.Module):
             context = fused_attention.attention(query, keys, value, bias, probability_seed, rate, _spec())
             probabilities = functional.attention_probabilities(query, keys, bias)
         else:
-            context, probabilities = functional.attention(query, keys, value, bias, rate=rate, seed=probability_seed)
+            context, probabilities = functional.attention(
+                query, keys, value, bias, rate=rate, seed=probability_seed, pieces=pieces(query, keys)
+            )
             context = checkpoint_name(context, "context")
         output = Dense(config, (config.hidden_width,), ("heads", "head_width", "model"), inputs=2, name="output")(context)
         output = functional.dropout(output, config.dropout, output_seed)
@@ -155,6 +158,19 @@ def _is_fused(config: EncoderConfig) -> bool:
     if config.attention == "auto":
         return config.compute_dtype == "bfloat16" and config.head_width in FUSED_WIDTHS and fused_attention.available()
     return config.attention == "fused"
+
+
+def pieces(query: Float[Array, "B Q N H"], keys: Float[Array, "B K N H"]) -> int:
+    """How many pieces of the batch attention is computed in: 4 on a processor that is one device, where scores are many.
+
+    XLA:CPU makes one loop of both products and the softmax between; cut in 4, which run beside each other and fit the caches
+    better, it took half the time forward and four fifths with gradients (two cores, scores of 4 to 96 MB: benchmarks/NOTES.md).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.size == 1
+    device = jax.devices()[0].device_kind if mesh.abstract_device is None else mesh.abstract_device.device_kind
+    scores = math.prod(query.shape[:3]) * keys.shape[1]
+    return min(4, query.shape[0]) if alone and device == "cpu" and scores >= MANY_SCORES else 1
 
 
 def _spec() -> PartitionSpec | None:

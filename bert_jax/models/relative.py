@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from bert_jax import functional
 from bert_jax.models.config import EncoderConfig
-from bert_jax.models.layers import Dense, LayerNorm, truncated_normal
+from bert_jax.models.layers import Dense, LayerNorm, pieces, truncated_normal
 
 
 class Relation(NamedTuple):
@@ -104,7 +104,8 @@ class RelativeSelfAttention(nn.Module):
             scores += jnp.where(relation.same[:, None], either[..., :1], either[..., 1:])
         shifted, _ = _Shift(config, 0, None, name="content")(query)
         context, probabilities = functional.attention(
-            shifted, keys, value, scores + bias, rate=config.attention_dropout, seed=probability_seed
+            shifted, keys, value, scores + bias, rate=config.attention_dropout, seed=probability_seed,
+            pieces=pieces(query, keys),
         )
         context = checkpoint_name(context, "context")
         output = Dense(
