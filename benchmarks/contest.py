@@ -17,8 +17,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import processes
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -58,27 +56,27 @@ def contest(
       SystemExit: a contestant did not start; its own error stands above.
     """
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": processes.HEAP, "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "true",
     }
-    started, first = {}, {}
+    processes, first = {}, {}
     began = time.monotonic()
     for name in names:
-        started[name] = subprocess.Popen(
+        processes[name] = subprocess.Popen(
             [str(pythons.get(name, sys.executable)), file, "--worker", name, *arguments], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, env=environment,
         )
-        first[name] = _line(started[name], name)
+        first[name] = _line(processes[name], name)
         _say(f"{label}{name} ready, first turn {first[name]['first']:.1f} s")
     turns: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
-        for name, process in started.items():
+        for name, process in processes.items():
             process.stdin.write(f"{count}\n")
             process.stdin.flush()
             turns[name].append(_line(process, name)["seconds"])
         left = (time.monotonic() - began) / (number + 1) * (rounds - number - 1)
         _say(f"{label}round {number + 1} of {rounds}, {left:.0f} s left at most")
-    for process in started.values():
+    for process in processes.values():
         process.stdin.close()
         process.wait()
     return {name: Times(first[name]["first"], turns[name], first[name]["said"]) for name in names}

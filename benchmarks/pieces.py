@@ -1,12 +1,12 @@
 """What two settings bring on a processor: attention in pieces of the batch, and a heap that keeps what is freed.
 
-    python benchmarks/pieces.py                             # benchmarks/results/pieces.json, docs/results/pieces.md; minutes
-    python benchmarks/pieces.py --models reaction --rounds 3
+    python benchmarks/pieces.py --rounds 3    # benchmarks/results/pieces.json, docs/results/pieces.md; a quarter of an hour
+    python benchmarks/pieces.py --models reaction
 
 An encoder alone, float32, random weights, full rows: forward without dropout, and loss with gradients (dropout 0.1, everything
 kept that a product reads). Six processes take turns: attention whole or cut in four (``bert_jax.models.layers.pieces``), and
-four heaps of glibc: as it comes; asked by ``mallopt`` at its start not to give anything back; with large pages; with both,
-from the environment, which is what the other benchmarks give to every contestant.
+four heaps of glibc: as it comes; asked by ``mallopt`` at its start not to give anything back; with large pages, which is what
+the other benchmarks give to every contestant; with both, from the environment.
 """
 
 import argparse
@@ -25,9 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/pieces.json", ROOT / "docs/results/pieces.md"
 # layers, D, N, F, rows, tokens
 MODELS = {"reaction": (12, 256, 4, 512, 16, 192), "minilm": (6, 384, 12, 1536, 32, 64), "base4": (4, 768, 12, 3072, 8, 128)}
-HEAPS = {"as it comes": "", "kept": "", "large pages": "glibc.malloc.hugetlb=1", "large, kept": processes.HEAP}
+LARGE = "glibc.malloc.hugetlb=1"
+KEPT = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864"
+HEAPS = {"as it comes": "", "kept": "", "large pages": LARGE, "large, kept": f"{LARGE}:{KEPT}"}
 NAMES = ("as it comes/1", "as it comes/4", "kept/4", "large pages/1", "large pages/4", "large, kept/4")
-VOCABULARY = 1_000
+VOCABULARY, CALLS = 1_000, 3
 
 
 def work(model: str, gradients: bool, cut: bool):
@@ -76,8 +78,9 @@ def keep_freed() -> None:
 def main() -> None:
     """Reads the command line, prints and writes tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS),
+                        help="all of them, for the published page; default: all")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant; default: %(default)s")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--gradients", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -94,12 +97,13 @@ def main() -> None:
     for model, gradients in itertools.product(arguments.models, (False, True)):
         kind = "gradients" if gradients else "forward"
         given = ["--models", model, *(["--gradients"] if gradients else [])]
-        found[f"{model}/{kind}"] = contest.contest(__file__, NAMES, given, arguments.rounds, 3, f"{model}, {kind}: ")
+        found[f"{model}/{kind}"] = contest.contest(__file__, NAMES, given, arguments.rounds, CALLS, f"{model}, {kind}: ")
     tables = table(found)
     print(tables)
     if set(arguments.models) == set(MODELS):
         content = {"environment": processes.machine("jax", "jaxlib"), "results": {
-            case: {name: [turn / 3 for turn in times.turns] for name, times in cases.items()} for case, cases in found.items()
+            case: {name: [turn / CALLS for turn in times.turns] for name, times in cases.items()}
+            for case, cases in found.items()
         }}
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
         PAGE.write_text(INTRODUCTION.format(
@@ -115,7 +119,7 @@ def table(found: dict[str, dict[str, contest.Times]]) -> str:
         for times in cases.values():
             middle, low, high = contest.ratio(first, times.turns)
             gain = "" if times.turns is first else f" ({middle:.2f} x, {low:.2f} to {high:.2f})"
-            cells.append(f"{statistics.median(times.turns) / 3 * 1e3:.0f}{gain}")
+            cells.append(f"{statistics.median(times.turns) / CALLS * 1e3:.0f}{gain}")
         lines.append(f"| {case.replace('/', ', ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -130,13 +134,13 @@ tokens, minilm: 32 x 64, base4: 8 x 128. The number in a column's head: pieces.
 {tables}
 
 - kept: `mallopt` with M_MMAP_MAX 0, M_TRIM_THRESHOLD 2 GiB, M_TOP_PAD 64 MiB: what a step frees stays for the next one.
-- large pages: `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which the Makefile sets.
-- large, kept: both, by `GLIBC_TUNABLES` (`HEAP` in `benchmarks/processes.py`).
+- large pages: `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which the Makefile and the other benchmarks set.
+- large, kept: both, by `GLIBC_TUNABLES` (`KEPT` in `benchmarks/pieces.py`).
 
 Machine: {machine}.
 
 ```
-python benchmarks/pieces.py
+python benchmarks/pieces.py --rounds {rounds}
 ```
 """
 

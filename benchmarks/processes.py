@@ -27,10 +27,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Large pages for glibc's heap, which keeps what is freed: every step asks for the same buffers again.
-HEAP = ":".join(f"glibc.malloc.{name}" for name in (
-    "hugetlb=1", "mmap_threshold=4294967296", "trim_threshold=17179869184", "top_pad=67108864",
-))
 ROOT = Path(__file__).resolve().parent.parent
 CONTINUES = 75  # status of a process that was asked to stop and has saved what it had
 GRACE = 50.0  # seconds for that, after which it is killed
@@ -143,7 +139,7 @@ def environment(directory: Path) -> dict[str, str]:
     """What the processes of a benchmark see. Compiled programs lie in ``directory``, however small and quickly made; the
     jobs share a GPU's memory, and its products of float32 matrices are float32 as on a processor and in PyTorch, not TF32."""
     ours = {
-        "GLIBC_TUNABLES": HEAP,
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages for the heap
         "HF_HUB_OFFLINE": "1", "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),

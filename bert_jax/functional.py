@@ -195,15 +195,22 @@ def attention(
     Returns:
       The context in the dtype of ``value`` and the probabilities before dropout, float32.
     """
+    if pieces == 1:  # as it is: even a split into one part would be an operation on the rows, which may be sharded
+        scores = _scores(query, key, bias)
+        return _context(scores, value, rate, seed, 0), jax.nn.softmax(scores, axis=-1)
     contexts, first = [], 0
-    for part in zip(*(jnp.array_split(a, pieces) for a in (query, key, value, bias)), strict=True):
-        scores = _scores(part[0], part[1], part[3])
-        dropped = dropout(_softmax(scores, value.dtype), rate, seed, first)
-        contexts.append(jnp.einsum("bnql,blnh->bqnh", dropped, part[2]))
-        first += len(scores)
-    if pieces == 1:
-        return contexts[0], jax.nn.softmax(scores, axis=-1)
+    for rows in zip(*(jnp.array_split(a, pieces) for a in (query, key, value, bias)), strict=True):
+        some_query, some_key, some_value, some_bias = rows
+        contexts.append(_context(_scores(some_query, some_key, some_bias), some_value, rate, seed, first))
+        first += some_query.shape[0]
     return jnp.concatenate(contexts), attention_probabilities(query, key, bias)
+
+
+def _context(
+    scores: Float[Array, "B N Q L"], value: Float[Array, "B L N H"], rate: float, seed: UInt32[Array, "2"] | None, first: int
+) -> Float[Array, "B Q N H"]:
+    dropped = dropout(_softmax(scores, value.dtype), rate, seed, first)
+    return jnp.einsum("bnql,blnh->bqnh", dropped, value)
 
 
 def attention_probabilities(

@@ -248,6 +248,13 @@ def test_attention_in_pieces_is_the_same(pieces):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_whole_attention_does_not_touch_the_order_of_rows(pieces):
+    q = jnp.zeros((5, 6, 2, 8))
+    program = jax.make_jaxpr(lambda q: functional.attention(q, q, q, jnp.zeros((5, 1, 1, 6)), pieces=pieces))(q)
+    assert ("split[" in str(program), "concatenate[" in str(program)) == (pieces > 1,) * 2
+
+
 def test_dropout_counts_rows_from_the_first():
     x = jnp.ones((7, 50))
     whole = checked.dropout(x, 0.5, SEED)

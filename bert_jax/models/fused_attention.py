@@ -25,10 +25,10 @@ def available() -> bool:
     """Whether the devices of the mesh in context, or those of this process, are of the kind that the kernels were measured on
     and block sizes chosen for: Hopper. (They are too large for the shared memory of some others.)"""
     device = jax.devices()[0]
-    return device.platform == "gpu" and "NVIDIA" in _kind() and device.compute_capability == "9.0"
+    return device.platform == "gpu" and "NVIDIA" in device_kind() and device.compute_capability == "9.0"
 
 
-def _kind() -> str:
+def device_kind() -> str:
     """Of the devices of the mesh in context, which may be a planner's, or else of this process."""
     meant = jax.sharding.get_abstract_mesh().abstract_device
     return (jax.devices()[0] if meant is None else meant).device_kind
@@ -104,7 +104,7 @@ def _everywhere(on_gpu, on_tpu, rate: float, cut: Cut | None):
         kernels = {"cuda": functools.partial(for_gpu, interpret=False)}
         if (problem := tpu.problem(query, key, bias)) is None:
             kernels["tpu"] = functools.partial(on_tpu, rate=rate, interpret=False)
-        elif "TPU" in _kind():
+        elif "TPU" in device_kind():
             raise BertJaxError(f"fused attention on a TPU: {problem}; here {query.shape[1]} tokens, {query.shape[2]} heads of "
                                f"width {query.shape[3]} on a device. Use encoder.attention=xla")
         inputs = (query, key, value, bias, *more)

@@ -163,14 +163,13 @@ def _is_fused(config: EncoderConfig) -> bool:
 def pieces(query: Float[Array, "B Q N H"], keys: Float[Array, "B K N H"]) -> int:
     """How many pieces of the batch attention is computed in: 4 on a processor that is one device, where scores are many.
 
-    XLA:CPU makes one loop of both products and the softmax between; cut in 4, which run beside each other and fit the caches
-    better, it took 0.45 to 0.72 of the time forward and 0.6 to 1.0 with gradients (two cores: benchmarks/NOTES.md).
+    XLA:CPU makes one call of both products and the softmax between, and computes four smaller ones faster: three encoders ran
+    1.06 to 1.81 times as fast forward on two cores, 0.98 to 1.09 times with gradients (docs/results/pieces.md).
     """
     mesh = jax.sharding.get_abstract_mesh()
     alone = mesh.empty or mesh.size == 1
-    device = jax.devices()[0].device_kind if mesh.abstract_device is None else mesh.abstract_device.device_kind
     scores = math.prod(query.shape[:3]) * keys.shape[1]
-    return min(4, query.shape[0]) if alone and device == "cpu" and scores >= MANY_SCORES else 1
+    return min(4, query.shape[0]) if alone and fused_attention.device_kind() == "cpu" and scores >= MANY_SCORES else 1
 
 
 def _spec() -> PartitionSpec | None:
