@@ -99,9 +99,9 @@ def test_gradients_with_dropout_are_those_of_a_loop_in_torch_with_the_same(tmp_p
     task = make_task(tricks=(trick,), dropout=0.2, attention_dropout=0.3, head_dropout=0.4)
     params, batch, first, model = begun(task, trick, tmp_path / "hf")
 
-    def recorded(x, rate, seed):
-        masks.append(np.array(drop(jnp.ones(x.shape), rate, seed)))
-        return drop(x, rate, seed)
+    def recorded(x, rate, seed, first=0):
+        masks.append(np.array(drop(jnp.ones(x.shape), rate, seed, first)))
+        return drop(x, rate, seed, first)
 
     with monkeypatch.context() as patched, jax.disable_jit():
         patched.setattr(functional, "dropout", recorded)
