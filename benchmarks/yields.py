@@ -38,6 +38,7 @@ UPSTREAM = {
 # Dropout and learning rate: of the models behind UPSTREAM (their model_args.json), and of launch_suzuki_miyaura_training.py for
 # bert_pretrained ("pretrained": what was best for Buchwald-Hartwig reactions).
 STARTS = {"ft": ("rxnfp-ft", 0.7542, 9.116e-5), "pretrained": ("rxnfp-pretrained", 0.7987, 9.659e-5)}
+ATTENTION_DROPOUT = 0.1  # of both, where dropout acts
 TRAINED, ALL, EPOCHS = 4032, 5760, 15
 # As rxnfp/tokenization.py has it: everything that it does not match is left out.
 SMILES = (
@@ -54,21 +55,10 @@ class Size:
     trained: int
     tested: int
     shapes: int = 16
-    dropout_epochs: int = 1
+    epochs_with_dropout: int = 1
 
 
 SIZES = {"full": Size(3_780, TRAINED, ALL - TRAINED), "test": Size(30, 32, 16, 1)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What begins where; dropout of hidden states and of attention; learning rate at its begin; updates."""
-
-    init: Path
-    dropout: float
-    attention_dropout: float
-    rate: float
-    steps: int
 
 
 def smiles_tokenizer(vocabulary: list[str]) -> dict:
@@ -114,11 +104,23 @@ def prepare(start: str, directory: Path, data: Path) -> Path:
     return folder
 
 
+def until(last: int):
+    """One process that asks itself to stop, and thus to save, before update ``last + 1``."""
+    from bert_jax.parallel.cluster import Cluster
+
+    class Until(Cluster):
+        def stop_at(self, step: int) -> bool:
+            return step >= last or super().stop_at(step)
+
+    return Until()
+
+
 def measure(cell: str, setting: processes.Setting) -> None:
     """Fine-tunes on one split and keeps its scores and predictions, unless they are there."""
     import numpy as np
     from sklearn.metrics import mean_absolute_error, r2_score
 
+    from bert_jax.checkpoint import Checkpoints
     from bert_jax.model import load
     from bert_jax.tasks.base import predict
     from bert_jax.tasks.tables import Table
@@ -138,46 +140,45 @@ def measure(cell: str, setting: processes.Setting) -> None:
     training = Table(file, ("rxn",), "y", rows=(0, size.trained))
     test = Table(file, ("rxn",), "y", rows=(TRAINED, TRAINED + size.tested))
     values = [float(label) for label in training.read().labels]
-    recipe, first = load_config(CONFIG), size.steps * size.dropout_epochs // EPOCHS
-    stages = {
-        "first": Stage(folder, dropout, recipe.task.encoder.attention_dropout, rate, first),
-        "rest": Stage(directory / "runs" / cell / "first", 0.0, 0.0, rate * (1 - first / size.steps),
-                      size.steps - first),
-    }
-    for name, stage in stages.items():
-        encoder = dataclasses.replace(recipe.task.encoder, dropout=stage.dropout, attention_dropout=stage.attention_dropout)
-        experiment = dataclasses.replace(
-            recipe,
-            task=dataclasses.replace(
-                recipe.task, encoder=encoder, init=str(stage.init), data=training, heldout=test, shapes=size.shapes,
-                offset=statistics.mean(values), scale=statistics.stdev(values),
-            ),
-            optimizer=dataclasses.replace(recipe.optimizer, learning_rate=stage.rate),
-            train=dataclasses.replace(recipe.train, steps=stage.steps, eval_every=stage.steps),
-        )
-        work = directory / "runs" / cell / name
-        task = finetuning_task(experiment.task, load(stage.init))
-        result = train(task, experiment, work)
-        if not result.finished:
+    recipe, first = load_config(CONFIG), size.steps * size.epochs_with_dropout // EPOCHS
+    encoder, work = recipe.task.encoder, directory / "runs" / cell
+    experiment = dataclasses.replace(
+        recipe,
+        task=dataclasses.replace(
+            recipe.task, init=str(folder), data=training, heldout=test, shapes=size.shapes,
+            offset=statistics.mean(values), scale=statistics.stdev(values),
+        ),
+        optimizer=dataclasses.replace(recipe.optimizer, learning_rate=rate),
+        train=dataclasses.replace(recipe.train, steps=size.steps, eval_every=size.steps),
+    )
+    dropping = dataclasses.replace(experiment, task=dataclasses.replace(
+        experiment.task, encoder=dataclasses.replace(encoder, dropout=dropout, attention_dropout=ATTENTION_DROPOUT)
+    ))
+    begun = max(Checkpoints(work / "checkpoints").steps(), default=0)
+    if begun < first:
+        result = train(finetuning_task(dropping.task, load(folder)), dropping, work, until(first))
+        if result.step < first:
             sys.exit(processes.CONTINUES)
+    task = finetuning_task(experiment.task, load(folder))
+    result = train(task, experiment, work)
+    if not result.finished:
+        sys.exit(processes.CONTINUES)
     began = time.monotonic()
     answers, _ = predict(task.predictor, task.finished(result.params), test.read().texts, experiment.task.lengths, 32)
     predicted = np.clip([100 * answer["yield"] for answer in answers], 0, 100)  # as upstream does
     measured = 100 * np.array([float(label) for label in test.read().labels])
-    record = read(work.parent / "first" / "metrics.jsonl") + [
-        row | {"step": row["step"] + first} for row in read(work / "metrics.jsonl")
-    ]
+    record = read(work / "metrics.jsonl")
     found = {
         "size": dataclasses.asdict(size), "start": start, "split": int(split), "r2": r2_score(measured, predicted),
         "rmse": float(np.sqrt(np.square(measured - predicted).mean())), "mae": mean_absolute_error(measured, predicted),
-        "seconds": sum(max(row["time"] for row in read(work.parent / name / "metrics.jsonl")) for name in stages),
+        "seconds": max(row["time"] for row in record),
         "prediction_seconds": time.monotonic() - began,
         "losses": [[row["step"], row["loss"]] for row in record if row["kind"] == "train"],
         "machine": processes.machine(*PACKAGES),
         "predicted": np.round(predicted, 3).tolist(), "measured": np.round(measured, 3).tolist(),
     }
     processes.keep(path, found)
-    shutil.rmtree(work.parent)
+    shutil.rmtree(work)
 
 
 def stages(setting: processes.Setting, arguments: argparse.Namespace) -> list[processes.Stage]:
@@ -258,9 +259,9 @@ by the test rows. The recipe and its sources: `configs/finetune/suzuki_yields.py
 Upstream's published figures (its notebook 04) belong to models that began with `bert_ft`, not with `bert_pretrained`: the
 `model_args.json` beside each of them says so, with dropout 0.7542 and learning rate 9.116e-5, which were tuned on one of the
 random splits. That dropout acts in the first epoch alone: simpletransformers 0.34.4 calls model.train() once, before its loop
-over epochs, and the evaluation after the first leaves the model in evaluation mode. So do we: one epoch with dropout (its
-learning rate falls to 0, a difference), then fourteen without, at what is left of the learning rate, with fresh moments. With
-dropout throughout, as upstream's settings read, R2 on the five splits was 0.0133, 0.0163, 0.0001, -0.0034 and -0.0061 (H100).
+over epochs, and the evaluation after the first leaves the model in evaluation mode. So do we: a run is
+stopped after an epoch with dropout and continued without, with its moments, at its learning rate. With dropout throughout, as
+upstream's settings read, R2 on the five splits was 0.0133, 0.0163, 0.0001, -0.0034 and -0.0061 (H100).
 Seconds are those of a clock, with whatever else ran beside.
 Its repository has no figures for `bert_pretrained`; where that is the start, the columns show those of `bert_ft` all the same.
 

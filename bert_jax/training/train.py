@@ -38,6 +38,8 @@ from bert_jax.training.step import abstract_state, init_state, make_eval_step, m
 
 log = logging.getLogger("bert_jax")
 
+# Of the task, what may change while a run goes on: neither parameters nor data depend on it. ALBERT ended without dropout.
+CHANGEABLE = ("task.encoder.dropout", "task.encoder.attention_dropout")
 VISIBLE_SECONDS = 30.0  # until a file that one host wrote is seen by another; network file systems cache
 
 
@@ -290,11 +292,11 @@ def _claim(workdir: Path, experiment: Experiment, task: Task) -> None:
     path = workdir / "experiment.json"
     if path.exists():
         before, now = configuration.to_json(configuration.load(Experiment, path)), configuration.to_json(experiment)
-        changed = [f"{field} was {old}, is now {new}" for field, old, new in configuration.differences(before, now)]
-        fixed = [c for c in changed if c.startswith("task")]
+        changed = {field: f"{field} was {old}, is now {new}" for field, old, new in configuration.differences(before, now)}
+        fixed = [change for field, change in changed.items() if field.startswith("task") and field not in CHANGEABLE]
         if fixed:
             raise BertJaxError(f"{workdir} holds another experiment: {fixed[0]}; choose another --workdir")
-        for change in changed:
+        for change in changed.values():
             log.warning("continuing with a changed setting: %s", change)
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(experiment, path)

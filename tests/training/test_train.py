@@ -156,6 +156,22 @@ def test_changed_settings_are_told(run_tiny, copy, caplog):
     assert "continuing with a changed setting: optimizer.learning_rate was 0.005, is now 0.001" in told
 
 
+def test_a_run_goes_on_without_dropout(run_tiny, finished, tmp_path, caplog):
+    """ALBERT (Lan et al. 2020, section 4.8) dropped dropout after a million updates: moments and schedule stay, masks go."""
+    steps, rows = "train.steps=14", {}
+    for name, more in {"as before": (), "without": ("dropout", "attention_dropout")}.items():
+        run = shutil.copytree(finished[0], tmp_path / name)
+        run_tiny(run, steps, *(f"task.encoder.{field}=0" for field in more))
+        rows[name] = rows_of(run, "train")
+    told = [record.getMessage() for record in caplog.records if record.name == "bert_jax"]
+    assert any(line.startswith("continuing with a changed setting: task.encoder.dropout was 0.") for line in told)
+    before, without = rows["as before"], rows["without"]
+    assert [row["step"] for row in before] == [row["step"] for row in without] == [2, 4, 6, 8, 10, 12, 14]
+    assert before[:-1] == without[:-1], "what is recorded already stays"
+    assert before[-1]["loss"] != without[-1]["loss"]
+    assert before[-1]["learning_rate"] == without[-1]["learning_rate"]
+
+
 @pytest.fixture(scope="module")
 def other_store(tmp_path_factory, tiny_store, write_corpus):
     """The same text in another vocabulary of the same size."""
