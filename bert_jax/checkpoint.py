@@ -35,6 +35,7 @@ from bert_jax.parallel.agreement import Agreement
 log = logging.getLogger("bert_jax")
 
 COMPLETE = "_CHECKPOINT_METADATA"  # Orbax's name for its own JSON, so that Orbax can read our folders too
+_SLICE = 2**20  # bytes: of an array that several devices have a copy of, each writes a part, unless parts were smaller
 _PATIENCE = 1200.0  # seconds for the slowest process to write its shards after the fastest
 
 
@@ -63,7 +64,11 @@ class Checkpoints:
         self._first = keep is None or jax.process_index() == 0  # says and does what only one process should
         self._peers = Agreement(_PATIENCE) if keep is not None else None
         # Compressing saves 8% of the disk, and costs two thirds more memory and several times the processor's time.
-        self._handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False)
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SLICE)
+        self._handler = ocp.PyTreeCheckpointHandler(
+            use_zarr3=True, use_compression=False,
+            type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
+        )
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         if keep is not None:
             self._together("checkpoints cannot be written here", self._claim)
