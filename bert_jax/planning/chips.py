@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -136,13 +137,29 @@ def _tpus(name: str, version: str, topology: str, slices: int) -> Target:
     if version in ("v4", "v5p") and topology.count("x") == 1:
         raise BertJaxError(f"--topology {name}: {version} slices have three dimensions, as in {version}:2x2x1")
     try:
-        devices = topologies.get_topology_desc(f"{version}:{topology}", platform="tpu", **options).devices
+        with _without_cpu_flags():
+            devices = topologies.get_topology_desc(f"{version}:{topology}", platform="tpu", **options).devices
+            limit = _tpu_limit(devices[0])
     except Exception as error:  # jaxlib and libtpu raise several types
         text = " ".join(str(error).split())
         if "libtpu" in text and ("open" in text or "load" in text or "None" in text) or "plugin" in text.lower():
             raise BertJaxError(f"--topology {name}: XLA's TPU compiler is missing: pip install 'bert_jax[plan]'") from error
         raise BertJaxError(f"--topology {name}: libtpu knows no such slice: {text[:200]}") from error
-    return Target(name, tuple(devices), TPUS[version], _tpu_limit(devices[0]))
+    return Target(name, tuple(devices), TPUS[version], limit)
+
+
+@contextlib.contextmanager
+def _without_cpu_flags() -> Iterator[None]:
+    """While libtpu is loaded and compiles for the first time: then it reads ``XLA_FLAGS``, and ends the process at one that its
+    XLA does not have; none of a processor's means anything to it."""
+    flags = os.environ.get("XLA_FLAGS")
+    if flags is not None:
+        os.environ["XLA_FLAGS"] = " ".join(flag for flag in flags.split() if not flag.startswith("--xla_cpu_"))
+    try:
+        yield
+    finally:
+        if flags is not None:
+            os.environ["XLA_FLAGS"] = flags
 
 
 def _tpu_limit(device: Any) -> int | None:

@@ -17,6 +17,7 @@ from bert_jax.models import fused_attention_tpu as tpu
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.fused_attention_gpu import Cut, Tiles
 from bert_jax.parallel.mesh import RULES, MeshConfig, make_mesh
+from bert_jax.planning.chips import target
 
 SEED = jnp.asarray([123, 456], jnp.uint32)
 SMALL = Cut(*[Tiles(16, 16, 4, 2)] * 4)  # several blocks both ways in short sequences
@@ -193,9 +194,8 @@ def test_what_fused_cannot_is_refused(changes):
 
 def on_tpu(call, *operands, chip: str = "v5e:2x2") -> jax.stages.Compiled:
     """Compiled for one chip that is not here."""
-    topologies = pytest.importorskip("jax.experimental.topologies")
     pytest.importorskip("libtpu")
-    mesh = Mesh(np.array(topologies.get_topology_desc(platform="tpu", topology_name=chip).devices[:1]), ("x",))
+    mesh = Mesh(np.array(target(chip).devices[:1]), ("x",))
     whole = NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
         return jax.jit(call, in_shardings=whole, out_shardings=whole).lower(*operands).compile()
