@@ -149,15 +149,16 @@ copy_log() { # a whole copy each time: an object in a bucket cannot grow
 }
 
 state() { # one line: new, idle, running PID, or exited STATUS; from worker 0 also how far the run is
-  local pid
+  local pid ending=
   pid=$(alive)
+  if supervised; then ending=yes; fi # asked before its file is looked for: once it is gone, the file is there if it ever will be
   if [[ $pid ]]; then
     echo "worker $worker running $pid"
   elif [[ ! -f $job/ready ]] || ! mountpoint --quiet "$job/bucket"; then
     echo "worker $worker new" # never set up, or rebooted
   elif [[ -s $job/exit ]]; then
     echo "worker $worker exited $(cat "$job/exit")"
-  elif supervised; then
+  elif [[ $ending ]]; then
     echo "worker $worker running $(cat "$job/supervisor")" # ended a moment ago, its status not yet written
   elif [[ -s $job/pid ]]; then
     echo "worker $worker exited 137" # gone without a word
