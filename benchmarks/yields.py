@@ -259,8 +259,8 @@ by the test rows. The recipe and its sources: `configs/finetune/suzuki_yields.py
 Upstream's published figures (its notebook 04) belong to models that began with `bert_ft`, not with `bert_pretrained`: the
 `model_args.json` beside each of them says so, with dropout 0.7542 and learning rate 9.116e-5, which were tuned on one of the
 random splits. That dropout acts in the first epoch alone: simpletransformers 0.34.4 calls model.train() once, before its loop
-over epochs, and the evaluation after the first leaves the model in evaluation mode. So do we: a run is
-stopped after an epoch with dropout and continued without, with its moments, at its learning rate. With dropout throughout, as
+over epochs, and the evaluation after the first leaves the model in evaluation mode. So do we: a run is stopped
+after an epoch with dropout and continued without, with its moments, at its learning rate. With dropout throughout, as
 upstream's settings read, R2 on the five splits was 0.0133, 0.0163, 0.0001, -0.0034 and -0.0061 (H100).
 Seconds are those of a clock, with whatever else ran beside.
 Its repository has no figures for `bert_pretrained`; where that is the start, the columns show those of `bert_ft` all the same.

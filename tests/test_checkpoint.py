@@ -460,3 +460,20 @@ def test_file_size_limit(tmp_path):
     assert again.steps() == [1, 10]
     again.close()
     checkpoints.close()
+
+
+@pytest.mark.parametrize(("elements", "sliced"), [(2**10, False), (2**21, True)], ids=["4 KiB", "8 MiB"])
+def test_only_large_arrays_are_written_in_parts(tmp_path, monkeypatch, elements, sliced):
+    """Orbax slices off what each of eight devices writes of an array that all of them have."""
+    whole = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec())
+    tree = {"w": jax.device_put(np.arange(elements, dtype=np.float32), whole)}
+    slices, slice_in_dim = [], jax.lax.slice_in_dim
+    monkeypatch.setattr(jax.lax, "slice_in_dim", lambda *given, **named: slices.append(1) or slice_in_dim(*given, **named))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(1, {"params": tree}, {})
+    checkpoints.wait()
+    assert bool(slices) == sliced
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
+    restored = checkpoints.restore({"params": wanted})
+    np.testing.assert_array_equal(restored.items["params"]["w"], tree["w"])
+    checkpoints.close()

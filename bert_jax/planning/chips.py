@@ -136,16 +136,15 @@ def _tpus(name: str, version: str, topology: str, slices: int) -> Target:
         options["chip_config_name"] = "megacore"  # both cores as one device, as jax runs on it
     if version in ("v4", "v5p") and topology.count("x") == 1:
         raise BertJaxError(f"--topology {name}: {version} slices have three dimensions, as in {version}:2x2x1")
-    try:
-        with _without_cpu_flags():
+    with _without_cpu_flags():
+        try:
             devices = topologies.get_topology_desc(f"{version}:{topology}", platform="tpu", **options).devices
-            limit = _tpu_limit(devices[0])
-    except Exception as error:  # jaxlib and libtpu raise several types
-        text = " ".join(str(error).split())
-        if "libtpu" in text and ("open" in text or "load" in text or "None" in text) or "plugin" in text.lower():
-            raise BertJaxError(f"--topology {name}: XLA's TPU compiler is missing: pip install 'bert_jax[plan]'") from error
-        raise BertJaxError(f"--topology {name}: libtpu knows no such slice: {text[:200]}") from error
-    return Target(name, tuple(devices), TPUS[version], limit)
+        except Exception as error:  # jaxlib and libtpu raise several types
+            text = " ".join(str(error).split())
+            if "libtpu" in text and ("open" in text or "load" in text or "None" in text) or "plugin" in text.lower():
+                raise BertJaxError(f"--topology {name}: XLA's TPU compiler is missing: pip install 'bert_jax[plan]'") from error
+            raise BertJaxError(f"--topology {name}: libtpu knows no such slice: {text[:200]}") from error
+        return Target(name, tuple(devices), TPUS[version], _tpu_limit(devices[0]))
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """Names of devices to plan for: what they mean, and what is refused."""
 
+import os
+
 import jax
 import pytest
 
 from bert_jax.errors import BertJaxError
-from bert_jax.planning.chips import TPUS, target
+from bert_jax.planning.chips import TPUS, _without_cpu_flags, target
 
 GIB = 2**30
 
@@ -50,3 +52,10 @@ def test_slices(name, devices, limit, slices, libtpu):
 def test_slices_that_do_not_exist(name, says, libtpu):
     with pytest.raises(BertJaxError, match=says):
         target(name)
+
+
+def test_flags_for_processors_are_hidden_from_libtpu(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_of_tomorrow=1 --xla_dump_to=x")
+    with _without_cpu_flags():
+        assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_of_tomorrow=1 --xla_dump_to=x"
