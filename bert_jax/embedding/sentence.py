@@ -25,7 +25,7 @@ from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
 
-_ENCODER = ("embeddings", "attention", "feed_forward")  # the parameters that final hidden states depend on
+_ENCODER = ("embeddings", "attention", "feed_forward", "lora", "mix")  # the parameters that the states heads read depend on
 _ROW, _SHARED = 64, 16  # tokens of a row that short texts share, and how many of them at most
 _TOKENISED_AT_ONCE = 4096  # texts: a portion is tokenised while the device computes the one before
 _IN_FLIGHT = 2  # batches dispatched and not yet fetched: the host prepares one while the device computes another
@@ -83,7 +83,8 @@ def embed(
     batch_size: int = 64,
     progress: bool = True,
 ) -> np.ndarray:
-    """One vector per text, in the order of ``texts``: float32 [n, D * number of poolings].
+    """One vector per text, in the order of ``texts``: float32 [n, D * number of poolings], of the states that heads read
+    (:class:`bert_jax.models.api.Outputs`: K times as wide where K layers are concatenated).
 
     Texts are tokenised in a thread, some thousands at a time, while the device computes those before. Short ones share rows of
     64 tokens, in which each sees itself alone: one shape, and hardly any padding. Longer ones, and those of a call with few
@@ -105,7 +106,7 @@ def embed(
     texts, opening = _checked(texts), settings.prompt_text(prompt)
     if batch_size < 1:
         raise BertJaxError(f"batch_size is {batch_size}: it must be at least 1")
-    vectors = np.zeros((len(texts), config.hidden_width * len(settings.pooling)), np.float32)
+    vectors = np.zeros((len(texts), config.hidden_width * config.concatenated * len(settings.pooling)), np.float32)
     if not texts:
         return vectors
     limit = min(settings.max_length, config.max_length)
@@ -124,7 +125,7 @@ def embed(
     with bar, contextlib.closing(portions):
         task = bar.add_task("embedding", total=len(texts))
         run = functools.partial(
-            _sentence_vectors, jax.device_put({part: params[part] for part in _ENCODER}), first=first, config=config,
+            _sentence_vectors, jax.device_put({part: params[part] for part in _ENCODER if part in params}), first=first, config=config,
             pooling=settings.pooling, normalize=settings.normalize,
         )  # fmt: skip
         pending: deque[tuple[np.ndarray, Array]] = deque()

@@ -84,6 +84,25 @@ def test_texts_in_one_row_see_themselves_alone(encoder, sentences, changes):
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "width"),
+    [({"lora_rank": 2}, 16), ({"read_layers": (0, 2)}, 16), ({"read_layers": (1, 2), "combine": "concatenate"}, 32)],
+    ids=("lora", "mix", "concatenated"),
+)
+def test_every_parameter_that_states_depend_on(encoder, sentences, changes, width):
+    """LoRA that has learnt something, a learnt mix of layers, layers side by side: the states that heads read."""
+    config = dataclasses.replace(encoder.config, **changes)
+    noise = np.random.default_rng(2)
+    further = {part: jax.tree.map(lambda leaf: noise.standard_normal(leaf.shape, np.float32), tree)
+               for part, tree in api.init(config, jax.random.key(0)).items() if part not in encoder.params}
+    changed = encoder._replace(params=encoder.params | further, config=config)
+    vectors = embed(*changed, SentenceSettings(("mean",)), sentences, batch_size=len(sentences))
+    assert vectors.shape == (len(sentences), width)
+    np.testing.assert_allclose(vectors, one_by_one(changed, sentences, "mean"), atol=1e-5)
+    if width == 16:
+        assert np.abs(vectors - embed(*encoder, SentenceSettings(("mean",)), sentences)).max() > 0.1
+
+
 def test_normalised(run, sentences):
     plain, unit = run(EVERY, sentences), run(dataclasses.replace(EVERY, normalize=True), sentences)
     np.testing.assert_allclose(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=1e-6)
