@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 from bert_jax.checkpoint import Checkpoints
@@ -10,7 +11,7 @@ from bert_jax.convert.reading import LAYERS, NOTES, Origin, Plan, noted, tree_sh
 from bert_jax.convert.tensors import DTYPES, Safetensors, Tensors
 from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.errors import BertJaxError
-from bert_jax.model import CHECKPOINTS, PARAMS, Place, described, find, load_tokenizer, plan_of
+from bert_jax.model import BEST, CHECKPOINTS, PARAMS, Place, best_metric, described, find, load_tokenizer, plan_of
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.tokenizers import Tokenizer
@@ -161,16 +162,20 @@ def _steps(place: Place) -> str:
     Raises:
       BertJaxError: one was asked for that is not there.
     """
-    steps: list[int] = []
-    if (place.path / CHECKPOINTS).is_dir():
-        checkpoints = Checkpoints(place.path / CHECKPOINTS)
-        try:
-            steps = checkpoints.steps()
-        finally:
-            checkpoints.close()
+    steps, best = _saved(place.path / CHECKPOINTS), _saved(place.path / BEST) if best_metric(place) else []
     have = ", ".join(map(str, steps)) or "none"
     if place.step is not None and place.step not in steps:
         raise BertJaxError(f"{place.path / CHECKPOINTS}: no checkpoint at step {place.step} (there: {have})")
     if not steps:
         return "none yet: it cannot be loaded"
+    if best:
+        return f"steps {have}; the best by {best_metric(place)}, of step {best[-1]}, is read"
     return f"steps {have}; {steps[-1] if place.step is None else place.step} is read"
+
+
+def _saved(folder: Path) -> list[int]:
+    checkpoints = Checkpoints(folder)
+    try:
+        return checkpoints.steps()
+    finally:
+        checkpoints.close()

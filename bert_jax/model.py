@@ -32,7 +32,7 @@ logger = logging.getLogger("bert_jax")
 
 Format = Literal["bert_jax", "hf", "sentence-transformers", "onnx"]
 
-EXPERIMENT, CHECKPOINTS, TOKENIZER = "experiment.json", "checkpoints", "tokenizer"  # of the work directory of a run
+EXPERIMENT, CHECKPOINTS, BEST, TOKENIZER = "experiment.json", "checkpoints", "best", "tokenizer"  # of a run's work directory
 MODEL, PARAMS = "model.json", "params.safetensors"  # instead of the first two: of a model that was converted
 
 
@@ -40,7 +40,8 @@ class Model(NamedTuple):
     """An encoder with what belongs to it.
 
     Attributes:
-      params: float32. config: the encoder. tokenizer: None where none was found.
+      params: float32; the head of a regression gives the value itself. config: the encoder. tokenizer: None where none was
+        found.
       sentence: how it makes sentence embeddings, where that was said.
       origin: family, settings and dtype of the checkpoint that it came from; None for models that were trained here, but for
         the generator of an ELECTRA, which is one whatever its sizes.
@@ -70,7 +71,8 @@ def load(path: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None,
       path: a work directory (``runs/x``, ``runs/x@step``), a directory that :func:`save` wrote, one of Hugging Face or
         sentence-transformers, a TensorFlow checkpoint (its folder, or the prefix of its files), or a hub id (``org/name``).
         ``#generator`` after a work directory or a TensorFlow checkpoint reads that of an ELECTRA, which else gives its
-        discriminator. Parameters that serve single objectives of a run are left out.
+        discriminator. Of a run with ``train.best`` the parameters are those of the best evaluation, unless a step is named.
+        Parameters that serve single objectives of a run are left out.
       tokenizer: directory or file of the tokenizer, where it does not lie beside the weights.
       allow_missing: heads that the checkpoint promises and lacks are new (seed 0) instead of an error.
 
@@ -251,7 +253,7 @@ def load_run(path: str | os.PathLike, shapes: api.Params) -> Model:
 
 
 def _load_workdir(place: Place, tokenizer: str | os.PathLike | None) -> Model:
-    """The newest whole checkpoint or that of the step asked for, on one device."""
+    """What a run has trained, see :func:`_restored`, on one device."""
     config, _, origin = described(place)
     shapes = jax.eval_shape(lambda: api.init(config, jax.random.key(0)))
     if place.part == "generator":
@@ -262,7 +264,17 @@ def _load_workdir(place: Place, tokenizer: str | os.PathLike | None) -> Model:
         restored.items["params"] = generator.merged(found["embeddings"], found[generator.PART])
     else:
         restored = _restored(place, shapes)
+        task = read_json(place.path / EXPERIMENT)["task"]
+        if task.get("kind") == "Regression":  # it trains a head whose values have mean 0 and deviation 1
+            head = rescaled(restored.items["params"]["classifier"], task.get("offset", 0.0), task.get("scale", 1.0))
+            restored.items["params"]["classifier"] = head
     return _with_tokenizer(place, tokenizer, restored, config)._replace(origin=origin)
+
+
+def rescaled(classifier: api.Params, offset: float, scale: float) -> api.Params:
+    """The head that gives ``offset + scale * logit`` for each logit of ``classifier``."""
+    dense = classifier["dense"]
+    return {"dense": {"kernel": dense["kernel"] * scale, "bias": dense["bias"] * scale + offset}}
 
 
 def _with_tokenizer(place: Place, tokenizer: str | os.PathLike | None, restored: Restored, config: EncoderConfig) -> Model:
@@ -273,17 +285,28 @@ def _with_tokenizer(place: Place, tokenizer: str | os.PathLike | None, restored:
 
 
 def _restored(place: Place, shapes: api.Params) -> Restored:
-    """The parts of a work directory's parameters that ``shapes`` names."""
+    """The parts of a work directory's parameters that ``shapes`` names: of the step asked for, else of the best evaluation
+    where there is one (:func:`best_metric`), else of the newest checkpoint that is whole."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    restored = None
-    if (place.path / CHECKPOINTS).is_dir():
-        checkpoints = Checkpoints(place.path / CHECKPOINTS)
+    metric = best_metric(place)
+    for folder in (BEST, CHECKPOINTS) if metric else (CHECKPOINTS,):
+        if not (place.path / folder).is_dir():
+            continue
+        checkpoints = Checkpoints(place.path / folder)
         restored = checkpoints.restore({"params": abstract}, place.step, partial=True)
         checkpoints.close()
-    if restored is None:
-        raise BertJaxError(f"{place.path}: no checkpoint has been saved yet")
-    return restored
+        if restored is not None:
+            if metric and folder == CHECKPOINTS:
+                logger.warning("%s was never evaluated: these are its last parameters, not the best by %s", place.path, metric)
+            return restored
+    raise BertJaxError(f"{place.path}: no checkpoint has been saved yet")
+
+
+def best_metric(place: Place) -> str | None:
+    """``train.best`` of a work directory, where parameters are chosen by it: no step is asked for."""
+    train = read_json(place.path / EXPERIMENT).get("train")
+    return train.get("best") if place.step is None and isinstance(train, Mapping) else None
 
 
 def _load_own(place: Place, tokenizer: str | os.PathLike | None) -> Model:

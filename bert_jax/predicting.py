@@ -146,10 +146,7 @@ def load(path: str | os.PathLike) -> Ready:
     place, model = models.find(path), models.load(path)
     if place.kind != "workdir" or not _answering(model):
         return of_model(model, str(path))
-    task = _task(place.path / models.EXPERIMENT, ("task",))
-    if read_json(place.path / models.EXPERIMENT)["train"]["best"]:
-        logger.warning("%s: these are its last parameters, not the best ones by train.best", path)
-    return of_task(task, model._replace(params=TASKS[type(task)](task, model).finished(model.params)))
+    return of_task(_task(place.path / models.EXPERIMENT, ("task",)), model)
 
 
 def of_task(task: AnyFinetuning, model: Model) -> Ready:

@@ -18,7 +18,9 @@ from bert_jax import cli
 from bert_jax.errors import BertJaxError
 from bert_jax.finetuning import fit
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.tasks.base import predict, without_anchors
 from bert_jax.training import train as train_module
+from bert_jax.training.finetune import finetuning_task
 from bert_jax.training.pretrain import load_config
 
 WORDS = "cat dog bird mat road tree".split()
@@ -326,6 +328,33 @@ def test_a_single_seed_answers_too_and_lora_is_merged(run, tiny_checkpoint, tmp_
     values = [answer["value"] for answer in bert_jax.predict(tmp_path / "lora", texts())]
     assert np.sqrt(np.mean([(value - float(row[2])) ** 2 for value, row in zip(values, sentences(13, 1), strict=True)])
                    ) == pytest.approx(found["mean"], abs=1e-4)
+
+
+def test_every_way_to_load_a_regression_gives_the_value_itself(run, tmp_path):
+    """What a seed trains is a head of standardised values; export and bert_jax.load give that of the values."""
+    folder = run("Regression")
+    wanted = [answer["value"] for answer in bert_jax.predict(folder, texts())]
+    assert cli.main(["export", str(folder / "seed-0"), str(tmp_path / "out")]) == 0
+    for model in (tmp_path / "out", bert_jax.load(folder / "seed-0"), bert_jax.load(f"{folder / 'seed-0'}@6")):
+        assert [answer["value"] for answer in bert_jax.predict(model, texts())] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("first", ["model", "seed-0"])
+def test_a_second_stage_of_a_regression_begins_with_the_values_of_the_first(first, run):
+    folder = run("Regression")
+    wanted = [answer["value"] for answer in bert_jax.predict(folder, texts())]
+    changes = ["task.offset=50.0", "task.scale=10.0", "task.tricks=[{\"kind\": \"Mixout\"}]"]
+    experiment, model = fit(load_config(folder.parent / "Regression.py"), str(folder / first), changes)
+    task = finetuning_task(experiment.task, model)
+    begun = task.start(jax.random.key(5))
+    np.testing.assert_array_equal(begun["anchor"]["mixout"]["classifier"]["dense"]["kernel"],
+                                  begun["classifier"]["dense"]["kernel"])  # no new head: it is mixed with what it was
+    answers, outputs = predict(task.predictor, task.finished(begun), [(text,) for text in texts()], (16,))
+    assert [answer["value"] for answer in answers] == pytest.approx(wanted, abs=1e-3)
+    _, outputs = predict(task.predictor, without_anchors(begun), [(text,) for text in texts()], (16,))
+    rmse = task.score(task.heldout, answers, outputs)["rmse"]
+    labels = [float(label) for label in task.heldout.labels]
+    assert rmse == pytest.approx(np.sqrt(np.mean(np.square(np.subtract(wanted, labels)))), abs=1e-3)
 
 
 def test_what_transformers_does_not_have_is_written_in_our_form(run, tiny_checkpoint, tmp_path, caplog):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bert_jax.errors import BertJaxError
-from bert_jax.model import Model
+from bert_jax.model import Model, rescaled
 from bert_jax.models import api
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
@@ -57,13 +57,16 @@ class Values(Predictor):
 
 
 class RegressionTask(FinetuningTask):
-    """Mean squared error."""
+    """Mean squared error. A head that the checkpoint has for the same value gives the same values at the start."""
 
     predictor_type = Values
 
     def __init__(self, config: Regression, model: Model | None = None):
         super().__init__(config, model)
         self.predictor.truncate = config.truncate
+        if "classifier" in self._model.params:  # it gives the value itself; what is trained gives its logit
+            logit = rescaled(self._model.params["classifier"], -config.offset / config.scale, 1 / config.scale)
+            self._model = self._model._replace(params=self._model.params | {"classifier": logit})
 
     def labelled(self, encoded: Encoded, rows: Rows, table: Table) -> Encoded:
         values = np.zeros(len(rows.labels), np.float32)
@@ -91,10 +94,8 @@ class RegressionTask(FinetuningTask):
 
     def finished(self, params: api.Params) -> api.Params:
         """The head gives the value itself."""
-        dense = params["classifier"]["dense"]
-        scaled = {"kernel": dense["kernel"] * self.config.scale,
-                  "bias": dense["bias"] * self.config.scale + self.config.offset}
-        return super().finished(params) | {"classifier": {"dense": scaled}}
+        head = rescaled(params["classifier"], self.config.offset, self.config.scale)
+        return super().finished(params) | {"classifier": head}
 
 
 def scores(predicted: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> dict[str, float]:

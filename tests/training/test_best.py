@@ -1,11 +1,16 @@
 """The best evaluation of a run: its parameters come back, runs end when none is better, restarts change nothing."""
 
+import logging
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import BertJaxError
+from bert_jax.inspection import inspect
+from bert_jax.model import load
 from bert_jax.training import train as train_module
 from bert_jax.training.record import read
 
@@ -38,6 +43,20 @@ def test_the_best_parameters_come_back(run_tiny, tmp_path, scripted, metric, ste
     result = run_tiny(tmp_path / "run", *EVERY_TWO, f"train.best={metric}")
     assert result.finished and result.step == 12 and result.evaluation == {"loss": 1.0, "score": value}
     assert_same(result.params, parameters_at(tmp_path / "run", step, result.params))
+    model = load(tmp_path / "run")
+    assert_same(model.params, {part: result.params[part] for part in model.params})
+    assert f"; the best by {metric}, of step {step}, is read" in str(inspect(tmp_path / "run"))
+
+
+def test_loading_takes_the_best_unless_a_step_is_named(run_tiny, tmp_path, scripted, caplog):
+    result = run_tiny(tmp_path / "run", *EVERY_TWO, "train.best=score")
+    found = {step: load(f"{tmp_path / 'run'}@{step}").params for step in (10, 12)}
+    for step, params in found.items():
+        assert_same(params, {part: parameters_at(tmp_path / "run", step, result.params)[part] for part in params})
+    shutil.rmtree(tmp_path / "run" / "best")  # as before the first evaluation
+    with caplog.at_level(logging.WARNING):
+        assert_same(load(tmp_path / "run").params, found[12])
+    assert "was never evaluated: these are its last parameters, not the best by score" in caplog.text
 
 
 def test_without_a_better_one_the_run_ends(run_tiny, tmp_path, scripted):
