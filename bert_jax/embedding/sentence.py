@@ -109,7 +109,7 @@ def embed(
     vectors = np.zeros((len(texts), config.hidden_width * config.concatenated * len(settings.pooling)), np.float32)
     if not texts:
         return vectors
-    limit = min(settings.max_length, config.max_length)
+    limit = settings.max_length if config.positions == "relative" else min(settings.max_length, config.max_length)
     length = min(_ROW, limit)
     first = 0  # the first position that is pooled
     if opening and not settings.include_prompt:
@@ -124,10 +124,10 @@ def embed(
     portions = _sequences(tokenizer, texts, opening, settings.lowercase, limit)
     with bar, contextlib.closing(portions):
         task = bar.add_task("embedding", total=len(texts))
+        encoder = jax.device_put({part: params[part] for part in _ENCODER if part in params})
         run = functools.partial(
-            _sentence_vectors, jax.device_put({part: params[part] for part in _ENCODER if part in params}), first=first, config=config,
-            pooling=settings.pooling, normalize=settings.normalize,
-        )  # fmt: skip
+            _sentence_vectors, encoder, first=first, config=config, pooling=settings.pooling, normalize=settings.normalize
+        )
         pending: deque[tuple[np.ndarray, Array]] = deque()
 
         def fetch():

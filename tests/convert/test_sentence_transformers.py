@@ -149,6 +149,17 @@ def test_maximum_length(lay, caplog, own, tokenizer, encoder, expected):
     assert not caplog.records
 
 
+@pytest.mark.parametrize(("own", "tokenizer", "expected"), [(700, 600, 700), (None, 600, 600), (None, None, int(1e30))])
+def test_maximum_length_of_an_encoder_without_positions(lay, caplog, own, tokenizer, expected):
+    directory = lay({
+        "sentence_bert_config.json": {"max_seq_length": own},
+        "tokenizer_config.json": {"model_max_length": tokenizer},
+        "config.json": {"model_type": "xlnet", "d_model": 8},
+    })
+    assert settings_of(directory).max_length == expected
+    assert not caplog.records
+
+
 def test_maximum_length_beyond_the_positions(lay, caplog):
     """A published XLM-RoBERTa says 514, at which its position table has ended."""
     directory = lay({

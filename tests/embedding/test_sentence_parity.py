@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from bert_jax import model as models
 from bert_jax import tokenizers
 from bert_jax.convert import hf
 from bert_jax.convert import sentence_transformers as files
@@ -75,6 +76,38 @@ def test_we_read_what_it_writes(settings, encoder, sentences, tmp_path):
     assert {*settings.prompts} <= {*read.prompts}  # it adds its own empty ones
     params, config = hf.load(folder)[:2]
     compare(model, (params, config, tokenizers.load(folder)), read, sentences)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_xlnet_in_and_out(tmp_path):
+    """Padded on the left there, without a table of positions: a text of 600 tokens is not cut."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    specials = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
+    pieces = [*((piece, 0.0) for piece in specials), *((piece, -3.0) for piece in ("▁the", "▁cat", "▁", *"abcdefgh"))]
+    sizes = dict(vocab_size=len(pieces), d_model=16, n_layer=2, n_head=2, d_inner=20, pad_token_id=5)
+    torch.manual_seed(0)
+    encoder = transformers.XLNetModel(transformers.XLNetConfig(**sizes))
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            parameter.normal_(mean=1.0 if "layer_norm.weight" in name else 0.0, std=0.3)
+    encoder.save_pretrained(tmp_path / "encoder")
+    transformers.XLNetTokenizer(vocab=pieces).save_pretrained(tmp_path / "encoder")
+    parts = [modules.Transformer(str(tmp_path / "encoder")), modules.Pooling(16, pooling_mode=POOLINGS)]
+    theirs = reference.SentenceTransformer(modules=parts, device="cpu")
+    theirs.save(str(tmp_path / "theirs"), create_model_card=False)
+
+    found = models.load(tmp_path / "theirs")
+    assert found.config.max_length == 512 and found.sentence.max_length == int(1e30)
+    texts = ["the cat", "", "a bad cab fed the cat", "the cat " * 300, "h"]
+    ours = embed(found.params, found.config, found.tokenizer, found.sentence, texts)
+    np.testing.assert_allclose(ours, theirs.encode(texts, show_progress_bar=False), atol=1e-5, rtol=1e-6)
+    shorter = found._replace(sentence=SentenceSettings(POOLINGS, max_length=9))
+    models.save(shorter, tmp_path / "ours", format="sentence-transformers")
+    back = reference.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    assert back.max_seq_length == models.load(tmp_path / "ours").sentence.max_length == 9
+    cut = embed(found.params, found.config, found.tokenizer, shorter.sentence, texts)
+    np.testing.assert_allclose(cut, back.encode(texts, show_progress_bar=False), atol=1e-5, rtol=0)
+    assert np.abs(cut[3] - ours[3]).max() > 0.01
 
 
 @pytest.fixture(scope="session")
