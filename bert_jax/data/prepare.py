@@ -81,6 +81,10 @@ def prepare(
     if out.exists():
         raise BertJaxError(f"{out}: exists already: remove it or choose another folder")
     corpus = recipe.corpus(sources)
+    for source in corpus.sources:
+        if source.kind != "tfds" and not os.path.isfile(source.path):
+            raise BertJaxError(f"{source.path}: a pipe or device, which gives its text only once, while it is read twice here: "
+                               "write it into a file first")
     check_sides(corpus, heldout)
     partial = out.with_name(out.name + PARTIAL)
     with one_line(partial), locked(partial):
@@ -135,8 +139,8 @@ def _do_work(texts: list[tuple[str, ...]]) -> Tokenised:
 @contextlib.contextmanager
 def _workers(count: int, tokenizer: "Tokenizer", recipe: Recipe):
     """A function that starts the work on texts and returns a function that waits for its result."""
+    work = Work(tokenizer, recipe)  # also where workers make their own: what it refuses is said here, in one line
     if count == 1:
-        work = Work(tokenizer, recipe)
         yield lambda texts: functools.partial(work, texts)
         return
     before = os.environ.get("TOKENIZERS_PARALLELISM")

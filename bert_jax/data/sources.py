@@ -234,9 +234,10 @@ def _expand(spec: "str | os.PathLike | Source") -> list[Source]:
 
 
 def named(spec: str) -> tuple[str | None, str]:
-    """Language and source of ``de=PATH``; None and the whole where no language is given, or a file has that very name."""
+    """Language and source of ``de=PATH``; None and the whole where no language is given, or files have that very name."""
     found = LANGUAGE.fullmatch(spec)
-    return (found[1], found[2]) if found and not os.path.exists(spec) else (None, spec)
+    there = found and (os.path.exists(spec) or any(glob.iglob(spec, recursive=True)))
+    return (found[1], found[2]) if found and not there else (None, spec)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from bert_jax.tokenizers import Tokenizer
 
 TASK = 1 << 19  # characters tokenised at once
+_NOT_BLANK = re.compile(r"\S")
 WORDS = ("tokenizer", "whitespace")
 
 
@@ -198,6 +200,10 @@ class Work:
     it keeps the lines that have a token in all of them. The channel "case" is 1 on all pieces of a word whose first character
     in the text is an upper-case letter, whatever the tokenizer makes of it.
 
+    Byte-level pieces include the blank before a word. With a tokenizer that so tells the start of a text from a word within
+    it, a sentence has the blank that stands before it, as it has where the whole text is encoded (RoBERTa: "ĠThe" after a full
+    stop), and newlines within it are blanks; only a part begins as a text does. The first piece of a sentence begins a word.
+
     It raises BertJaxError where the tokenizer gives an id that it should not have.
     """
 
@@ -206,18 +212,19 @@ class Work:
         self.split = splitter(recipe.sentences)
         self.channels = recipe.channels
         self.whitespace = recipe.words == "whitespace"
+        self.blanks_count = _blanks_count(tokenizer)
         dtype = token_dtype(tokenizer.vocab_size)
         self.bit = dtype.type(word_start_bit(dtype))
-        self.starts = np.asarray(tokenizer.word_starts(), bool)
+        self.starts = np.zeros(tokenizer.vocab_size, bool) if self.whitespace else np.asarray(tokenizer.word_starts(), bool)
         self.stored = np.arange(tokenizer.vocab_size, dtype=dtype) | self.starts * self.bit
 
     def __call__(self, parts: list[tuple[str, ...]]) -> Tokenised:
         sentences, counts = [], []
         for texts in parts:
             if len(texts) == 1:
-                columns = [[made for made in self._sentences(self.split(texts[0])) if len(made.ids)]]
+                columns = [[made for made in self._sentences(texts[0], self.split(texts[0])) if len(made.ids)]]
             else:
-                rows = zip(*(self._sentences(text.split("\n")) for text in texts), strict=True)
+                rows = zip(*(self._sentences(text, text.split("\n")) for text in texts), strict=True)
                 kept = [row for row in rows if all(len(made.ids) for made in row)]
                 columns = [[row[number] for row in kept] for number in range(len(texts))]
             for column in columns:
@@ -226,22 +233,48 @@ class Work:
         ids = np.concatenate([np.empty(0, np.int32), *(made.ids for made in sentences)])
         if ids.size and not 0 <= ids.min() <= ids.max() < len(self.stored):
             raise BertJaxError(f"the tokenizer gave id {ids.max()}, but its vocab_size is {len(self.stored)}")
+        lengths = np.array([len(made.ids) for made in sentences], np.int64)
         tokens = self.stored[ids]
         if self.whitespace:
-            starts = np.concatenate([np.empty(0, bool), *(made.starts for made in sentences)])
-            tokens = (tokens & ~self.bit) | starts * self.bit
-        lengths = np.array([len(made.ids) for made in sentences], np.int64)
+            tokens |= np.concatenate([np.empty(0, bool), *(made.starts for made in sentences)]) * self.bit
+        tokens[np.cumsum(lengths) - lengths] |= self.bit
         case = np.concatenate([np.empty(0, np.uint8), *(made.case for made in sentences)]) if self.channels else None
         return Tokenised(tokens, {name: case for name in self.channels}, lengths, np.array(counts, np.int64))
 
-    def _sentences(self, sentences: list[str]) -> "list[_Sentence]":
+    def _sentences(self, text: str, sentences: list[str]) -> "list[_Sentence]":
+        """The sentences of a text, in its order."""
+        before = ["" for _ in sentences]
+        written = sentences
+        if self.blanks_count:
+            before = _blanks_before(text, sentences)
+            # What is blank has no token, whatever the tokenizer makes of blanks.
+            written = ["" if sentence.isspace() else blank + sentence.replace("\n", " ")
+                       for blank, sentence in zip(before, sentences, strict=True)]
         if not (self.whitespace or self.channels):
-            return [_Sentence(ids) for ids in self.tokenizer.encode_batch(sentences)]
+            return [_Sentence(ids) for ids in self.tokenizer.encode_batch(written)]
         made = []
-        for sentence, (ids, offsets) in zip(sentences, self.tokenizer.encode_batch_with_offsets(sentences), strict=True):
+        encoded = self.tokenizer.encode_batch_with_offsets(written)
+        for sentence, blank, (ids, offsets) in zip(sentences, before, encoded, strict=True):
+            offsets = np.maximum(offsets - len(blank), 0)
             starts = _after_blanks(sentence, offsets) if self.whitespace else self.starts[ids]
             made.append(_Sentence(ids, starts, _case(sentence, offsets, starts) if self.channels else None))
         return made
+
+
+def _blanks_count(tokenizer: "Tokenizer") -> bool:
+    """Whether a word at the start of a text gives other pieces than after a blank, with which it gives those within a text."""
+    first, blank, twice = (ids.tolist() for ids in tokenizer.encode_batch(["a", " a", "a a"]))
+    return blank != first and twice == first + blank
+
+
+def _blanks_before(text: str, sentences: list[str]) -> list[str]:
+    """For each of the sentences that follow each other in a text a blank, or nothing where none stands before it."""
+    blanks, position = [], 0
+    for sentence in sentences:
+        begin = text.index(sentence, position)
+        position = begin + len(sentence)
+        blanks.append(" " if begin and text[begin - 1].isspace() and not sentence[:1].isspace() else "")
+    return blanks
 
 
 class _Sentence(NamedTuple):
@@ -267,7 +300,8 @@ def _case(text: str, offsets: np.ndarray, starts: np.ndarray) -> np.ndarray:
         return np.empty(0, np.uint8)
     word = np.cumsum(starts) - starts[0]  # a first piece that claims to continue a word begins one all the same
     firsts = np.flatnonzero(np.diff(word, prepend=-1))
-    letters = [text[begin:end].lstrip()[:1] for begin, end in offsets[firsts].tolist()]
+    found = (_NOT_BLANK.search(text, begin) for begin in offsets[firsts, 0].tolist())  # a first piece may be the blank alone
+    letters = (letter[0] if letter else "" for letter in found)
     return np.array([letter.isupper() or letter.istitle() for letter in letters], np.uint8)[word]
 
 
