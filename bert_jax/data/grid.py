@@ -91,7 +91,7 @@ class Grid:
         first = least + randomness.below(self._key(FIRST_CELL, version, area), 0, most - least + 1)
 
         def begin(number: np.ndarray) -> np.ndarray:
-            inside = first + (number - 1) * step // divisor
+            inside = first + _share(number - 1, step, divisor)
             return np.where(number == 0, 0, np.where(number < cells, inside, tokens))
 
         number = example - self._first[area]
@@ -149,6 +149,15 @@ def by_language(split: Split, exponent: float | None) -> tuple[np.ndarray, np.nd
     language = np.asarray(split.document_language, np.int64)
     order = np.argsort(language, kind="stable")
     return order, language[order]
+
+
+def _share(number: np.ndarray, step: np.ndarray, divisor: np.ndarray) -> np.ndarray:
+    """number * step // divisor where the product would overflow, as in an area of 50 billion tokens; number and divisor are
+    below 2^40."""
+    whole, rest = np.divmod(step, divisor)
+    high, low = np.divmod(number, 1 << 20)
+    whole_high, rest_high = np.divmod(rest << 20, divisor)
+    return number * whole + high * whole_high + (high * rest_high + low * rest) // divisor
 
 
 def _cells(tokens: np.ndarray, room: int) -> np.ndarray:

@@ -30,6 +30,19 @@ def test_the_number_of_cells_does_not_depend_on_the_epoch_and_no_cell_is_empty()
                 assert 1 <= np.diff(starts).min() and np.diff(starts).max() <= room
 
 
+def test_areas_of_a_trillion_tokens():
+    """Python's integers say where cells begin; int64 held the whole product up to some 50 billion tokens."""
+    tokens, room = 10**12, 254
+    made = grid([tokens], room=room)
+    example = np.array([0, 1, 2, 10**6, made.count // 3, made.count // 2, made.count - 2, made.count - 1])
+    cells = made.cells(np.zeros(len(example), np.int64), example)
+    lengths = cells.after - cells.here
+    assert (1 <= lengths).all() and (lengths <= room).all()
+    first = int(made.cells(np.array([0]), np.array([0])).after[0])
+    exact = [0 if n == 0 else first + (int(n) - 1) * tokens // (made.count - 1) for n in example]
+    assert cells.here.tolist() == exact
+
+
 def test_shares_of_languages_are_the_formula():
     """google-research/bert, multilingual.md: exponent 0.7, English:Icelandic 1000 to 1 becomes about 100 to 1."""
     english, icelandic = shares(np.array([1_000_000, 1_000]), 0.7)
