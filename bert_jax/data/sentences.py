@@ -17,6 +17,7 @@ guessing: ``line``.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator
 
@@ -25,6 +26,7 @@ from bert_jax.errors import BertJaxError
 MODES = ("punkt", "line")
 
 _RUN = 1000
+_LONG_RUN = re.compile(rf"\S{{{_RUN + 1},}}")
 _PARAGRAPH = re.compile(r"\n(?:[ \t\r]*\n)+")
 # Closing quotes belong to the sentence they close; a Japanese quotation followed by the particle と goes on. Possessive
 # quantifiers, so that a refused match does not come back without its closing quote.
@@ -102,13 +104,15 @@ def _after_cjk_stops(paragraph: str) -> list[str]:
 
 
 def _windows(part: str) -> list[str]:
-    """`part` whole, or cut every `_RUN` characters where it has a run that long without a space.
+    """`part` whole, or cut around every run of more than `_RUN` characters without a space, and such a run every `_RUN`.
 
     nupunkt takes quadratic time over a run of marks ("?!?!?!..."): 0.3 s for 16,000 characters, minutes for a megabyte.
     """
-    if len(part) <= _RUN or max(map(len, part.split()), default=0) <= _RUN:
-        return [part]
-    return [part[start : start + _RUN] for start in range(0, len(part), _RUN)]
+    cuts = [0]
+    for run in _LONG_RUN.finditer(part):
+        cuts += range(run.start(), run.end(), _RUN)
+        cuts.append(run.end())
+    return [part[start:end] for start, end in itertools.pairwise([*cuts, len(part)]) if end > start]
 
 
 @functools.cache

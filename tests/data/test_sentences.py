@@ -72,3 +72,10 @@ def test_long_runs_do_not_take_quadratic_time(junk):
     began = time.process_time()
     punkt(junk * (300_000 // len(junk)))
     assert time.process_time() - began < 20
+
+
+def test_a_long_run_does_not_cut_words_elsewhere():
+    words = "everybody returned concerning the matter. " * 60
+    found = punkt(words + "A" * 2500 + " " + words)
+    assert {word for sentence in found for word in sentence.split() if "A" not in word} == set(words.split())
+    assert len(found) == 120 + 3
