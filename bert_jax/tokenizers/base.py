@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -174,6 +175,27 @@ class Tokenizer(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, lowercase={self.lowercase}, hash={self.hash[:12]})"
+
+
+_JOINED = frozenset('!"#$%&()*+,-./:;?@[\\]^_`{|}~')  # what ALBERT leaves inside a piece of several characters
+_UNSPACED = (  # names of characters in scripts without blanks between words
+    "CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", "MYANMAR",
+    "TIBETAN",
+)
+
+
+def begins_word(piece: str) -> bool:
+    """Whether a piece of a vocabulary that marks blanks with ▁ begins a word: with the mark, as a punctuation mark alone, or
+    with any character but letters and most ASCII punctuation in it (digits, ideographs, apostrophes).
+
+    `_is_start_piece_sp` of google-research/albert, whose letters are a to z; here they are those of every script that puts
+    blanks between words, so that "für" stays one word.
+    """
+    return piece.startswith("▁") or piece in _JOINED or not all(char in _JOINED or _is_spaced_letter(char) for char in piece)
+
+
+def _is_spaced_letter(char: str) -> bool:
+    return unicodedata.category(char)[0] in "LM" and not unicodedata.name(char, "").startswith(_UNSPACED)
 
 
 class Slot(NamedTuple):

@@ -24,7 +24,7 @@ from tokenizers.processors import PostProcessor
 
 from bert_jax.errors import BertJaxError
 from bert_jax.tokenizers import tokenizer_json
-from bert_jax.tokenizers.base import Tokenizer, to_json, write_files
+from bert_jax.tokenizers.base import Tokenizer, begins_word, to_json, write_files
 
 logger = logging.getLogger("bert_jax")
 
@@ -111,6 +111,8 @@ class PipelineTokenizer(Tokenizer):
             starts = np.array([piece.startswith(_OPENINGS) for piece in self.pieces], dtype=bool)
             if not starts.any():  # nothing marks words: each piece is one
                 starts[:] = True
+            elif any(piece.startswith("▁") for piece in self.pieces):
+                starts |= np.array([begins_word(piece) for piece in self.pieces], dtype=bool)
         starts[list(self.special_ids)] = True
         starts[[self._ids[token["content"]] for token in self._added]] = True
         return starts

@@ -7,7 +7,8 @@ and the exported ids must be its ids. Three facts decide the ids:
   splits them again in `encode_pieces`; transformers' converted ALBERT files carry this penalty for it.
 - `save` writes tokenizer.json beside spiece.model. From spiece.model alone, transformers 5 turns ALBERT's user-defined
   symbols ( ) " - . into added tokens: "foo-bar" becomes "▁foo - ▁bar" where ALBERT was trained on "▁foo - bar".
-- Accents are stripped in both cases of `lowercase`, as `preprocess_text` does.
+- Accents are stripped in both cases of `lowercase` where nothing else is said, as `preprocess_text` does. A model that is
+  trained here keeps them with upper case.
 """
 
 import functools
@@ -25,7 +26,7 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tokenizers.base import Tokenizer, to_json, write_files
+from bert_jax.tokenizers.base import Tokenizer, begins_word, to_json, write_files
 from bert_jax.tokenizers.sampling import training_lines, training_progress
 
 SPECIALS = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
@@ -88,7 +89,7 @@ class SentencePieceTokenizer(Tokenizer):
         return pipeline
 
     def word_starts(self) -> np.ndarray:
-        starts = np.array([piece.startswith(SPACE) for piece in self.pieces], dtype=bool)
+        starts = np.array([begins_word(piece) for piece in self.pieces], dtype=bool)
         starts[list(self.special_ids)] = True
         return starts
 
@@ -143,8 +144,9 @@ def _preprocessing(lowercase: bool, strip_accents: bool) -> list[normalizers.Nor
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> SentencePieceTokenizer:
-    """Learns a unigram model: <pad> <unk> [CLS] [SEP] [MASK] are 0..4, ALBERT's eight whole symbols follow."""
-    normalize = normalizers.Sequence(_preprocessing(lowercase, strip_accents=True)).normalize_str
+    """Learns a unigram model: <pad> <unk> [CLS] [SEP] [MASK] are 0..4, ALBERT's eight whole symbols follow. Accents go with
+    upper case, and stay with it, as in WordPiece."""
+    normalize = normalizers.Sequence(_preprocessing(lowercase, strip_accents=lowercase)).normalize_str
     # sentencepiece leaves out, without a word, lines that hold NUL or its own ▁ or that are longer than it was told.
     unwanted = str.maketrans({"\0": " ", SPACE: " "})
     lines = [normalize(line.translate(unwanted)) for line in training_lines(texts)]
@@ -176,7 +178,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, *, lowercase: boo
             )
         except (RuntimeError, OSError) as error:
             raise _training_error(str(error), vocab_size) from error
-    return SentencePieceTokenizer(output.getvalue(), lowercase=lowercase)
+    return SentencePieceTokenizer(output.getvalue(), lowercase=lowercase, strip_accents=lowercase)
 
 
 def _training_error(message: str, vocab_size: int) -> BertJaxError:

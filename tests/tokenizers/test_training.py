@@ -101,3 +101,12 @@ def test_an_even_sample_of_a_corpus_too_large(caplog):
 def test_a_corpus_that_fits_is_read_whole_and_silently(caplog):
     assert training_lines(["a\nb\n", "", " c "]) == ["a", "b", "c"]
     assert not caplog.records
+
+
+def test_a_cased_model_keeps_accents():
+    words = "Zürich über Café naïve Élan Ångström près Genève Straße müde Tür Käse Gemüse Königin fährt spät schön".split()
+    texts = [f"{first} {second}" for first in words for second in words]
+    cased, uncased = (tokenizers.train("sentencepiece", texts, 50, lowercase=lowercase) for lowercase in (False, True))
+    assert "".join(cased.piece(i) for i in cased.encode("Zürich").ids) == "▁Zürich"
+    assert "".join(uncased.piece(i) for i in uncased.encode("Zürich").ids) == "▁zurich"
+    assert not cased.strip_accents and uncased.strip_accents

@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import string
 import unicodedata
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import sentencepiece
 
 from bert_jax import tokenizers
+from bert_jax.tokenizers.base import begins_word
 
 MODEL = "vocab/albert-base-v2-spiece.model"
 
@@ -90,6 +92,25 @@ def test_real_model(albert):
     starts = albert.word_starts()
     assert starts.shape == (30000,) and starts[:5].all()
     assert starts[albert.piece_id("▁the")] and not starts[albert.piece_id("ing")]
+
+
+def test_words_begin_where_albert_has_them_begin(albert):
+    """For pieces of a to z, digits and punctuation as `_is_start_piece_sp` decides, written from its description here."""
+    text = "▁Don't stop, he said: it's 1998-99 (in York)."
+    pieces = [albert.piece(i) for i in albert.encode(text.removeprefix("▁")).ids]
+    starts = albert.word_starts()
+    plain = set(string.ascii_letters) | set(string.punctuation) - set("'<=>")
+    checked = 0
+    for id, piece in enumerate(albert.pieces[5:], 5):
+        if piece.isascii():
+            foreign = any(char not in plain for char in piece)
+            assert starts[id] == (foreign or (len(piece) == 1 and not piece.isalpha())), piece
+            checked += 1
+    assert checked > 5000
+    opened = [piece for piece in pieces if starts[albert.piece_id(piece)]]
+    assert {"'", ",", ":", "-", "(", ")", ".", "▁stop"} <= set(opened)
+    assert begins_word("語") and begins_word("ーム") and begins_word("19") and begins_word("ไทย") and begins_word("“")
+    assert not any(map(begins_word, ("ür", "ение", "한국", "नि", "s.", "É")))
 
 
 def test_no_corpus_text_gives_a_special_id(albert):
