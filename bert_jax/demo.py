@@ -5,6 +5,7 @@ and of numpy, scipy, jax, flax and optax, one docstring a document, read from th
 """
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -188,7 +189,8 @@ def _compare_with_transformers(model: Model, store: TokenStore, experiment: Expe
     except ImportError:
         log.warning("torch or transformers is not installed: the export is not compared (pip install 'bert_jax[torch]')")
         return None
-    batch = next(iter(heldout_batches(store.split("heldout"), experiment.task.examples, batch_size=16)))
+    examples = dataclasses.replace(experiment.task.examples, packing=None)  # a row holds one example there
+    batch = next(iter(heldout_batches(store.split("heldout"), examples, batch_size=16)))
     ours = jax.jit(lambda params, batch: api.apply(params, model.config, batch))(model.params, batch)
     peer = AutoModelForPreTraining.from_pretrained(exported).eval()
     with torch.no_grad():
