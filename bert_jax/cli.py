@@ -325,9 +325,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     import bert_jax
 
     model = bert_jax.load(arguments.checkpoint, tokenizer=arguments.tokenizer, allow_missing=arguments.allow_missing)
-    dtype = {"bf16": "bfloat16"}.get(arguments.dtype, arguments.dtype)
     logging.getLogger("bert_jax").setLevel(logging.INFO)  # how exact an ONNX graph is
-    bert_jax.save(model, arguments.out, format=arguments.format, dtype=dtype)
+    bert_jax.save(model, arguments.out, format=arguments.format, dtype=arguments.dtype)
     print(f"{arguments.out}: written as {arguments.format}; bert-jax inspect {arguments.out} describes it")
 
 

@@ -21,7 +21,7 @@ from bert_jax.config import from_json, to_json
 from bert_jax.convert import hf, hub, onnx, sentence_transformers, tensorflow
 from bert_jax.convert.bundle import find_prefix
 from bert_jax.convert.reading import Origin, Plan, flatten, nest, read_finite, read_imported, tree_shapes
-from bert_jax.convert.tensors import DTYPES, Entry, Safetensors, read_json, write_safetensors
+from bert_jax.convert.tensors import DTYPES, Entry, Safetensors, dtype_name, read_json, write_safetensors
 from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api, generator
@@ -105,14 +105,15 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
       format: ``hf`` for transformers; ``sentence-transformers`` adds its modules to that (mean pooling, where the model says
         nothing else); ``bert_jax`` is our own: the parameters by their paths in the tree, the configuration as it is;
         ``onnx`` adds ``onnx/model.onnx`` to ``hf``, and the modules where the model says how it makes embeddings.
-      dtype: of the weights: float32, bfloat16 or float16; None: as the model came, but float32 for ``bert_jax`` and
+      dtype: of the weights: float32, bfloat16 (bf16) or float16; None: as the model came, but float32 for ``bert_jax`` and
         always for ``onnx``.
 
     Raises:
-      BertJaxError: see :func:`bert_jax.convert.hf.export` and :func:`bert_jax.convert.onnx.write`.
+      BertJaxError: no such format or dtype; and see :func:`bert_jax.convert.hf.export` and :func:`bert_jax.convert.onnx.write`.
     """
     if format not in get_args(Format):
         raise BertJaxError(f"unknown format {format!r}: choose {', '.join(get_args(Format)[:-1])} or {get_args(Format)[-1]}")
+    dtype = None if dtype is None else dtype_name(dtype)
     if format == "onnx" and dtype not in (None, "float32"):
         raise BertJaxError(f"onnx is written in float32, not {dtype}: leave the dtype out")
     if format == "hf" and model.sentence is not None:

@@ -91,8 +91,16 @@ def test_dtypes(model, tmp_path):
         assert json.loads((tmp_path / dtype / "config.json").read_text())["dtype"] == dtype
         bert_jax.save(model, tmp_path / f"own-{dtype}", format="bert_jax", dtype=dtype)
         assert_same(bert_jax.load(tmp_path / f"own-{dtype}"), bert_jax.load(tmp_path / dtype))
+    for format, file in (("hf", "model"), ("bert_jax", "params")):
+        bert_jax.save(model, tmp_path / f"short-{format}", format=format, dtype="bf16")
+        assert {a.dtype.name for a in load_file(tmp_path / f"short-{format}" / f"{file}.safetensors").values()} == {"bfloat16"}
+    assert json.loads((tmp_path / "short-hf" / "config.json").read_text())["dtype"] == "bfloat16"
     with pytest.raises(BertJaxError, match="unknown format 'onyx'"):
         bert_jax.save(model, tmp_path / "x", format="onyx")
+    for dtype in ("fp16", "int8", ""):
+        for format in ("hf", "bert_jax", "sentence-transformers", "onnx"):
+            with pytest.raises(BertJaxError, match=f"dtype is '{dtype}': weights are written in float32, float16 or bfloat16"):
+                bert_jax.save(model, tmp_path / "x", format=format, dtype=dtype)
     assert not (tmp_path / "x").exists()
 
 

@@ -34,7 +34,17 @@ from bert_jax.convert.reading import (
 )
 from bert_jax.convert.settings import CONFIG, FAMILIES, family_of, plain_form, read_settings, write_settings
 from bert_jax.convert.table import Family
-from bert_jax.convert.tensors import DTYPES, INDEX, PICKLE, SAFETENSORS, Entry, open_tensors, read_json, write_safetensors
+from bert_jax.convert.tensors import (
+    DTYPES,
+    INDEX,
+    PICKLE,
+    SAFETENSORS,
+    Entry,
+    dtype_name,
+    open_tensors,
+    read_json,
+    write_safetensors,
+)
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
@@ -66,15 +76,15 @@ def export(
       tokenizer: saved beside the weights; its special ids go into config.json. None: none is written.
       directory: absent or empty.
       origin: what :func:`load` gave with a model that came from transformers; its config.json is kept where it still holds.
-      dtype: float32, float16 or bfloat16; None: that of the origin, else float32.
+      dtype: float32, float16 or bfloat16 (bf16); None: that of the origin, else float32.
 
     Returns:
       The directory.
 
     Raises:
       BertJaxError: the directory is not empty or cannot be written, ``params`` do not fit ``config``, the tokenizer
-        has more pieces than the token table, no family has a class for these heads, heads read several layers, or a value
-        is beyond ``dtype``.
+        has more pieces than the token table, no family has a class for these heads, heads read several layers, ``dtype`` is
+        none of these, or a value is beyond it.
     """
     with new_directory(directory) as partial:
         write(params, config, tokenizer, partial, origin=origin, dtype=dtype)
@@ -111,6 +121,7 @@ def write(
     origin: Origin | None, dtype: str | None,
 ) -> None:
     """The files of :func:`export`, into a folder that exists."""
+    dtype = dtype_name(dtype or (origin.dtype if origin else "float32"))
     params, config = api.plain(params, config)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise BertJaxError(
@@ -121,7 +132,6 @@ def write(
         logger.warning(
             "the token table has %d rows for %d pieces of the tokenizer", config.vocab_size, tokenizer.vocab_size
         )
-    dtype = dtype or (origin.dtype if origin else "float32")
     settings = write_settings(config, tokenizer, origin, dtype)
     entries = _entries(params, config, origin)
     console = Console(stderr=True)

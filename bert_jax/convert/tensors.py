@@ -23,6 +23,18 @@ SAFETENSORS, PICKLE, INDEX = "model.safetensors", "pytorch_model.bin", ".index.j
 _CODES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
 
 
+def dtype_name(said: str) -> str:
+    """A dtype of ``DTYPES`` by its name there or as ``bf16``.
+
+    Raises:
+      BertJaxError: it is none of them.
+    """
+    name = {"bf16": "bfloat16"}.get(said, said)
+    if name not in DTYPES:
+        raise BertJaxError(f"dtype is {said!r}: weights are written in float32, float16 or bfloat16 (bf16 for short)")
+    return name
+
+
 class Tensors(Protocol):
     """The tensors of a checkpoint.
 

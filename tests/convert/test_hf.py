@@ -322,6 +322,14 @@ def test_export_refuses_a_directory_in_use(bert):
     assert sorted(p.name for p in bert.iterdir()) == before
 
 
+def test_export_names_the_dtypes(tmp_path):
+    hf.export(random_params(TINY), TINY, TOKENIZER, tmp_path / "short", dtype="bf16")
+    assert hf.load(tmp_path / "short").origin.dtype == "bfloat16"
+    with pytest.raises(BertJaxError, match="dtype is 'half': weights are written in float32, float16 or bfloat16") as error:
+        hf.export(random_params(TINY), TINY, TOKENIZER, tmp_path / "half", dtype="half")
+    assert "\n" not in str(error.value) and [p.name for p in tmp_path.iterdir()] == ["short"]
+
+
 def test_export_into_an_empty_directory_and_new_parents(tmp_path):
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "empty", tmp_path / "new" / "deeper"):
