@@ -231,18 +231,24 @@ ask_workers() { # the same, with an answer for dry runs first
     gcloud compute tpus tpu-vm ssh "$NAME" "${place[@]}" "--worker=$2" --quiet "${ssh_flags[@]}" "--command=$4"
 }
 
+# Written last into a checkpoint's folder: one without it is a save under way, or one that was cut short.
+complete=_CHECKPOINT_METADATA
+
 # Step of the newest checkpoint in the bucket that was saved completely, or none.
 newest_checkpoint() {
   local list
-  list=$(gcloud_ask 5000/ storage ls "gs://$BUCKET/$WORKDIR/checkpoints/" "--project=$PROJECT")
-  newest_number <<<"$list"
+  list=$(gcloud_ask "checkpoints/5000/$complete" storage ls "gs://$BUCKET/$WORKDIR/checkpoints/*/$complete" \
+    "--project=$PROJECT") || return
+  newest_step <<<"$list"
 }
-newest_number() { # of the folders in a listing; names that are no number are saves still under way
-  { sed 's:/*$::; s:.*/::' | grep -E '^[0-9]+$' || echo none; } | sort -n | tail -n 1
+newest_step() { # of the paths of such files
+  local step
+  step=$(sed -n "s:.*/\([0-9][0-9]*\)/$complete\$:\1:p" | sort -n | tail -n 1)
+  printf '%s\n' "${step:-none}"
 }
 
 local_checkpoint() { # the same of a work directory on this machine
-  { find "$1/checkpoints" -mindepth 1 -maxdepth 1 -type d 2>/dev/null || :; } | newest_number
+  { find "$1/checkpoints" -mindepth 2 -maxdepth 2 -type f -name "$complete" 2>/dev/null || :; } | newest_step
 }
 
 chips_of() { # v2 to v4 and v5p are named by cores, two to a chip

@@ -10,10 +10,6 @@ manifest=$(gcloud_ask there storage ls "gs://$BUCKET/$DATA/manifest.json" "--pro
 [[ $manifest != ABSENT ]] ||
   fail "gs://$BUCKET/$DATA holds no token store: make one with bert-jax prepare," \
     "then gcloud storage cp --recursive STORE gs://$BUCKET/$DATA"
-tree=$(gcloud_ask True storage buckets describe "gs://$BUCKET" "--project=$PROJECT" --raw \
-  '--format=value(hierarchicalNamespace.enabled)')
-[[ $tree == True ]] ||
-  say "warning: gs://$BUCKET has no hierarchical namespace: renaming a checkpoint's folder is not atomic there"
 
 node=$(slice)
 [[ $node == READY,* ]] || fail "the slice $NAME is ${node%%,*}, not READY: create.sh makes one"

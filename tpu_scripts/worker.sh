@@ -43,9 +43,8 @@ setup() { # BUCKET DATA WORKDIR GCSFUSE_VERSION
   fi
   if ! mountpoint --quiet "$job/bucket"; then
     # The hosts write one checkpoint together: none may go by what it remembers of a folder (60 seconds by default).
-    # Renaming a folder of a bucket without hierarchical namespace is off by default: the limit allows it.
-    quietly "mounting gs://$bucket" gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 \
-      --metadata-cache-negative-ttl-secs=0 "$bucket" "$job/bucket"
+    quietly "mounting gs://$bucket" gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
+      "$bucket" "$job/bucket"
   fi
   probe=$job/bucket/$workdir/.probe-$worker
   { mkdir -p "$job/bucket/$workdir" && echo probe >"$probe" && rm "$probe"; } 2>>"$job/logs/setup.log" ||

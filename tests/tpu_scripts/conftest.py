@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 SCRIPTS = ROOT / "tpu_scripts"
 
 GCLOUD = r'''
-import json, os, pathlib, shutil, subprocess, sys
+import json, os, pathlib, re, shutil, subprocess, sys
 cloud = pathlib.Path(os.environ["CLOUD"])
 words = sys.argv[1:]
 with open(cloud / "calls", "a") as file:
@@ -94,20 +94,24 @@ elif kind == ["compute", "tpus", "tpu-vm", "scp"]:
         source = cloud / f"worker-{value('--worker')}" / paths[0].partition(":")[2]
         shutil.copytree(source, pathlib.Path(paths[-1]) / source.name)
 elif kind == ["storage", "ls"]:
-    path = local(words[2])
-    if not path.exists():
+    bucket = local(words[2].split("/")[2] + "/")
+    paths = sorted(bucket.glob(words[2].split("/", 3)[3]))
+    if not paths:
         die("One or more URLs matched no objects.")
-    for entry in sorted(path.iterdir()) if path.is_dir() else [path]:
-        print(f"{words[2]}{entry.name}/" if path.is_dir() else words[2])
+    for path in paths:
+        print("/".join(words[2].split("/")[:3]) + f"/{path.relative_to(bucket)}")
 elif kind == ["storage", "cat"]:
     if not local(words[2]).exists():
         die("The following URLs matched no objects or files.")
     print(local(words[2]).read_text(), end="")
 elif kind == ["storage", "rsync"]:
     source, target = (w for w in words[2:] if not w.startswith("--"))
+    exclude = value("--exclude", "$^")  # commas part several of them, which one of ours must not become
+    assert "," not in exclude
     for path in sorted(local(source).rglob("*")):
-        copy = pathlib.Path(target) / path.relative_to(local(source))
-        if path.is_file() and "orbax-checkpoint-tmp" not in str(path) and not (
+        relative = path.relative_to(local(source))
+        copy = pathlib.Path(target) / relative
+        if path.is_file() and not re.match(exclude, str(relative)) and not (
                 copy.exists() and copy.read_bytes() == path.read_bytes()):
             if "--dry-run" in words:
                 print(f"Would copy {path} to {copy}", file=sys.stderr)
@@ -117,15 +121,29 @@ elif kind == ["storage", "rsync"]:
             if (cloud / "interrupt_rsync").exists():
                 (cloud / "interrupt_rsync").unlink()
                 die("connection reset")
-elif kind == ["storage", "buckets"]:
-    local("gs://b/")
-    print((cloud / "hierarchical").read_text().strip())
+    if (cloud / "meanwhile").exists():  # a file that the run finishes writing just then
+        path = cloud / "bucket" / (cloud / "meanwhile").read_text().strip()
+        (cloud / "meanwhile").unlink()
+        path.write_text("{}")
 else:
     die("Invalid choice: " + " ".join(words), 2)
 '''
 
+# What bert_jax/checkpoint.py does to $checkpoints: a run that begins clears what was cut short; the last file of a save
+# completes it. STEP is a number, "-" for no save, or with a "~" behind it one that is cut short.
+CHECKPOINTS = r'''
+begin() {
+  local folder
+  for folder in "$checkpoints"/*/; do [[ ! -d $folder || -e $folder/_CHECKPOINT_METADATA ]] || rm -r "$folder"; done
+}
+save() { # STEP
+  [[ $1 != - ]] || return 0
+  mkdir -p "$checkpoints/${1%"~"}"/{params,optimizer}
+  [[ $1 == *"~" ]] || echo '{}' >"$checkpoints/$1/_CHECKPOINT_METADATA"
+}
+'''
 # On a worker: the environment's python and bert-jax are these two. A line of $CLOUD/plan-WORKER says how a start goes:
-# STATUS STEP (a checkpoint it leaves, or -) SECONDS.
+# STATUS STEP SECONDS.
 PYTHON = r'''#!/usr/bin/env bash
 worker=${HOSTNAME##*-}
 case "$*" in
@@ -134,7 +152,7 @@ case "$*" in
     mkdir -p "$2/plugins/profile/1" && echo trace >"$2/plugins/profile/1/$3.xplane.pb" ;;
 esac
 '''
-BERT_JAX = r'''#!/usr/bin/env bash
+BERT_JAX = "#!/usr/bin/env bash" + CHECKPOINTS + r'''
 worker=${HOSTNAME##*-} plan=$CLOUD/plan-${HOSTNAME##*-}
 printf '%s\n' "$*" >>"$CLOUD/started-$worker"
 while (($#)); do [[ $1 == --workdir ]] && workdir=$2; shift; done
@@ -142,7 +160,8 @@ read -r status step seconds <"$plan" || { status=0 step=- seconds=0; }
 sed -i 1d "$plan" 2>/dev/null
 trap 'echo asked to stop; exit 75' TERM
 echo "step 7/100 loss 6.543 left 0:01:00"
-if ((worker == 0)) && [[ $step != - ]]; then mkdir -p "$workdir"/checkpoints/{"$step",999.orbax-checkpoint-tmp-1}; fi
+checkpoints=$workdir/checkpoints
+if ((worker == 0)); then begin; save "$step"; fi
 if ((worker == 0)); then echo '{"step": 7, "loss": 6.5}' >>"$workdir/metrics.jsonl" && touch "$workdir/experiment.json"; fi
 end=$((SECONDS + seconds))
 while ((SECONDS < end)); do sleep 0.05; done
@@ -181,7 +200,7 @@ class Cloud:
         store.mkdir(parents=True)
         (store / "manifest.json").write_text("{}")
         self.tell(
-            workers="2", chips="4 of 8", notice="NONEFALSE", hierarchical="True", request="ABSENT", slice="ABSENT",
+            workers="2", chips="4 of 8", notice="NONEFALSE", request="ABSENT", slice="ABSENT",
             request_after_create="WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE", slice_after_create=READY,
         )
         self.env = {
@@ -201,7 +220,7 @@ class Cloud:
             (self.folder / name).write_text(text + "\n")
 
     def plan(self, *workers: str) -> None:
-        """For every worker, its starts: ``"75 100 0; 0 200 0"`` is status, checkpoint and seconds of two of them."""
+        """For every worker, its starts: ``"75 100 0; 0 200 0"`` is status, step saved and seconds of two of them."""
         for number, starts in enumerate(workers):
             lines = [start.strip() for start in starts.split(";")]
             (self.folder / f"plan-{number}").write_text("\n".join(lines) + "\n")

@@ -67,6 +67,13 @@ def test_gives_up_without_progress(cloud):
     assert len(cloud.calls("compute", "tpus", "queued-resources", "delete")) == 1
 
 
+def test_a_save_cut_short_is_no_progress(cloud):
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("137 100 0; 137 200~ 0; 137 - 0; 137 200~ 0; 137 - 0; 0 300 0", "137 - 0" + "; 137 - 0" * 4 + "; 0 - 0")
+    done = cloud.run("babysit.sh", "--max-starts=3", status=1)
+    assert "started 3 times without a new checkpoint (newest: 100)" in done.stderr and len(cloud.started(0)) == 4
+
+
 def test_one_worker_dies_and_the_others_hang(cloud):
     cloud.tell(request="ACTIVE", slice=READY)
     cloud.plan("0 100 60; 0 200 0", "137 - 0; 0 - 0")

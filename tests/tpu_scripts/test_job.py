@@ -1,10 +1,13 @@
 """A job on a slice of two workers, worker.sh really running on both: setting up, starting, looking, tracing, copying back."""
 
+import subprocess
 import time
 
+import jax.numpy as jnp
 import pytest
 
-from tests.tpu_scripts.conftest import READY
+from bert_jax.checkpoint import COMPLETE, Checkpoints
+from tests.tpu_scripts.conftest import READY, SCRIPTS
 
 
 @pytest.fixture
@@ -38,8 +41,6 @@ def test_setup_makes_every_worker_ready(slice_):
 
 
 def test_setup_says_what_is_wrong(slice_):
-    slice_.tell(hierarchical="")
-    assert "no hierarchical namespace" in slice_.run("setup.sh").stderr
     slice_.tell(chips="3 of 8")
     assert "not every worker sees its share" in slice_.run("setup.sh", status=1).stderr
     done = slice_.run("setup.sh", DATA="stores/none", status=1)
@@ -116,6 +117,7 @@ def test_run_refuses_before_setup_and_without_configuration(slice_):
 def test_status(ready):
     ready.plan("0 100 30", "137 - 0")
     ready.run("run.sh")
+    (ready.folder / "bucket/runs/job/checkpoints/200/params").mkdir(parents=True)  # a save under way
     for _ in range(100):
         done = ready.run("status.sh", "--price", "0.25")
         if "exited" in done.stdout:
@@ -131,6 +133,21 @@ def test_status(ready):
     assert 'last record {"step": 7, "loss": 6.5}' in done.stdout
     assert float(done.stdout.split("money")[1].split()[0]) > 8 * 24  # the slice since January is remembered
     assert "permission denied" in ready.run("status.sh", BUCKET="b" * 3, status=1, **denied(ready)).stderr
+
+
+def test_the_newest_checkpoint_is_one_that_checkpoint_py_takes_for_complete(cloud):
+    folder = cloud.folder / "bucket/runs/job/checkpoints"
+    checkpoints = Checkpoints(folder, keep=3)
+    for step in (7, 9, 10):
+        checkpoints.save(step, {"params": {"x": jnp.ones(2)}}, {})
+    checkpoints.close()
+    local = ["bash", "-c", f"source {SCRIPTS}/common.sh; local_checkpoint {folder.parent}"]
+    for newest in (10, 9, 7, "none"):
+        assert checkpoints.steps()[-1:] == [newest] or newest == "none"
+        assert f"checkpoint  {newest}\n" in cloud.run("status.sh").stdout
+        assert subprocess.run(local, env=cloud.env, text=True, capture_output=True).stdout == f"{newest}\n"
+        if newest != "none":
+            (folder / str(newest) / COMPLETE).unlink()
 
 
 def denied(cloud) -> dict[str, str]:
@@ -153,14 +170,21 @@ def test_profile_brings_the_trace(ready, tmp_path):
 def test_copy_back_resumes_and_loses_nothing(cloud, tmp_path):
     run = cloud.folder / "bucket/runs/job"
     assert "is no work directory" in cloud.run("copy_back.sh", "--to", str(tmp_path / "back"), status=1).stderr
-    for name in ("experiment.json", "metrics.jsonl", "checkpoints/100/a", "checkpoints/200.orbax-checkpoint-tmp-1/a"):
+    whole = [f"{folder}/{COMPLETE}" for folder in ("checkpoints/100", "best/50")]
+    names = ["experiment.json", "metrics.jsonl", "checkpoints/100/params/a", "best/50/params/a", *whole]
+    for name in [*names, "checkpoints/200/params/a", "checkpoints/1000/params/a", "best/60/params/a", "checkpoints/.probe-1"]:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(name)
     (cloud.folder / "interrupt_rsync").touch()
     done = cloud.run("copy_back.sh", "--to", str(tmp_path / "back"), status=1)
     assert "the same command goes on" in done.stderr
     (tmp_path / "back" / "mine").write_text("kept")
-    cloud.run("copy_back.sh", "--to", str(tmp_path / "back"))
-    copied = sorted(str(p.relative_to(tmp_path / "back")) for p in (tmp_path / "back").rglob("*") if p.is_file())
-    assert copied == ["checkpoints/100/a", "experiment.json", "metrics.jsonl", "mine"]
+
+    def copied():
+        cloud.run("copy_back.sh", "--to", str(tmp_path / "back"))
+        return {str(p.relative_to(tmp_path / "back")) for p in (tmp_path / "back").rglob("*") if p.is_file()}
+
+    assert copied() == {*names, "mine"}  # no save under way
+    cloud.tell(meanwhile=f"runs/job/checkpoints/200/{COMPLETE}")  # complete while the first round copies
+    assert copied() == {*names, "mine", "checkpoints/200/params/a", f"checkpoints/200/{COMPLETE}"}
     assert "--delete-unmatched-destination-objects" not in str(cloud.calls())

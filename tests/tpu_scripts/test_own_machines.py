@@ -9,13 +9,14 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from tests.tpu_scripts.conftest import SCRIPTS
+from tests.tpu_scripts.conftest import CHECKPOINTS, SCRIPTS
 
-BERT_JAX = r"""#!/usr/bin/env bash
+BERT_JAX = "#!/usr/bin/env bash" + CHECKPOINTS + r"""
 echo "$*" >>"$FOLDER/started-${SLURM_PROCID:-0}"
 read -r status step seconds <"$FOLDER/plan-${SLURM_PROCID:-0}"; sed -i 1d "$FOLDER/plan-${SLURM_PROCID:-0}"
-trap 'mkdir -p "$FOLDER/run/checkpoints/77"; exit 75' TERM
-[[ $step == - ]] || mkdir -p "$FOLDER/run/checkpoints/$step"
+checkpoints=$FOLDER/run/checkpoints
+trap 'save 77; exit 75' TERM
+if ((${SLURM_PROCID:-0} == 0)); then begin; save "$step"; fi
 end=$((SECONDS + seconds)); while ((SECONDS < end)); do sleep 0.05; done
 exit "$status"
 """
@@ -103,6 +104,12 @@ def test_gpu_box_stops_at_refusal_and_without_progress(box):
     assert "started 2 times without a new checkpoint (newest: 10)" in text and len(starts(box)) == 3
 
 
+def test_gpu_box_does_not_count_a_save_cut_short_as_progress(box):
+    plan(box, ["137 10 0", "137 20~ 0", "137 - 0", "137 20~ 0", "137 - 0", "0 30 0"])
+    text = run(box, "gpu_box.sh", "--max-starts=3", status=1)
+    assert "started 3 times without a new checkpoint (newest: 10)" in text and len(starts(box)) == 4
+
+
 def test_gpu_box_says_what_is_missing(box):
     assert "the NVIDIA driver is 470.82: 525 or newer" in run(box, "gpu_box.sh", status=1, DRIVER="470.82")
     assert "does not see the GPU" in run(box, "gpu_box.sh", status=1, NO_GPU="1")
@@ -157,6 +164,13 @@ def test_slurm_goes_back_into_the_queue_and_continues(box):
     assert (box / "scontrol").read_text() == "requeue 42\n"
     run(box, "slurm.sbatch", **SLURM, SLURM_RESTART_COUNT="1")
     assert len(starts(box)) == 2 and (box / "scontrol").read_text() == "requeue 42\n"
+
+
+def test_slurm_does_not_count_a_save_cut_short_as_progress(box):
+    plan(box, ["137 10 0", "137 20~ 0", "137 - 0", "137 20~ 0"], ["137 - 0"] * 4)
+    for number in range(4):
+        text = run(box, "slurm.sbatch", status=int(number == 3), MAX_STARTS="2", **SLURM)
+    assert "started 2 times without a new checkpoint (newest: 10)" in text and len(starts(box)) == 3
 
 
 def test_slurm_refusal_of_one_process_does_not_hide(box):
