@@ -90,14 +90,13 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
     start_jax()
     from rich.console import Console
 
-    from bert_jax import config
-    from bert_jax.finetuning import CARD, EXPORTED, PAGE, finetune, fit
+    from bert_jax.finetuning import CARD, EXPORTED, PAGE, check_assignments, finetune, fit
     from bert_jax.model import load
     from bert_jax.parallel.cluster import TEMPORARY
     from bert_jax.reporting import table
     from bert_jax.tasks.tables import Table
     from bert_jax.training.pretrain import load_config
-    from bert_jax.training.recipe import EPOCHS, own_data, recipe
+    from bert_jax.training.recipe import EPOCHS, own_data, paths_of, recipe
 
     if arguments.data is None:
         if given := [name for name in _OWN if getattr(arguments, name) is not None]:
@@ -106,6 +105,9 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
     else:
         if arguments.checkpoint is None:
             raise BertJaxError("--data needs --checkpoint as well")
+        check_assignments(arguments.assignments, arguments.checkpoint)
+        if arguments.epochs is not None and "train.steps" in paths_of(arguments.assignments):
+            raise BertJaxError("--epochs and --set train.steps both say how long to train: leave one out")
         files = (arguments.data, arguments.heldout)
         sources = [path and own_data(path, arguments.texts or (), arguments.label, arguments.kind) for path in files]
         for given in filter(None, sources):
@@ -113,8 +115,9 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
         model = load(arguments.checkpoint)
         epochs = EPOCHS if arguments.epochs is None else arguments.epochs
         kind = arguments.kind if isinstance(sources[0], Table) else None
-        experiment = recipe(model, arguments.checkpoint, *sources, kind=kind, epochs=epochs)
-        experiment = config.override(experiment, arguments.assignments)
+        experiment = recipe(
+            model, arguments.checkpoint, *sources, kind=kind, epochs=epochs, assignments=arguments.assignments
+        )
     seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
     command = shlex.join(["bert-jax", *(arguments.command_line or sys.argv[1:])])
     done = finetune(

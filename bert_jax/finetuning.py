@@ -37,8 +37,9 @@ from bert_jax.tasks.datasets import Named
 from bert_jax.training import record
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.finetune import finetuning_task
+from bert_jax.training.recipe import paths_of
 from bert_jax.training.train import train
-from bert_jax.warm_start import fitted, of_the_checkpoint
+from bert_jax.warm_start import of_the_checkpoint
 
 logger = logging.getLogger("bert_jax")
 
@@ -66,23 +67,29 @@ def fit(
       checkpoint: in place of ``task.init``. assignments: as ``--set`` has them.
 
     Raises:
-      BertJaxError: no fine-tuning, no such checkpoint, an assignment of a size that the checkpoint decides.
+      BertJaxError: no fine-tuning, no such checkpoint, or see :func:`check_assignments`.
     """
     if not isinstance(experiment.task, Finetuning):
         raise BertJaxError(f"the task is {type(experiment.task).__name__}: finetune runs {_kinds()}; pretrain runs the others")
-    for assignment in assignments:
-        path = assignment.partition("=")[0].strip().split(".")
-        if path[:2] == ["task", "encoder"] and len(path) > 2 and path[2] in _FIELDS and of_the_checkpoint(path[2]):
-            raise BertJaxError(f"--set {'.'.join(path)}: the checkpoint decides about it, leave it out")
-    if checkpoint:
-        assignments = [*assignments, f"task.init={json.dumps(str(checkpoint))}"]
-    given = configuration.override(experiment, assignments)
-    model = load(given.task.init)
-    encoder = fitted(given.task.encoder, model.config)
-    return dataclasses.replace(given, task=dataclasses.replace(given.task, encoder=encoder)), model
+    check_assignments(assignments, checkpoint)
+    init = [f"task.init={json.dumps(str(checkpoint))}"] if checkpoint else []
+    begun = init or [one for one in assignments if paths_of([one]) <= {"task", "task.init"}]
+    model = load(configuration.override(experiment, begun).task.init)
+    # All together, and only then checked: what is set must fit the checkpoint, and need not fit the configuration's sizes.
+    sizes = [f"task.encoder.{name}={json.dumps(configuration.to_json(getattr(model.config, name)))}" for name in _SIZES]
+    return configuration.override(experiment, [*assignments, *init, *sizes]), model
 
 
-_FIELDS = frozenset(field.name for field in dataclasses.fields(EncoderConfig))
+def check_assignments(assignments: Sequence[str], checkpoint: str | None) -> None:
+    """Raises BertJaxError where ``--set`` changes what the checkpoint decides, or which one it is."""
+    for path in sorted(paths_of(assignments)):
+        if path.startswith("task.encoder.") and path.split(".")[2] in _SIZES:
+            raise BertJaxError(f"--set {path}: the checkpoint decides about it, leave it out")
+        if path == "task.init" and checkpoint:
+            raise BertJaxError(f"--set task.init beside --checkpoint {checkpoint}: use --checkpoint alone")
+
+
+_SIZES = tuple(field.name for field in dataclasses.fields(EncoderConfig) if of_the_checkpoint(field.name))
 
 
 def _kinds() -> str:

@@ -1,6 +1,7 @@
 """bert-jax finetune from the shell: every kind leaves all that it should, and transformers answers the same."""
 
 import csv
+import dataclasses
 import html.parser
 import json
 import os
@@ -19,7 +20,9 @@ from bert_jax.errors import BertJaxError
 from bert_jax.finetuning import fit
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.tasks.base import predict, without_anchors
+from bert_jax.training import record
 from bert_jax.training import train as train_module
+from bert_jax.training.experiment import Experiment
 from bert_jax.training.finetune import finetuning_task
 from bert_jax.training.pretrain import load_config
 
@@ -382,6 +385,25 @@ def test_a_configuration_need_not_repeat_the_encoder(run, tiny_checkpoint, tmp_p
         fit(load_config(pathlib.Path(__file__).parent / "tiny_bert.py"))
 
 
+def test_what_is_set_must_fit_the_checkpoint_and_not_the_configuration(run, tiny_checkpoint):
+    task = load_config(run("Classification").parent / "Classification.py").task
+    small = dataclasses.replace(task, encoder=dataclasses.replace(task.encoder, layers=1, max_length=16))
+    encoder = dataclasses.replace(task.encoder, read_layers=(9,))
+    large = dataclasses.replace(task, encoder=encoder, lengths=(512,), reinitialise=5)
+    assignments = ["task.encoder.read_layers=[2]", "task.reinitialise=2", "task.lengths=[32]"]
+    for begun in (small, large):
+        fitted, model = fit(Experiment(begun), str(tiny_checkpoint), assignments)
+        assert (fitted.task.encoder.layers, fitted.task.encoder.max_length) == (2, 32)
+        assert (fitted.task.encoder.read_layers, fitted.task.reinitialise, fitted.task.lengths) == ((2,), 2, (32,))
+        alone, _ = fit(Experiment(begun), None, [f"task.init={tiny_checkpoint}", *assignments])
+        assert alone == fitted
+        finetuning_task(fitted.task, model).start(jax.random.key(0))
+    with pytest.raises(BertJaxError, match=r"read_layers is \(3,\): .* to 2"):
+        fit(Experiment(large), str(tiny_checkpoint), ["task.encoder.read_layers=[3]", *assignments[1:]])
+    with pytest.raises(BertJaxError, match="task.init beside --checkpoint .*: use --checkpoint alone"):
+        fit(Experiment(small), str(tiny_checkpoint), ["task.init=elsewhere"])
+
+
 def write_reviews(path: pathlib.Path, count: int = 60) -> pathlib.Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -394,9 +416,11 @@ def write_reviews(path: pathlib.Path, count: int = 60) -> pathlib.Path:
 def test_this_csv_in_one_command(label, kind, tiny_checkpoint, tmp_path, capfd):
     data = write_reviews(tmp_path / "reviews.csv")
     words = ["finetune", "--checkpoint", str(tiny_checkpoint), "--data", str(data), "--texts", "review", "--label", label,
-             "--workdir", str(tmp_path / "run"), "--epochs", "1"]
+             "--workdir", str(tmp_path / "run"), "--epochs", "2", "--set", "train.batch_size=16"]
     assert cli.main(words) == 0
     out, _ = capfd.readouterr()
+    last = record.read(tmp_path / "run" / "seed-0" / "metrics.jsonl")[-2]
+    assert last["kind"] == "train" and last["epoch"] == pytest.approx(2, abs=0.2)
     assert ("accuracy" if label == "stars" else "pearson") in out
     out = tmp_path / "out.tsv"
     assert cli.main(["predict", str(tmp_path / "run"), "--input", str(data), "--out", str(out)]) == 0
@@ -439,5 +463,8 @@ def test_what_is_refused(tiny_checkpoint, tmp_path, capfd):
     refused("epochs is 0", epochs=0)
     refused("there is no field 'train.step'", set="train.step=3")
     refused("optimizer.warmup_steps 50 is not below train.steps", set="optimizer.warmup_steps=50")
+    refused("task.init beside --checkpoint", "use --checkpoint alone", set="task.init=elsewhere")
+    refused("--set task.encoder.layers: the checkpoint decides", set="task.encoder.layers=1")
+    refused("--epochs and --set train.steps both say", epochs=1, set="train.steps=9")
     refused("--texts goes with --data", data=None, label=None, config=tmp_path / "x.py")
     refused("x.py: no such configuration file", data=None, texts=None, label=None, config=tmp_path / "x.py")

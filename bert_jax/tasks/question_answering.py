@@ -99,11 +99,7 @@ class AnswersQuestions(Predictor):
             raise BertJaxError("there are no questions to encode")
         if any(len(text) != 2 for text in texts):
             raise BertJaxError("a question needs a context to look in: give two texts, the question first")
-        if (room := self.length - self._specials - self.question_tokens) < self.answer_tokens:
-            raise BertJaxError(
-                f"windows of {self.length} tokens leave {room} beside a question of {self.question_tokens}, answers have up to "
-                f"{self.answer_tokens}: raise task.lengths, or lower task.question_tokens or task.answer_tokens"
-            )
+        self._check_room()
         contexts = list(dict.fromkeys(context for _, context in texts))
         encoded = dict(zip(contexts, self.tokenizer.encode_batch_with_offsets(contexts), strict=True))
         visible = {context: _visible(context, encoded[context].offsets) for context in contexts}
@@ -137,13 +133,21 @@ class AnswersQuestions(Predictor):
                            self.question_tokens)
         return Encoded(tokens, {}, np.array(item, np.int32))
 
+    def _check_room(self) -> None:
+        if (room := self.length - self._specials - self.question_tokens) < self.answer_tokens:
+            raise BertJaxError(
+                f"windows of {self.length} tokens leave {room} beside a question of {self.question_tokens}, answers have up to "
+                f"{self.answer_tokens}: raise task.lengths, or lower task.question_tokens or task.answer_tokens"
+            )
+
     def _windows(self, length: int, room: int) -> np.ndarray:
         """Where the windows of a context of ``length`` tokens begin."""
         firsts = np.arange(0, max(length - room, 0) + self.stride, min(self.stride, room))
         return firsts[: 1 + np.searchsorted(firsts, length - room)]  # the first that reaches the end is the last
 
     def count_windows(self, texts: Texts) -> int:
-        """How many windows :meth:`encode` makes of texts that it takes."""
+        """How many windows :meth:`encode` makes of texts that it takes; BertJaxError where they are too short."""
+        self._check_room()
         contexts = list(dict.fromkeys(context for _, context in texts))
         lengths = dict(zip(contexts, map(len, self.tokenizer.encode_batch(contexts)), strict=True))
         questions = self.tokenizer.encode_batch([question for question, _ in texts])

@@ -1,6 +1,7 @@
 """Data of one's own without a configuration file: which kind it is, its labels, and the published recipe for it."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bert_jax import config as configuration
 from bert_jax.errors import BertJaxError
 from bert_jax.model import Model
 from bert_jax.tasks import AnyFinetuning
@@ -20,6 +22,7 @@ from bert_jax.tasks.regression import Regression
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import FORMATS, Rows, Table, kind_of, labels_of
 from bert_jax.tasks.tagging import Tagging, Tags
+from bert_jax.tokenizers import Tokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
 
@@ -104,7 +107,7 @@ def _no_columns(path: str, texts: Sequence[str], label: str | None) -> str:
 
 def recipe(
     model: Model, checkpoint: str, data: Own, heldout: Own | None = None, *, kind: SentenceKind | None = None,
-    epochs: float = EPOCHS,
+    epochs: float = EPOCHS, assignments: Sequence[str] = (),
 ) -> Experiment:
     """How to fine-tune ``model`` on labelled data: 3 epochs of 32 rows (16 questions with choices) at 2e-5 or, of answers and
     tags, 5e-5, all from Devlin et al. 2019 (sections 4.1, 4.2, 4.4, appendix A.3), and with the bias correction of Mosbach et
@@ -115,9 +118,12 @@ def recipe(
       checkpoint: the name of ``model``. heldout: None: a tenth of ``data``, which examples with the same texts share; of
         SQuAD's form the last tenth of the articles.
       kind: of a table; None: what the labels say (:func:`bert_jax.tasks.tables.kind_of`).
+      assignments: as ``--set`` has them. Updates, warm-up, how often is evaluated, and how many shapes are compiled follow from
+        rows of an update and lengths of texts as these have them, where they do not say it themselves.
 
     Raises:
-      BertJaxError: data that cannot be read, without a label, with too few rows or but one label or value.
+      BertJaxError: data that cannot be read, without a label, with too few rows or but one label or value; assignments that do
+        not fit.
     """
     if not epochs > 0:
         raise BertJaxError(f"epochs is {epochs:g}: it must be above 0")
@@ -127,30 +133,47 @@ def recipe(
         raise BertJaxError(f"{checkpoint} has no tokenizer beside its weights, and text needs one")
     training, heldout = _split(data, heldout)
     batch, rate = UPDATE[type(data)]
-    rows = training.read()
-    task = _task(model, checkpoint, data, training, heldout, rows, kind)
-    count = len(rows.texts)  # of an epoch: all windows of contexts, all parts of long sentences
-    if isinstance(task, QuestionAnswering):
-        count = AnswersQuestions(
-            task.encoder, model.tokenizer, max(task.lengths), stride=task.stride, question_tokens=task.question_tokens
-        ).count_windows(rows.texts)
-    elif isinstance(task, Tagging):
-        count = len(Tags(task.encoder, model.tokenizer, max(task.lengths)).encode(rows.texts).item)
-    steps = max(1, round(epochs * count / batch))
-    # A step is compiled for each length, and one more has to save what that costs.
-    task = dataclasses.replace(task, shapes=min(16, max(2, steps // 100)))
-    each = max(1, round(count / batch))
-    return Experiment(
-        task, AdamW(learning_rate=rate, warmup_steps=int(WARM * steps), bias_correction=True),
-        TrainConfig(steps=steps, batch_size=batch, eval_every=each, save_every=each, log_every=max(1, min(50, each // 4)),
-                    eval_batches=None, eval_batch_size=64, keep=1),
+    begun = Experiment(
+        _task(model, checkpoint, data, training, heldout, kind), AdamW(learning_rate=rate, bias_correction=True),
+        TrainConfig(batch_size=batch, eval_batches=None, eval_batch_size=64, keep=1),
+    )
+    given = configuration.override(begun, [*assignments, f"task.init={json.dumps(checkpoint)}"])
+    rows = count_rows(given.task, model.tokenizer)
+    said = paths_of(assignments)
+    each = max(1, round(rows / given.train.batch_size))
+    steps = given.train.steps if said & {"train", "train.steps"} else max(1, round(epochs * rows / given.train.batch_size))
+    derived = {
+        "train.steps": steps, "train.eval_every": each, "train.save_every": each,
+        "train.log_every": max(1, min(50, each // 4)), "optimizer.warmup_steps": int(WARM * steps),
+        "task.shapes": min(16, max(2, steps // 100)),  # a step is compiled for each, and one more has to save what that costs
+    }
+    return configuration.override(
+        given, [f"{path}={value}" for path, value in derived.items() if not said & {path, path.partition(".")[0]}]
     )
 
 
+def paths_of(assignments: Sequence[str]) -> set[str]:
+    """What ``--set`` changes."""
+    return {assignment.partition("=")[0].strip() for assignment in assignments}
+
+
+def count_rows(task: AnyFinetuning, tokenizer: Tokenizer) -> int:
+    """Rows of an epoch: examples, but of contexts all windows, and of long sentences with tags all parts."""
+    texts = task.data.read().texts
+    if isinstance(task, QuestionAnswering):
+        return AnswersQuestions(
+            task.encoder, tokenizer, max(task.lengths), stride=task.stride, question_tokens=task.question_tokens,
+            answer_tokens=task.answer_tokens,
+        ).count_windows(texts)
+    if isinstance(task, Tagging):
+        return len(Tags(task.encoder, tokenizer, max(task.lengths)).encode(texts).item)
+    return len(texts)
+
+
 def _task(
-    model: Model, checkpoint: str, data: Own, training: Own, heldout: Own, rows: Rows, kind: SentenceKind | None
+    model: Model, checkpoint: str, data: Own, training: Own, heldout: Own, kind: SentenceKind | None
 ) -> AnyFinetuning:
-    """The task of these ``rows`` of ``training``, with the sizes of ``model``."""
+    """The task that ``data`` asks for, with the sizes of ``model``."""
     longest = min(LONGEST, model.config.max_length)
 
     def encoder(labels: tuple[str, ...], *heads: Any):
@@ -160,7 +183,7 @@ def _task(
     shared = {"init": checkpoint, "data": training, "heldout": heldout, "lengths": (longest,)}
     match data:
         case Squad():
-            every = [*rows.labels, *heldout.read().labels]
+            every = [*training.read().labels, *heldout.read().labels]
             window = min(WINDOW, longest)
             return QuestionAnswering(
                 encoder((), "span"), **shared | {"lengths": (window,)}, stride=min(128, window // 3),
@@ -176,7 +199,7 @@ def _task(
             return Choice(encoder((), "pooler", "choice"), **shared)
     if (kind or kind_of(data)) == "classification":
         return Classification(encoder(labels_of(data), *sentences), **shared)
-    values = _values(data.path, rows)
+    values = _values(data.path, training.read())
     return Regression(
         encoder((data.label,), *sentences), **shared, offset=float(values.mean()), scale=float(values.std())
     )

@@ -1,6 +1,7 @@
 """Files of one's own, told by their names, and the recipe that each is fine-tuned by."""
 
 import csv
+import dataclasses
 import gzip
 import json
 import logging
@@ -10,6 +11,7 @@ import pytest
 
 import bert_jax
 from bert_jax import cli
+from bert_jax import config as configuration
 from bert_jax.errors import BertJaxError
 from bert_jax.tasks import Choice, QuestionAnswering, Tagging
 from bert_jax.tasks.choice import Questions
@@ -109,6 +111,49 @@ def test_an_epoch_of_answers_is_all_windows(model, tmp_path):
     experiment = recipe(model, "m", own_data(str(write_squad(tmp_path / "x.json", articles=60, long=12))), epochs=2)
     windows = len(finetuning_task(experiment.task, model).training.item)
     assert windows > 3 * 108 and experiment.train.steps == round(2 * windows / 32)
+
+
+def test_what_is_set_comes_before_what_follows_from_it(model, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\n" + "".join(f"{word} {k},{'ab'[k % 2]}\n" for k, word in enumerate(WORDS * 100)))
+    data = own_data(str(path), ["text"], "label")
+    count = len(recipe(model, "m", data).task.data.read().texts)
+
+    def found(*assignments):
+        made = recipe(model, "m", data, epochs=4, assignments=assignments)
+        return (made.train.steps, made.train.eval_every, made.train.save_every, made.train.log_every,
+                made.optimizer.warmup_steps, made.task.shapes)
+
+    assert 1000 < count < 1200
+    for batch in (32, 8):
+        each, steps = round(count / batch), round(4 * count / batch)
+        expected = (steps, each, each, each // 4, steps // 10, max(2, steps // 100))
+        assert found(f"train.batch_size={batch}") == expected, "as many epochs, evaluated after each"
+    assert found("train.steps=500") == (500, round(count / 32), round(count / 32), round(count / 32) // 4, 50, 5)
+    own = ("train.steps=70", "train.eval_every=7", "train.save_every=9", "train.log_every=3", "optimizer.warmup_steps=5",
+           "task.shapes=1")
+    assert found(*own, "train.batch_size=8") == (70, 7, 9, 3, 5, 1)
+    assert found('optimizer={"kind": "Lamb", "warmup_steps": 11}')[4] == 11
+    other = dataclasses.replace(recipe(model, "m", data).task, init="other")
+    made = recipe(model, "m", data, assignments=[f"task={json.dumps(configuration.to_json(other))}"])
+    assert made.task.init == "m", "records name what was loaded"
+
+
+def test_shorter_lengths_make_longer_epochs(model, tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("\n".join("".join(f"{word} {'AB'[k % 2]}\n" for k, word in enumerate(WORDS * 6)) for _ in range(40)))
+    tags = Columns(str(path), separator="blank")
+    squad = own_data(str(write_squad(tmp_path / "x.json", articles=60, long=12)))
+    for given, heldout, short in (
+        (tags, tags, ["task.lengths=[12]"]), (squad, None, ["task.lengths=[20]", "task.answer_tokens=4"]),
+    ):
+        whole = recipe(model, "m", given, heldout)
+        made = recipe(model, "m", given, heldout, assignments=short)
+        rows = len(finetuning_task(made.task, model).training.item)
+        assert made.train.steps == round(3 * rows / 32) > whole.train.steps + 5
+        assert made.optimizer.warmup_steps == made.train.steps // 10 and made.train.eval_every == round(rows / 32)
+    with pytest.raises(BertJaxError, match="windows of 10 tokens leave -1 beside a question of 8"):
+        recipe(model, "m", squad, assignments=["task.lengths=[10]"])
 
 
 def test_tags(model, tmp_path, caplog):
