@@ -238,7 +238,7 @@ def plain(params: Params, config: EncoderConfig) -> tuple[Params, EncoderConfig]
 
 
 def count_parameters(config: EncoderConfig) -> int:
-    """Number of trainable values, rows that only pad the token table left out."""
+    """Number of values, rows that only pad the token table left out."""
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     padding = config.padded_vocab_size - config.vocab_size

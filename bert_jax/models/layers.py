@@ -140,7 +140,7 @@ class SelfAttention(nn.Module):
             nn.with_logical_constraint(a, ("batch", "length", "act_heads", "head_width")) for a in (query, keys, value)
         )
         rate = config.attention_dropout
-        if _is_fused(config):  # the probabilities are then a computation of their own, left out where nobody asks for them
+        if is_fused(config):  # the probabilities are then a computation of their own, left out where nobody asks for them
             context = fused_attention.attention(query, keys, value, bias, probability_seed, rate, _spec())
             probabilities = functional.attention_probabilities(query, keys, bias)
         else:
@@ -154,9 +154,11 @@ class SelfAttention(nn.Module):
         return x, {"queries": query, "keys": keys, "values": value, "attentions": probabilities}
 
 
-def _is_fused(config: EncoderConfig) -> bool:
+def is_fused(config: EncoderConfig) -> bool:
+    """Whether attention is computed by kernels on the devices of the mesh in context, or else of this process."""
     if config.attention == "auto":
-        return config.compute_dtype == "bfloat16" and config.head_width in FUSED_WIDTHS and fused_attention.available()
+        suits = config.positions == "absolute" and config.compute_dtype == "bfloat16" and config.head_width in FUSED_WIDTHS
+        return suits and fused_attention.available()
     return config.attention == "fused"
 
 

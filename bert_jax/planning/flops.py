@@ -7,11 +7,14 @@ counted there.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.interpreters import partial_eval
 
 from bert_jax.models.config import EncoderConfig
+from bert_jax.models.layers import is_fused
 from bert_jax.objectives.pretraining import PretrainingTask
 
 
@@ -21,7 +24,7 @@ class Work:
 
     Attributes:
       forward: operations of the matrix products of the forward pass, two for each multiplication with its addition.
-      repeated: of those that the backward pass computes again under the encoder's remat policy.
+      repeated: of those that the backward pass computes again under the encoder's remat policy, or in fused attention.
       traffic: bytes to and from memory for activations, forward and backward.
       stored: bytes that the forward pass keeps for the backward pass, roughly.
     """
@@ -37,8 +40,14 @@ class Work:
         return 3 * self.forward
 
 
-def products(jaxpr: Any, times: int = 1) -> int:
-    """Operations of all products of matrices in a traced program, loops counted as often as they run."""
+def products(function: Callable[..., Any], *operands: Any) -> int:
+    """Operations of all products of matrices that the results of ``function`` depend on, loops counted as often as they run.
+    What is traced and then used by nothing is left out, as XLA leaves it out."""
+    jaxpr = jax.make_jaxpr(function)(*operands).jaxpr
+    return _products(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0], 1)
+
+
+def _products(jaxpr: Any, times: int) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -50,32 +59,34 @@ def products(jaxpr: Any, times: int = 1) -> int:
             for inside in value if isinstance(value, (tuple, list)) else (value,):
                 inside = getattr(inside, "jaxpr", inside)
                 if hasattr(inside, "eqns"):
-                    total += products(inside, again)
+                    total += _products(inside, again)
     return total
 
 
 def task_work(task: PretrainingTask, rows: int = 8) -> Work:
-    """:func:`work` of a task (of its first turn), generators, decoders and all: products counted in the traced program, traffic
-    and memory by the formula for its encoder; so is what fused attention repeats, whose kernels are not traced."""
-    encoder, fused = task.config.encoder, task.config.encoder.attention == "fused"
-    if fused:
-        plain = dataclasses.replace(encoder, attention="xla")
-        task = PretrainingTask(dataclasses.replace(task.config, encoder=plain), None)
+    """:func:`work` of a task (of its first turn): products counted in the traced program, generators, decoders and all; traffic
+    and memory by the formula, for the encoder alone. Fused attention is counted as what it computes, plain attention, because a
+    kernel is a program for one row; what its kernels repeat is the formula's."""
+    encoder = task.config.encoder
+    plain = dataclasses.replace(encoder, attention="xla")
     key = jax.eval_shape(jax.random.key, 0)
-    params = jax.eval_shape(task.init, key)
     batch = jax.eval_shape(lambda batch, key: task.corrupt(batch, key, None), task.batch_shapes(rows), key)
 
-    def loss(params, batch, key):
-        return sum(term.value for term in task.loss(params, batch, key).terms.values())
+    def counted(encoder: EncoderConfig, backward: bool) -> float:
+        same = PretrainingTask(dataclasses.replace(task.config, encoder=encoder), None)
 
-    forward = products(jax.make_jaxpr(loss)(params, batch, key).jaxpr) / rows
-    computed = products(jax.make_jaxpr(jax.grad(loss))(params, batch, key).jaxpr) / rows
+        def loss(params, batch, key):
+            return sum(term.value for term in same.loss(params, batch, key).terms.values())
+
+        return products(jax.value_and_grad(loss) if backward else loss, jax.eval_shape(same.init, key), batch, key) / rows
+
     predictions = batch["masked_positions"].shape[1] if "masked_positions" in batch else 0
     examples = batch["example_starts"].shape[1] if "example_starts" in batch else 1
-    formula = work(encoder, batch["input_ids"].shape[1], predictions, examples)
-    # Gradients of what was only looked up make the backward pass a little less than twice the forward pass.
-    repeated = max(computed - 3 * forward, 0.0) if formula.repeated and not fused else formula.repeated
-    return dataclasses.replace(formula, forward=forward, repeated=repeated)
+    found, unfused = (work(one, batch["input_ids"].shape[1], predictions, examples) for one in (encoder, plain))
+    repeated = counted(plain, True) - counted(dataclasses.replace(plain, remat="masks"), True)  # masks: no product twice
+    return dataclasses.replace(
+        found, forward=counted(plain, False), repeated=repeated + found.repeated - unfused.repeated
+    )
 
 
 def work(config: EncoderConfig, length: int, predictions: int, examples: int = 1) -> Work:
@@ -100,7 +111,7 @@ def work(config: EncoderConfig, length: int, predictions: int, examples: int = 1
         forward += 2 * examples * width * width
     if "pair" in config.with_heads:
         forward += 2 * examples * width * 2
-    fused = config.attention == "fused"  # scores are never stored; the backward pass makes them again
+    fused = is_fused(config)  # scores are never stored; the backward pass makes them again
     repeated = config.depth * {
         "masks": fused * scores, "elementwise": fused * scores, "attention": scores, "feed_forward": scores + intermediate,
         "full": layer + fused * scores,
@@ -120,7 +131,8 @@ def work(config: EncoderConfig, length: int, predictions: int, examples: int = 1
     return Work(forward, repeated, 3 * moved + again, stored)
 
 
-def state_traffic(parameters: float, accumulate: int, compute_bytes: int) -> float:
-    """Bytes to and from memory of an update for ``parameters`` on this device: read for forward and backward pass of every
-    micro-batch, float32 gradients written and read, and float32 parameters and both moments read and written."""
-    return parameters * (accumulate * (2 * compute_bytes + 2 * 4) + 4 + 6 * 4)
+def state_traffic(trained: float, frozen: float, accumulate: int, compute_bytes: int) -> float:
+    """Bytes to and from memory of an update for so many parameters on this device: all are read for forward and backward pass
+    of every micro-batch; of those that are trained float32 gradients are written and read there, and float32 parameters and
+    both moments read and written."""
+    return (trained + frozen) * accumulate * 2 * compute_bytes + trained * (accumulate * 2 * 4 + 4 + 6 * 4)

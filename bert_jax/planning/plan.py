@@ -33,7 +33,8 @@ class Plan:
     """What was found out. Sizes in bytes and for one device, times in seconds, counts for one update of the whole job.
 
     Attributes:
-      topology, devices, mesh: what it is planned for. remat: the encoder's policy. parameters: trainable values.
+      topology, devices, mesh: what it is planned for. remat: the encoder's policy. parameters: values of all that the task
+        trains or keeps still, generators, decoders and heads of objectives among them; of these ``frozen`` are kept still.
       length: tokens of a sequence. batch_size: sequences of an update. per_device: sequences that a device holds at once, in
         one micro-batch of ``accumulate``, divided over data and fsdp.
       arguments: state and batch. temporaries: of the program, or as XLA names them in a refusal. peak: None where refused.
@@ -69,6 +70,7 @@ class Plan:
     peak_flops: float | None
     compile_seconds: float
     packing: int | None = None
+    frozen: int = 0
 
     @property
     def fits(self) -> bool:
@@ -98,9 +100,10 @@ class Plan:
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
         unit = "rows" if self.packing else "sequences"
         packed = f" of up to {self.packing} examples" if self.packing else ""
+        frozen = f" ({self.frozen:,} of them frozen)" if self.frozen else ""
         lines = [
             f"devices      {self.devices} ({self.topology}), mesh {mesh}",
-            f"model        {self.parameters:,} parameters, {self.length} tokens{packed}, remat {self.remat}",
+            f"model        {self.parameters:,} parameters{frozen}, {self.length} tokens{packed}, remat {self.remat}",
             f"batch        {self.batch_size:,} {unit} an update, {self.per_device:g} a device"
             + (f" in each of {self.accumulate} micro-batches" if self.accumulate > 1 else ""),
         ]
@@ -137,7 +140,7 @@ class Plan:
 
 ASSUMPTIONS = (
     "published peaks of arithmetic, memory and links, fully used; every result of a product written and read once, all else "
-    "fused; rings along one axis of the slice. Real steps are slower"
+    "fused, in the encoder (a generator or decoder moves nothing); rings along one axis of the slice. Real steps are slower"
 )
 
 
@@ -172,16 +175,18 @@ def plan(experiment: Experiment, target: Target) -> Plan:
     if peak and target.limit and peak > target.limit:
         refusal = f"peak {_gib(peak)} exceeds the {_gib(target.limit)} of a device"
     length = experiment.task.examples.length
-    work = flops.task_work(PretrainingTask(experiment.task, None))
+    with jax.set_mesh(mesh):  # which decides whether attention is fused
+        work = flops.task_work(PretrainingTask(experiment.task, None))
+    trained, still = _parameters(experiment)
     found = collectives(text, mesh.size) if text else []
     slices = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]
-    times = _times(experiment, work, found, slices, mesh, target)
+    times = _times(experiment, work, (trained, still), found, slices, mesh, target)
     return Plan(
-        target.name, mesh.size, dict(mesh.shape), encoder.remat, api.count_parameters(encoder), length, settings.batch_size,
+        target.name, mesh.size, dict(mesh.shape), encoder.remat, trained + still, length, settings.batch_size,
         settings.accumulate, settings.batch_size / settings.accumulate / batch_shards(mesh),
         arguments, temporaries, peak, target.limit, refusal,
         work.useful * settings.batch_size, (work.useful + work.repeated) * settings.batch_size, summary(found, slices),
-        *times, target.chip and target.chip.flops, seconds, experiment.task.examples.packing,
+        *times, target.chip and target.chip.flops, seconds, experiment.task.examples.packing, still,
     )
 
 
@@ -215,7 +220,7 @@ def fit(
         raise BertJaxError(f"--fit: the memory of a device of {target.name} is not known, so nothing would be refused")
     mesh = make_mesh(experiment.mesh, list(target.devices))
     shards, task = batch_shards(mesh), experiment.task
-    gradients = 4 * api.count_parameters(task.encoder) // (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    gradients = 4 * _parameters(experiment)[0] // (mesh.shape["fsdp"] * mesh.shape["tensor"])
     fits = []
     for policy in policies:
         encoder = dataclasses.replace(task.encoder, remat=policy)
@@ -227,7 +232,8 @@ def fit(
                 dataclasses.replace(experiment, task=dataclasses.replace(task, encoder=encoder), train=train), target
             )
 
-        stored = flops.task_work(PretrainingTask(dataclasses.replace(task, encoder=encoder), None)).stored
+        with jax.set_mesh(mesh):
+            stored = flops.task_work(PretrainingTask(dataclasses.replace(task, encoder=encoder), None)).stored
         stored /= mesh.shape["tensor"]
         start = int(0.85 * (target.limit - 4 * gradients) / stored)
         fits.append(_largest(policy, max(start, fits[-1].per_device if fits else 1, 1), gradients, attempt))
@@ -308,9 +314,23 @@ def _refusal(error: Exception) -> tuple[str, int | None]:
     return words[:300], int(float(needed[1]) * {"G": 2**30, "M": 2**20}[needed[2]]) if needed else None
 
 
+def _parameters(experiment: Experiment) -> tuple[int, int]:
+    """How many values the step trains, and how many it keeps still; rows that only pad the vocabulary are left out."""
+    task, encoder = PretrainingTask(experiment.task, None), experiment.task.encoder
+    axes, shapes = task.logical_axes(), jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
+
+    def values(leaf, names):
+        return leaf.size // encoder.padded_vocab_size * encoder.vocab_size if names and "vocab" in names else leaf.size
+
+    counts = jax.tree.leaves(jax.tree.map(values, shapes, axes))
+    still = jax.tree.leaves(frozen(experiment.optimizer, axes))
+    kept = sum(count for count, is_still in zip(counts, still, strict=True) if is_still)
+    return sum(counts) - kept, kept
+
+
 def _times(
-    experiment: Experiment, work: flops.Work, found: list[Collective], slices: list[int], mesh: jax.sharding.Mesh,
-    target: Target,
+    experiment: Experiment, work: flops.Work, parameters: tuple[int, int], found: list[Collective], slices: list[int],
+    mesh: jax.sharding.Mesh, target: Target,
 ) -> tuple[float | None, float | None, float | None]:
     chip, settings, encoder = target.chip, experiment.train, experiment.task.encoder
     if chip is None:
@@ -319,11 +339,10 @@ def _times(
     compute = (work.useful + work.repeated) * sequences / chip.flops
     size = 2 if encoder.compute_dtype == "bfloat16" else 4
     shards = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    state = flops.state_traffic(api.count_parameters(encoder) / shards, settings.accumulate, size)
+    state = flops.state_traffic(*(count / shards for count in parameters), settings.accumulate, size)
     memory = (work.traffic * sequences + state) / chip.bandwidth
     exchange = sum(one.sent * one.times / (chip.network if one.crosses(slices) else chip.link) for one in found)
     return compute, memory, exchange
-
 
 
 def _gib(size: int) -> str:

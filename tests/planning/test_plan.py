@@ -14,6 +14,7 @@ from bert_jax.cli import main
 from bert_jax.data.pairs import PairSpec
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
+from bert_jax.models import api
 from bert_jax.planning import plan as planning
 from bert_jax.planning.chips import TPUS, Target, target
 from bert_jax.planning.plan import Plan, describe, fit, plan
@@ -71,6 +72,44 @@ def test_arguments_are_those_of_the_program(on_cpu):
     with jax.set_mesh(mesh):
         memory = step.lower(*operands).compile().memory_analysis()
     assert found.arguments == pytest.approx(memory.argument_size_in_bytes, rel=1e-3)
+
+
+def test_every_parameter_of_a_task_is_counted(tiny_experiment):
+    """BART's decoder, ELECTRA's generator, and what LoRA keeps still, against shapes written out; no rows of padding."""
+    bart = load_config(ROOT / "configs/pretrain/bart_base.py")
+    width, pieces = 768, 50_265
+    norm, square, ffn = 2 * width, width * width + width, 2 * 4 * width * width + 5 * width
+    layer, positions = 4 * square + ffn + 2 * norm, (1024 + 2) * width
+    encoder = pieces * width + positions + norm + 6 * layer
+    decoder = positions + norm + 6 * (layer + 4 * square + norm)
+    assert planning._parameters(bart) == (encoder + decoder, 0)
+
+    electra = load_config(ROOT / "configs/pretrain/electra_small.py")
+    count = api.count_parameters(electra.task.encoder)
+    generator = api.count_parameters(electra.task.objectives[0].generator_config(electra.task.encoder))
+    shared = (30_522 + 512 + 2 + 2) * 128
+    assert planning._parameters(electra) == (count + generator - shared, 0)
+
+    lora = config.override(tiny_experiment("bert"), ["task.encoder.lora_rank=2"])
+    encoder = lora.task.encoder
+    trained, still = planning._parameters(lora)
+    heads = sum(leaf.size for part, tree in jax.eval_shape(lambda: api.init(encoder, jax.random.key(0))).items()
+                for leaf in jax.tree.leaves(tree) if part in encoder.with_heads)
+    heads -= encoder.padded_vocab_size - encoder.vocab_size
+    assert trained == heads + encoder.layers * 2 * 2 * 2 * encoder.hidden_width
+    assert trained + still == api.count_parameters(encoder)
+
+
+def test_frozen_parameters_are_said_and_cost_less(tiny_experiment):
+    """LoRA has fewer parameters to read and write than training all has."""
+    alone = target("cpu:1")
+    peaks = dataclasses.replace(alone, devices=alone.devices[:1], chip=TPUS["v5e"])
+    small = ["task.encoder.layers=1", "train.batch_size=1"]
+    whole = plan(tiny_experiment("bert", *small), peaks)
+    lora = plan(tiny_experiment("bert", *small, "task.encoder.lora_rank=1"), peaks)
+    assert whole.frozen == 0 and "frozen" not in str(whole)
+    assert 0 < lora.frozen < lora.parameters and f"({lora.frozen:,} of them frozen)" in str(lora)
+    assert lora.memory_time < whole.memory_time
 
 
 def test_limit_refuses_a_program_that_compiles(on_cpu):
