@@ -13,23 +13,33 @@ note() { say "$(date -u +%FT%TZ) $*"; }
 finish() { # STATUS WORDS
   note "${*:2}"
   if [[ -n ${DELETE_AT_END:-} ]]; then
-    "$here/delete.sh" --yes
+    for ((try = 1; ; try++)); do
+      if "$here/delete.sh" --yes; then break; fi
+      ((try < patience)) || fail "the slice is still there and costs money: run delete.sh"
+      sleep "$POLL"
+    done
   else
     note "the slice is still there and costs money: delete.sh"
   fi
   exit "$1"
 }
-begin() { # one more start: the slice if there is none, the software if need be, the run
+# begin create | setup | run: does what is missing, from there to a run that has started. A slice is asked for as often as need be,
+# since waiting costs nothing; setups that fail and starts are counted.
+begin() {
   local newest status=0
-  newest=$(newest_checkpoint) || return 75
-  (count_start "$(memory)" "$newest") || finish 1 "giving up"
-  note "start $(cut -d' ' -f1 "$(memory)/starts") since checkpoint $newest"
-  if [[ $1 == create ]]; then "$here/create.sh" || return 75; fi
-  if [[ $1 != run ]]; then
+  newest=$(newest_checkpoint) || status=$?
+  if ((status == 0)) && [[ $1 == create ]]; then "$here/create.sh" || status=$?; fi
+  if ((status == 0)) && [[ $1 != run ]]; then
     if [[ $newest != none ]]; then export KEEP_SOURCE=1; fi # a run that has begun goes on with the code it began with
     "$here/setup.sh" || status=$?
+    if ((status == 75 && ++setups >= MAX_STARTS)); then finish 1 "giving up: setup.sh failed $setups times in a row"; fi
+    ((status)) || setups=0
   fi
-  ((status)) || "$here/run.sh" -- "${rest[@]}" || status=$?
+  if ((status == 0)); then
+    (count_start "$(memory)" "$newest") || finish 1 "giving up"
+    note "start $(cut -d' ' -f1 "$(memory)/starts") since checkpoint $newest"
+    "$here/run.sh" -- "${rest[@]}" || status=$?
+  fi
   if ((status == 1 || status == 2)); then finish 1 "refused: starting again would not help"; fi
   return "$status"
 }
@@ -51,7 +61,7 @@ mkdir -p "$(memory)"
 exec 9>"$(memory)/babysit.lock"
 flock --nonblock 9 || fail "another babysit.sh watches $NAME already"
 
-silent=0 uneven=0 shown=""
+silent=0 uneven=0 setups=0 shown=""
 while :; do
   if ! state=$(request_state ACTIVE) || ! node=$(slice); then
     note "no answer from gcloud; looking again"
@@ -71,7 +81,7 @@ while :; do
         note "a worker does not answer ($silent of $patience)"
         if ((silent >= patience)); then
           silent=0
-          remove "a worker of $NAME does not answer"
+          remove "a worker of $NAME does not answer" || :
         fi
         sleep "$POLL"
         continue

@@ -39,7 +39,7 @@ declare -A about=(
   [PROFILER_PORT]="port of the profiler in every process; 0 starts none"
   [GCSFUSE_VERSION]="release of gcsfuse to install"
   [POLL]="seconds between looks"
-  [MAX_STARTS]="starts without a new checkpoint after which to give up"
+  [MAX_STARTS]="starts without a new checkpoint, or failures of setup.sh in a row, after which to give up"
   [DELETE_AT_END]="delete the slice when the run has finished or was given up"
   [PRICE]="dollars for a chip and hour, to say what was spent"
   [WORKER]="number of the worker"
@@ -188,24 +188,27 @@ ask() {
   else "${@:2}" </dev/null; fi
 }
 
-# gcloud_ask ANSWER COMMAND...: as ask, where a thing that does not exist is the answer ABSENT and any other error one line.
+# gcloud_ask ANSWER COMMAND...: as ask, where a thing that does not exist is the answer ABSENT. Any other error is one line and
+# status 1 when it would come again; else 75: a server, a token or the network failed, which passes.
 gcloud_ask() {
-  local output errors status=0
+  local output errors all line status=0
   errors=$(mktemp)
   output=$(ask "$1" gcloud "${@:2}" 2>"$errors") || status=$?
-  if ((status)); then
-    if grep -qiE 'NOT_FOUND|not found|does not exist|matched no objects|404' "$errors"; then
-      output=ABSENT
-    else
-      local line
-      line=$(grep -m1 ERROR "$errors" || tail -n 1 "$errors")
-      rm -f "$errors"
-      if [[ $line =~ PERMISSION_DENIED|403 ]]; then fail "permission denied: $line"; fi
-      fail "gcloud: ${line:-exit status $status}"
-    fi
-  fi
+  all=$(<"$errors")
+  line=$(grep -m1 ERROR "$errors" || tail -n 1 "$errors")
   rm -f "$errors"
-  printf '%s\n' "$output"
+  if ((status == 0)); then
+    printf '%s\n' "$output"
+  elif grep -qE 'PERMISSION_DENIED|\b403\b' <<<"$line"; then
+    fail "permission denied: $line"
+  elif grep -qiE 'NOT_FOUND|not found|does not exist|matched no objects|\b404\b' <<<"$all"; then
+    echo ABSENT
+  elif ((status == 2)) || grep -qE 'INVALID_ARGUMENT|HTTPError 400|active account' <<<"$line"; then
+    fail "gcloud: $line"
+  else
+    complain "gcloud: ${line:-exit status $status}; run it again"
+    exit 75
+  fi
 }
 
 # State of the queued resource: ABSENT, WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, FAILED ... In a dry run: $1.

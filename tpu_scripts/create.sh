@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Asks for a slice and waits until it is there. Called again, it goes on waiting for the request that exists.
+# Asks for a slice and waits until it is there. Called again, it goes on waiting for the request that exists. Exit status 75:
+# try again; 1: something must be put right first.
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_settings "Creates a Cloud TPU slice through a queued resource, and waits until it is ACTIVE." \
@@ -27,31 +28,45 @@ if [[ $state == ABSENT ]]; then
     reserved) options+=(--reserved) ;;
   esac
   [[ -z ${SERVICE_ACCOUNT:-} ]] || options+=("--service-account=$SERVICE_ACCOUNT")
-  act gcloud compute tpus queued-resources create "$NAME" "${place[@]}" "${options[@]}" --async --quiet ||
-    fail "the request was not accepted: see gcloud's line above (quota, zone and accelerator are the usual reasons)"
+  status=0
+  answer=$(gcloud_ask "" compute tpus queued-resources create "$NAME" "${place[@]}" "${options[@]}" --async --quiet) || status=$?
+  [[ $answer != ABSENT ]] || { complain "gcloud finds no such project, zone, accelerator or runtime" && status=1; }
+  if ((status)); then
+    complain "the request was not accepted: quota, zone and accelerator are the usual reasons"
+    exit "$status"
+  fi
   say "asked for $ACCELERATOR_TYPE ($PROVISIONING) as $NAME; the queue may take hours. Ctrl-C leaves the request there"
 else
   say "$NAME exists already, in state $state"
 fi
 
 # A slice is READY some seconds after its request is ACTIVE.
+lost() {
+  complain "$*: delete.sh, then create.sh again"
+  exit 75
+}
 looks=0 shown=""
 while :; do
-  state=$(request_state ACTIVE)
+  status=0
+  { state=$(request_state ACTIVE) && { [[ $state != ACTIVE ]] || node=$(slice); }; } || status=$?
+  ((status != 1)) || exit 1
+  if ((status)); then # in days of waiting a question fails now and then
+    say "$(date +%T) no answer from gcloud; looking again"
+    sleep "$POLL"
+    continue
+  fi
   case $state in
     ACTIVE)
-      node=$(slice)
       [[ $node != READY,* ]] || break
       state="ACTIVE, slice ${node%%,*}"
-      [[ $node != PREEMPTED,* && $node != TERMINATED,* ]] ||
-        fail "$NAME is lost already (${node%%,*}): delete.sh, then create.sh again"
+      [[ $node != PREEMPTED,* && $node != TERMINATED,* ]] || lost "$NAME is lost already (${node%%,*})"
       ;;
     FAILED | SUSPENDED)
       reason=$(gcloud_ask "" compute tpus queued-resources describe "$NAME" "${place[@]}" \
-        '--format=value(state.failedData.error.message)')
-      fail "the request $NAME is $state${reason:+ ($reason)}: delete.sh, then create.sh again"
+        '--format=value(state.failedData.error.message)') || reason=""
+      lost "the request $NAME is $state${reason:+ ($reason)}"
       ;;
-    ABSENT) fail "the request $NAME is gone: somebody deleted it" ;;
+    ABSENT) lost "the request $NAME is gone" ;;
   esac
   if [[ $state != "$shown" ]] || ((looks % 20 == 0)); then say "$(date +%T) $state"; fi
   shown=$state looks=$((looks + 1))

@@ -12,7 +12,10 @@ manifest=$(gcloud_ask there storage ls "gs://$BUCKET/$DATA/manifest.json" "--pro
     "then gcloud storage cp --recursive STORE gs://$BUCKET/$DATA"
 
 node=$(slice)
-[[ $node == READY,* ]] || fail "the slice $NAME is ${node%%,*}, not READY: create.sh makes one"
+[[ $node == READY,* ]] || {
+  complain "the slice $NAME is ${node%%,*}, not READY: create.sh makes one"
+  exit 75
+}
 IFS=, read -r _ _ workers _ accelerator <<<"$node"
 
 # One source for all workers, kept: a slice that babysit.sh makes anew gets the code that the run began with.

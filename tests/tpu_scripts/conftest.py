@@ -43,9 +43,21 @@ def answer(name):  # the next line of a file; the last one stays
         die(line[6:])
     return line
 
+def once(name):  # what a file tells to go wrong, the first time
+    path = cloud / name
+    if path.exists():
+        message = path.read_text().strip()
+        path.unlink()
+        die(message)
+
 def local(url):  # gs://bucket/path as a path in the cloud's folder
-    if (cloud / "bucket_error").exists():
-        die((cloud / "bucket_error").read_text())
+    path = cloud / "bucket_error"  # a line for each question, "-" for none; the last one stays
+    if path.exists():
+        line, *others = path.read_text().splitlines()
+        if others:
+            path.write_text("\n".join(others) + "\n")
+        if line != "-":
+            die(line)
     return cloud / "bucket" / url.removeprefix("gs://").partition("/")[2]
 
 kind = words[:4] if words[0] == "compute" else words[:2]
@@ -59,6 +71,7 @@ elif kind == ["compute", "tpus", "queued-resources", "create"]:
     shutil.copy(cloud / "request_after_create", cloud / "request")
     shutil.copy(cloud / "slice_after_create", cloud / "slice")
 elif kind == ["compute", "tpus", "queued-resources", "delete"]:
+    once("delete_error")
     (cloud / "request").write_text("ABSENT\n")
     (cloud / "slice").write_text("ABSENT\n")
     for home in cloud.glob("worker-*"):  # the disks of the slice are gone, and all that ran there

@@ -1,9 +1,13 @@
 """babysit.sh brings a run to its end, whatever happens to slice, workers and itself."""
 
+import re
 import signal
 import subprocess
 import time
 
+import pytest
+
+from bert_jax.checkpoint import COMPLETE
 from tests.tpu_scripts.conftest import READY, ROOT, SCRIPTS
 
 
@@ -58,6 +62,60 @@ def test_a_bucket_that_denies_ends_it(cloud):
     assert "cannot be written" in done.stderr and "refused" in done.stderr and cloud.started(0) == []
 
 
+@pytest.mark.parametrize("error", ["HTTPError 503: later", "There was a problem refreshing your current auth tokens"])
+def test_a_question_that_fails_is_no_refusal(cloud, error):
+    cloud.tell(request="ACTIVE", slice=READY, bucket_error=f"-\n{error}\n-")  # the second one: setup.sh looks for the store
+    cloud.plan("0 100 0", "0 - 0")
+    done = cloud.run("babysit.sh", "--delete-at-end")
+    assert error in done.stderr and "refused" not in done.stderr and len(cloud.started(0)) == 1
+    assert len(cloud.calls("compute", "tpus", "queued-resources", "delete")) == 1  # at the end
+
+
+def test_lost_before_its_setup_is_no_refusal(cloud):
+    cloud.tell(request="ACTIVE", slice=f"{READY}\n{READY.replace('READY', 'PREEMPTED')}")
+    cloud.plan("0 100 0", "0 - 0")
+    done = cloud.run("babysit.sh")
+    assert "is PREEMPTED, not READY" in done.stderr and "making the slice anew" in done.stderr and "finished" in done.stderr
+
+
+def test_an_unknown_checkpoint_is_not_none(cloud):
+    save = cloud.folder / f"bucket/runs/job/checkpoints/100/{COMPLETE}"
+    save.parent.mkdir(parents=True)
+    save.touch()
+    cloud.tell(request="ACTIVE", slice=READY, bucket_error="HTTPError 503: later\n-")
+    cloud.plan("0 200 0", "0 - 0")
+    assert re.findall("since checkpoint .*", cloud.run("babysit.sh").stderr) == ["since checkpoint 100"]
+    cloud.run("delete.sh", "--yes")
+    cloud.tell(bucket_error="HTTPError 403: no")
+    assert "refused" in cloud.run("babysit.sh", status=1).stderr
+    assert not cloud.calls("compute", "tpus", "queued-resources", "create")  # nothing that costs
+
+
+def test_waiting_for_a_slice_is_not_counted(cloud):
+    cloud.plan("0 100 0", "0 - 0")
+    cloud.tell(request_after_create="WAITING_FOR_RESOURCES\nFAILED")
+    babysitter = subprocess.Popen([SCRIPTS / "babysit.sh", "--max-starts=1"], env=cloud.env, cwd=ROOT, text=True,
+                                  stderr=subprocess.PIPE)
+    for _ in range(400):
+        if len(cloud.calls("compute", "tpus", "queued-resources", "create")) >= 3:
+            break
+        time.sleep(0.05)
+    cloud.tell(request_after_create="ERROR UNAVAILABLE\nACTIVE")
+    _, text = babysitter.communicate(timeout=100)
+    assert babysitter.returncode == 0 and "FAILED (no capacity)" in text, text
+    assert re.findall("start .* since.*", text) == ["start 1 since checkpoint none"]
+
+
+def test_setups_that_fail_are_counted_and_the_deletion_is_tried_again(cloud):
+    (cloud.folder / "no_python").touch()
+    cloud.tell(delete_error="HTTPError 503: later")
+    done = cloud.run("babysit.sh", "--max-starts=3", "--delete-at-end", status=1)
+    assert "giving up: setup.sh failed 3 times in a row" in done.stderr and cloud.started(0) == []
+    assert len(cloud.calls("compute", "tpus", "tpu-vm", "scp")) == 3
+    assert len(cloud.calls("compute", "tpus", "queued-resources", "delete")) == 2
+    assert (cloud.folder / "request").read_text() == "ABSENT\n"
+
+
 def test_gives_up_without_progress(cloud):
     cloud.tell(request="ACTIVE", slice=READY)
     cloud.plan("134 100 0" + "; 134 - 0" * 20, "134 - 0" + "; 134 - 0" * 20)
@@ -86,10 +144,10 @@ def test_a_dead_worker_is_a_lost_slice(cloud):
     cloud.tell(request="ACTIVE", slice=READY)
     cloud.plan("0 100 0", "0 - 0")
     cloud.run("setup.sh")
-    cloud.tell(dead="worker-1")
+    cloud.tell(dead="worker-1", delete_error="HTTPError 503: later")
     babysitter = subprocess.Popen([SCRIPTS / "babysit.sh"], env=cloud.env, cwd=ROOT, text=True, stderr=subprocess.PIPE)
     for _ in range(400):
-        if cloud.calls("compute", "tpus", "queued-resources", "delete"):
+        if len(cloud.calls("compute", "tpus", "queued-resources", "delete")) >= 2:
             break
         time.sleep(0.05)
     (cloud.folder / "dead").unlink()

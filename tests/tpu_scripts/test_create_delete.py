@@ -38,16 +38,45 @@ def test_create_again_waits_for_the_request_that_is_there(cloud):
 @pytest.mark.parametrize(("state", "words"), [("FAILED", "FAILED (no capacity)"), ("SUSPENDED", "SUSPENDED")])
 def test_a_request_that_ended_is_said(cloud, state, words):
     cloud.tell(request=state)
-    done = cloud.run("create.sh", status=1)
+    done = cloud.run("create.sh", status=75)
     assert words in done.stderr and "delete.sh" in done.stderr
 
 
-def test_errors_are_one_line(cloud):
-    cloud.tell(request="ERROR PERMISSION_DENIED: 403 Permission 'tpu.nodes.get' denied")
-    done = cloud.run("create.sh", status=1)
-    assert done.stderr.startswith("create.sh: error: permission denied: ") and done.stderr.count("\n") == 1
-    cloud.tell(request="ABSENT", create_error="RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been exceeded")
-    assert "quota" in cloud.run("create.sh", status=1).stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [
+        ("PERMISSION_DENIED: Permission 'tpu.nodes.get' denied (or it may not exist)", 1, "permission denied: "),
+        ("HTTPError 403: me does not have access", 1, "permission denied: "),
+        ("INVALID_ARGUMENT: name is too long", 1, "gcloud: "),
+        ("You do not currently have an active account selected.", 1, "gcloud: "),
+        ("HTTPError 503: the service is unavailable", 75, "gcloud: "),
+        ("UNAVAILABLE: projects/140340412 does not answer", 75, "gcloud: "),  # 403 and 404 are no errors inside a number
+        ("There was a problem refreshing your current auth tokens: timed out", 75, "gcloud: "),
+    ],
+)
+def test_errors_are_one_line_and_tell_what_passes(cloud, answer, status, words):
+    for questions in ({"request": f"ERROR {answer}"}, {"request": "ABSENT", "create_error": answer}):
+        cloud.tell(**questions)
+        lines = cloud.run("create.sh", status=status).stderr.splitlines()
+        assert lines[0].startswith(f"create.sh: error: {words}ERROR: ") and answer in lines[0]
+        assert lines[0].endswith("; run it again") == (status == 75)
+        assert len(lines) == 1 + ("create_error" in questions) and ("not accepted" in lines[-1]) == (len(lines) == 2)
+
+
+def test_what_does_not_exist_is_not_asked_for_again(cloud):
+    cloud.tell(create_error="NOT_FOUND: Location us-central9-z is not found")
+    assert "no such project, zone, accelerator or runtime" in cloud.run("create.sh", status=1).stderr
+
+
+def test_waiting_outlasts_questions_that_fail(cloud):
+    cloud.tell(
+        request_after_create="WAITING_FOR_RESOURCES\nERROR HTTPError 503: later\nERROR UNAVAILABLE\nPROVISIONING\nACTIVE",
+        slice_after_create=f"ERROR DEADLINE_EXCEEDED\n{READY}",
+    )
+    done = cloud.run("create.sh")
+    assert done.stderr.count("no answer from gcloud; looking again") == 3 and "is ACTIVE" in done.stderr
+    cloud.tell(request="WAITING_FOR_RESOURCES\nWAITING_FOR_RESOURCES\nERROR PERMISSION_DENIED")  # this one would not pass
+    assert "permission denied" in cloud.run("create.sh", status=1).stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_setup_says_what_is_wrong(slice_):
     assert done.stderr.startswith("setup.sh: error: permission denied: ") and done.stderr.count("\n") == 1
     slice_.tell(slice=READY.replace("READY", "CREATING"))
     (slice_.folder / "bucket_error").unlink()
-    assert "is CREATING, not READY" in slice_.run("setup.sh", status=1).stderr
+    assert "is CREATING, not READY" in slice_.run("setup.sh", status=75).stderr
 
 
 def test_a_worker_that_fails_and_one_that_refuses(slice_):
