@@ -28,7 +28,7 @@ from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.reporting import answers
 from bert_jax.tasks import TASKS, AnyFinetuning
-from bert_jax.tasks.base import Outputs, Predictor
+from bert_jax.tasks.base import Outputs, Predictor, WrongText
 from bert_jax.tasks.batches import Encoded, EvalBatches
 from bert_jax.tasks.choice import Chooses, Questions
 from bert_jax.tasks.classification import Classifies
@@ -69,7 +69,8 @@ def predict(
     Args:
       model: a loaded one, or the path of one: the work directory of ``bert-jax finetune``, or whatever :func:`bert_jax.load`
         takes, with a classifier, tagger, span or choice head.
-      texts: strings, or tuples: (first, second) for pairs, (question, context), (first, choice, choice, ...), words to tag.
+      texts: strings, or tuples: (first, second) for pairs, (question, context), (first, choice, choice, ...), words to tag
+        (of a string, what is between its blanks).
       batch_size: rows that are computed together.
 
     Returns:
@@ -80,7 +81,10 @@ def predict(
       BertJaxError: no such model, no head that answers, or a text that is empty or of another form than the head needs.
     """
     ready = of_model(model) if isinstance(model, Model) else load(model)
-    given = ((text,) if isinstance(text, str) else tuple(text) for text in texts)
+    tags = isinstance(ready.predictor, Tags)
+    given = (
+        _flat((text,), tags) if isinstance(text, str) or not isinstance(text, Iterable) else tuple(text) for text in texts
+    )
     return (answer for _, answer in Answering(ready.predictor, batch_size).stream(ready.params, given))
 
 
@@ -108,11 +112,12 @@ def predict_file(
         raise BertJaxError(f"{path}: it has a word a line: give a sentence a line, with blanks between the words, or lists of "
                            "words in *.jsonl")
     source = open_texts(path, columns, form, lists=0 if tags else 1 if listed else None)
-    least, most, wanted = _COLUMNS[next(kind for kind in type(ready.predictor).__mro__ if kind in _COLUMNS)]
-    if not least <= len(source.columns) <= most:
+    least, most, wanted = _taken(ready.predictor)
+    if len(source.columns) != 1 if tags else not listed and not least <= len(source.columns) <= most:
         raise BertJaxError(f"{model} needs {wanted}, not {len(source.columns)} column{'s' * (len(source.columns) > 1)} "
                            f"({', '.join(source.columns)}): name them (--texts)")
-    found = Answering(ready.predictor, batch_size).stream(ready.params, (_flat(row, tags) for row in source.rows))
+    rows = (_flat(row, tags) for row in source.rows)
+    found = Answering(ready.predictor, batch_size).stream(ready.params, rows, f"{path}: row")
     if tags:
         found = (((" ".join(words),), answer) for words, answer in found)
     elif listed:
@@ -122,14 +127,42 @@ def predict_file(
 
 def _flat(row: tuple[str | tuple[str, ...], ...], words: bool) -> tuple[str, ...]:
     """A row as its predictor takes it, with the texts of a list side by side; ``words``: those of a sentence."""
-    return tuple(one for text in row for one in (text if isinstance(text, tuple) else text.split() if words else (text,)))
+    return tuple(
+        one for text in row for one in (
+            text if isinstance(text, tuple) else text.split() if words and isinstance(text, str) else (text,)
+        )
+    )
 
 
-_COLUMNS: dict[type[Predictor], tuple[int, float, str]] = {
-    Classifies: (1, 2, "a text or a pair"), Values: (1, 2, "a text or a pair"), Tags: (1, 1, "a sentence"),
-    AnswersQuestions: (2, 2, "a question and a context"), Chooses: (2, float("inf"), "a first text and two or more choices"),
+# How many texts a row has, at least and at most, and what they are called.
+_TAKEN: dict[type[Predictor], tuple[int, float, str]] = {
+    Classifies: (1, 2, "a text or a pair"), Values: (1, 2, "a text or a pair"), Tags: (1, float("inf"), "a sentence"),
+    AnswersQuestions: (2, 2, "a question and a context"), Chooses: (3, float("inf"), "a first text and two or more choices"),
     FillsWords: (2, float("inf"), "a sentence with a mask, and words for it"),
 }
+
+
+def _taken(predictor: Predictor) -> tuple[int, float, str]:
+    return _TAKEN[next(kind for kind in type(predictor).__mro__ if kind in _TAKEN)]
+
+
+def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor) -> str | None:
+    """What is wrong with the form of a row; ``first``: the row that came first."""
+    if not all(isinstance(part, str) for part in text):
+        return f"is {text!r}: strings are needed"
+    if not text or not all(part.strip() for part in text):
+        return "is empty, or nothing but white space: take it out"
+    least, most, wanted = _taken(predictor)
+    if not least <= len(text) <= most:
+        return f"has {len(text)} texts: the model needs {wanted}"
+    if isinstance(predictor, Classifies | Values) and len(text) != len(first):
+        return f"has {len(text)} texts, the first one has {len(first)}: give texts alone, or pairs alone"
+    for part in text:
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            return f"has a lone surrogate at character {error.start}: decode it as UTF-8"
+    return None
 
 
 def load(path: str | os.PathLike) -> Ready:
@@ -229,31 +262,40 @@ class Answering:
         self.run = run
 
     def stream(
-        self, params: api.Params, texts: Iterable[tuple[str, ...]]
+        self, params: api.Params, texts: Iterable[tuple[str, ...]], called: str = "text"
     ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
         """Each of ``texts``, in their order, with its answer.
 
+        Args:
+          called: what messages have before the number of a text, which counts from 1.
+
         Raises:
-          BertJaxError: see the predictor's ``encode``; a text without any character but white space.
+          BertJaxError: see the predictor's ``encode``; a text without any character but white space, or of another form than
+            the predictor takes.
         """
         params = jax.device_put(params)
         with _each_warning_once():
             rows = None  # of a batch; fewer where all there is does not fill one
-            for chunk, encoded in _ahead(self._encoded(iter(texts))):
+            for chunk, encoded in _ahead(self._encoded(iter(texts), called)):
                 count = len(encoded.item)
                 rows = rows or min(self.batch_size, 1 << (count - 1).bit_length())
                 yield from zip(chunk, self.predictor.answers(chunk, encoded, self._outputs(params, encoded, rows)), strict=True)
 
-    def _encoded(self, texts: Iterator[tuple[str, ...]]) -> Iterator[tuple[list[tuple[str, ...]], Encoded]]:
-        before = 0
+    def _encoded(
+        self, texts: Iterator[tuple[str, ...]], called: str
+    ) -> Iterator[tuple[list[tuple[str, ...]], Encoded]]:
+        before, first = 0, None
         while chunk := list(itertools.islice(texts, CHUNK * self.batch_size)):
+            first = first or chunk[0]
             for number, text in enumerate(chunk, start=before + 1):
-                if not text or not all(isinstance(part, str) for part in text):
-                    raise BertJaxError(f"text {number} is {text!r}: strings are needed")
-                if not all(part.strip() for part in text):
-                    raise BertJaxError(f"text {number} is empty, or nothing but white space: take it out")
+                if problem := _problem(text, first, self.predictor):
+                    raise BertJaxError(f"{called} {number} {problem}")
+            try:
+                encoded = self.predictor.encode(chunk)
+            except WrongText as error:
+                raise BertJaxError(f"{called} {before + error.row + 1}: {error.problem}") from None
             before += len(chunk)
-            yield chunk, self.predictor.encode(chunk)
+            yield chunk, encoded
 
     def _outputs(self, params: api.Params, encoded: Encoded, rows: int) -> Outputs:
         """Of all rows of ``encoded``, in their order."""

@@ -23,10 +23,10 @@ from bert_jax.tasks.texts import open_texts
 WORDS = "cat dog bird mat road tree red".split()
 
 
-def with_head(checkpoint, labels, *heads):
+def with_head(checkpoint, labels, *heads, **changes):
     """The tiny encoder with heads that have learnt nothing, but differ from row to row."""
     start = bert_jax.load(checkpoint)
-    config = finetuned_encoder(start.config, labels, heads, init_std=0.5)
+    config = finetuned_encoder(start.config, labels, heads, init_std=0.5, **changes)
     return bert_jax.Model(jax.tree.map(np.asarray, api.init(config, jax.random.key(1))), config, start.tokenizer)
 
 
@@ -93,6 +93,61 @@ def test_every_head(tiny_checkpoint):
     choice = with_head(tiny_checkpoint, (), "pooler", "choice")
     asked = [("cat", "red dog", "the bird")] * 3
     assert {answer["text"] for answer in bert_jax.predict(choice, asked)} < {"red dog", "the bird"}
+
+
+FORMS = [
+    ("classifier", [("cat", "dog"), ("cat",)], "text 2 has 1 texts, the first one has 2"),
+    ("classifier", ["cat", ("cat", "dog bird")], "text 2 has 2 texts, the first one has 1"),
+    ("classifier", ["cat", ("a", "b", "c")], "text 2 has 3 texts: the model needs a text or a pair"),
+    ("value", [("cat",), ("cat", "dog bird")], "text 2 has 2 texts, the first one has 1"),
+    ("choice", [("cat", "a", "b"), ("cat", "a")], "text 2 has 2 texts: the model needs a first text and two or more choices"),
+    ("span", [("a cat", "the cat"), "the cat"], "text 2 has 1 texts: the model needs a question and a context"),
+    ("tagger", [("cat", "dog"), " "], "text 2 is empty, or nothing but white space"),
+    ("classifier", ["cat", 3], "text 2 is .3,.: strings are needed"),
+    ("classifier", ["cat", ("cat", None)], "text 2 is .'cat', None.: strings are needed"),
+    ("classifier", ["cat", "d\ud800g"], "text 2 has a lone surrogate at character 1: decode it as UTF-8"),
+]
+
+
+def of_kind(kind, checkpoint):
+    labels = {"classifier": ("red", "blue"), "value": ("length",), "tagger": ("N", "V")}.get(kind, ())
+    heads = {"tagger": ("tagger",), "span": ("span",), "choice": ("pooler", "choice")}.get(kind, ("pooler", "classifier"))
+    return with_head(checkpoint, labels, *heads, max_length=128)
+
+
+@pytest.mark.parametrize(("kind", "given", "message"), FORMS)
+def test_texts_of_another_form_are_refused_by_their_number(kind, given, message, tiny_checkpoint):
+    model = of_kind(kind, tiny_checkpoint)
+    with pytest.raises(BertJaxError, match=message):
+        list(bert_jax.predict(model, given))
+    for _ in range(50):  # in a later chunk
+        given = [given[0], *given]
+    with pytest.raises(BertJaxError, match=message.replace("text 2", "text 52")):
+        list(bert_jax.predict(model, given, batch_size=1))
+
+
+def test_a_tagger_takes_the_words_between_blanks(tiny_checkpoint):
+    tagger, rows = of_kind("tagger", tiny_checkpoint), texts(9)
+    found = list(bert_jax.predict(tagger, rows))
+    assert found == list(bert_jax.predict(tagger, [tuple(text.split()) for text in rows]))
+    assert [len(answer["tags"]) for answer in found] == [len(text.split()) for text in rows]
+
+
+def test_what_the_tokenizer_cannot_keep_is_refused_by_its_row(tiny_checkpoint, tmp_path, capfd):
+    model = of_kind("span", tiny_checkpoint)
+    bert_jax.save(model, tmp_path / "model")
+    rows = [("a cat", "the cat sat")] * 40 + [("a cat", "\u200b")]
+    with pytest.raises(BertJaxError, match="^text 41: the context has no character that the tokenizer keeps$"):
+        list(bert_jax.predict(model, rows, batch_size=1))
+    path = tmp_path / "a.tsv"
+    path.write_text("q\tc\n" + "".join("\t".join(row) + "\n" for row in rows))
+    words = ["predict", str(tmp_path / "model"), "--input", str(path), "--texts", "q", "c", "--batch-size", "1"]
+    assert cli.main(words) == 1
+    assert f"error: {path}: row 41: the context has no character that the tokenizer keeps\n" in capfd.readouterr().err
+    path.write_text("q\ta\tb\n" + "a\tb\tc\n")
+    bert_jax.save(of_kind("choice", tiny_checkpoint), tmp_path / "choice")
+    assert cli.main(["predict", str(tmp_path / "choice"), "--input", str(path), "--texts", "q", "a"]) == 1
+    assert f"{path}: row 1 has 2 texts: the model needs a first text and two" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.txt", "a.tsv.gz", "-"])
@@ -185,6 +240,10 @@ def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
     refused("a.jsonl: after line 1: no JSON object", '{"text": "cat"}\n[1]\n', "a.jsonl")
     refused("a.jsonl: line 2: no column 'text'; there are review", '{"text": "cat"}\n{"review": "x"}\n', "a.jsonl")
     refused("a.jsonl: line 1: a text is a string", '{"text": 3}\n', "a.jsonl")
+    damaged = gzip.compress(b"cat\n" * 9)[:10] + b"\x07" + bytes(20)  # a block of no type that there is
+    refused("a.txt.gz: a damaged gzip file after line 0 (", damaged, "a.txt.gz")
+    refused("a.txt.gz: a damaged gzip file after line", gzip.compress(b"cat\n" * 9)[:-9], "a.txt.gz")
+    refused("b.txt.gz: a damaged gzip file after line", b"cat\n", "b.txt.gz")
     refused("needs a text or a pair, not 3 columns", "a\tb\tc\n1\t2\t3\n", "b.tsv", "--texts", "a", "b", "c")
     refused("batch_size is 0", "cat\n", "a.txt", "--batch-size", "0")
     refused("what is written is named *.tsv or *.jsonl", "cat\n", "a.txt", "--out", str(tmp_path / "out.csv"))

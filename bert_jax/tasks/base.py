@@ -99,6 +99,14 @@ def finetuned_encoder(
     return dataclasses.replace(encoder, with_heads=heads, labels=labels, **changes)
 
 
+class WrongText(BertJaxError):
+    """What is wrong with one of several texts. row: its number from 0. problem: what is said of it, without the number."""
+
+    def __init__(self, row: int, problem: str):
+        super().__init__(f"row {row + 1}: {problem}")
+        self.row, self.problem = row, problem
+
+
 class Predictor:
     """How a fine-tuned model answers about new text; every kind of task has one. Subclasses give the three methods.
 
@@ -111,7 +119,7 @@ class Predictor:
 
     def encode(self, texts: Texts) -> Encoded:
         """Rows for the encoder; what a tuple of texts holds is the kind's matter. Where texts may need several rows, ``item``
-        int32 says whose each row is."""
+        int32 says whose each row is. Of one that cannot be encoded a :class:`WrongText` says which."""
         raise NotImplementedError
 
     def inputs(self, batch: Batch) -> Batch:
@@ -172,8 +180,7 @@ class FinetuningTask:
     @functools.cached_property
     def training(self) -> Encoded:
         """The examples to train on."""
-        rows = _labelled_rows(self.config.data)
-        return self.labelled(self.predictor.encode(rows.texts), rows, self.config.data)
+        return self._encoded(_labelled_rows(self.config.data), self.config.data)
 
     @functools.cached_property
     def heldout(self) -> Rows:
@@ -183,7 +190,14 @@ class FinetuningTask:
     @functools.cached_property
     def evaluation(self) -> Encoded:
         """The same, ready for batches."""
-        return self.labelled(self.predictor.encode(self.heldout.texts), self.heldout, self.config.heldout)
+        return self._encoded(self.heldout, self.config.heldout)
+
+    def _encoded(self, rows: Rows, source: Source) -> Encoded:
+        try:
+            encoded = self.predictor.encode(rows.texts)
+        except WrongText as error:
+            raise BertJaxError(f"{source.path}: {error}") from None
+        return self.labelled(encoded, rows, source)
 
     def init(self, key: Key[Array, ""]) -> api.Params:
         return self._with_anchors(api.init(self.config.encoder, key), ())

@@ -20,7 +20,7 @@ from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import Head
 from bert_jax.task import Batch, Losses, Ratio
-from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
+from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts, WrongText
 from bert_jax.tasks.batches import Encoded, Keep, encode
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.files import objects_of, text_of
@@ -188,8 +188,8 @@ class Chooses(Predictor):
         Raises:
           BertJaxError: no texts, a question with fewer than two choices, or ``length`` leaves no room.
         """
-        if few := [number for number, text in enumerate(texts, start=1) if len(text) < 3]:
-            raise BertJaxError(f"question {few[0]}: a first text and two or more choices are needed")
+        if few := [number for number, text in enumerate(texts) if len(text) < 3]:
+            raise WrongText(few[0], "a first text and two or more choices are needed")
         counts = np.array([len(text) - 1 for text in texts], np.int32)
         every = [(first, choice) for first, *choices in texts for choice in choices]
         pairs = encode(self.tokenizer, every, self.length, self.truncate)

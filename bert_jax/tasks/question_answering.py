@@ -23,7 +23,7 @@ from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig, Head
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks import squad
-from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
+from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts, WrongText
 from bert_jax.tasks.batches import IGNORED, Encoded
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.squad import Squad
@@ -109,7 +109,7 @@ class AnswersQuestions(Predictor):
         for number, (question, (_, context)) in enumerate(zip(questions, texts, strict=True)):
             if not len(question) or not visible[context].any():
                 part = "context" if len(question) else "question"
-                raise BertJaxError(f"the {part} of example {number} has no character that the tokenizer keeps")
+                raise WrongText(number, f"the {part} has no character that the tokenizer keeps")
             cut += len(question) > self.question_tokens
             question = question[: self.question_tokens]
             ids, offsets = encoded[context]

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
@@ -109,7 +110,9 @@ def _checked(lines: Iterator[tuple[int, list | dict]], path: str) -> Iterator[tu
         raise BertJaxError(f"{path}: after line {number}: {error}") from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise BertJaxError(f"{path}: after line {number}: no JSON object a line ({error})") from None
-    except (OSError, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise BertJaxError(f"{path}: a damaged gzip file after line {number} ({error}): fetch it again") from None
+    except OSError as error:
         raise BertJaxError(f"{path}: cannot be read ({error})") from None
 
 

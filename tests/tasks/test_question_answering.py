@@ -353,8 +353,13 @@ def test_what_is_refused(caplog):
     with pytest.raises(BertJaxError, match="give two texts, the question first"):
         made.encode([("a",)])
     for texts, part in ((("a", "\u200b \ufe0f"), "context"), (("\u200b", "a"), "question")):
-        with pytest.raises(BertJaxError, match=f"the {part} of example 1 has no character that the tokenizer keeps"):
+        with pytest.raises(BertJaxError, match=f"row 2: the {part} has no character that the tokenizer keeps"):
             made.encode([("a", "b"), texts])
+    gold = Gold("1", (Answer("a", 0),))
+    with pytest.raises(BertJaxError, match="^memory: row 2: the question has no character that the tokenizer keeps$"):
+        unreadable = task()
+        unreadable.heldout = Rows([("a", "a"), ("\u200b", "a")], [gold, gold])
+        _ = unreadable.evaluation
     with caplog.at_level(logging.WARNING, "bert_jax"):
         made.encode([("a b c d e f g h i", "b"), ("a", "b")])
     assert "1 of 2 questions have more than 8 tokens: their ends were cut" in caplog.text
