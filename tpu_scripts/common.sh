@@ -254,11 +254,18 @@ local_checkpoint() { # the same of a work directory on this machine
   { find "$1/checkpoints" -mindepth 2 -maxdepth 2 -type f -name "$complete" 2>/dev/null || :; } | newest_step
 }
 
-chips_of() { # v2 to v4 and v5p are named by cores, two to a chip
+chips_of() { # what is paid for: v2 to v4 and v5p are named by cores, two to a chip
   local count=${1##*-}
   case $1 in
     v2-* | v3-* | v4-* | v5p-*) echo $((count / 2)) ;;
     *) echo "$count" ;;
+  esac
+}
+
+devices_of() { # what jax counts: chips, but the cores of v2 and v3
+  case $1 in
+    v2-* | v3-*) echo "${1##*-}" ;;
+    *) chips_of "$1" ;;
   esac
 }
 

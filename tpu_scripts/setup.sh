@@ -2,7 +2,7 @@
 # Makes all workers ready to train; may be repeated. Exit status 75: try again; 1: something must be put right first.
 # shellcheck source=tpu_scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-read_settings "Installs this project on all workers, mounts the bucket, copies the token store, and counts the chips." \
+read_settings "Installs this project on all workers, mounts the bucket, copies the token store, and counts the devices." \
   "PROJECT! ZONE! NAME! BUCKET! DATA! WORKDIR GCSFUSE_VERSION" "$@"
 need gcloud timeout tar
 
@@ -42,14 +42,14 @@ case $status in
   *) complain "a worker failed (status $status): its line is above; running setup.sh again is safe" && exit 75 ;;
 esac
 
-# All workers at once: on a slice of several hosts no process sees the chips before all have come.
-chips=$(chips_of "$accelerator")
-answer=$(for ((i = 0; i < workers; i++)); do echo "chips $((chips / workers)) of $chips on worker $i"; done)
-seen=$(ask_workers "$answer" all 600 "bash worker.sh chips") || {
+# All workers at once: on a slice of several hosts no process sees its devices before all have come.
+devices=$(devices_of "$accelerator")
+answer=$(for ((i = 0; i < workers; i++)); do echo "devices $((devices / workers)) of $devices on worker $i"; done)
+seen=$(ask_workers "$answer" all 600 "bash worker.sh devices") || {
   complain "JAX did not start on every worker: see above; 'run.sh' would fail too"
   exit 75
 }
-dry || grep '^chips' <<<"$seen" | sort >&2
-(($(grep -c "^chips $((chips / workers)) of $chips " <<<"$seen" || :) == workers)) ||
-  fail "$accelerator has $chips chips on $workers workers, but not every worker sees its share: delete.sh and create.sh again"
-say "ready: $workers workers, $chips chips. Next: run.sh"
+dry || grep '^devices' <<<"$seen" | sort >&2
+(($(grep -c "^devices $((devices / workers)) of $devices " <<<"$seen" || :) == workers)) ||
+  fail "$accelerator is $devices devices on $workers workers, but not every worker sees its share: delete.sh and create.sh again"
+say "ready: $workers workers, $devices devices. Next: run.sh"

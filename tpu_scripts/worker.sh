@@ -57,11 +57,11 @@ setup() { # BUCKET DATA WORKDIR GCSFUSE_VERSION
   echo "ready worker $worker"
 }
 
-chips() { # on all workers at once
+devices() { # on all workers at once
   timeout 300 "$job/venv/bin/python" -c '
 import jax
 jax.distributed.initialize()
-print(f"chips {jax.local_device_count()} of {jax.device_count()} on worker {jax.process_index()}", flush=True)
+print(f"devices {jax.local_device_count()} of {jax.device_count()} on worker {jax.process_index()}", flush=True)
 jax.distributed.shutdown()
 '
 }
@@ -195,6 +195,6 @@ profile() { # PORT MILLISECONDS FOLDER: a trace of the process that listens on P
 
 command=${1:-}
 case $command in
-  setup | chips | start | supervise | state | stop | errors | profile) "$@" ;;
+  setup | devices | start | supervise | state | stop | errors | profile) "$@" ;;
   *) refuse "no command $command" ;;
 esac

@@ -160,7 +160,7 @@ save() { # STEP
 PYTHON = r'''#!/usr/bin/env bash
 worker=${HOSTNAME##*-}
 case "$*" in
-  *jax.distributed*) echo "chips $(cat "$CLOUD/chips") on worker $worker" ;;
+  *jax.distributed*) echo "devices $(cat "$CLOUD/devices") on worker $worker" ;;
   *collect_profile*) while [[ $1 != --log_dir ]]; do shift; done
     mkdir -p "$2/plugins/profile/1" && echo trace >"$2/plugins/profile/1/$3.xplane.pb" ;;
 esac
@@ -213,7 +213,7 @@ class Cloud:
         store.mkdir(parents=True)
         (store / "manifest.json").write_text("{}")
         self.tell(
-            workers="2", chips="4 of 8", notice="NONEFALSE", request="ABSENT", slice="ABSENT",
+            workers="2", devices="4 of 8", notice="NONEFALSE", request="ABSENT", slice="ABSENT",
             request_after_create="WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE", slice_after_create=READY,
         )
         self.env = {

@@ -24,7 +24,7 @@ def ready(slice_):
 
 def test_setup_makes_every_worker_ready(slice_):
     done = slice_.run("setup.sh")
-    assert "chips 4 of 8 on worker 0\nchips 4 of 8 on worker 1\nready: 2 workers, 8 chips" in done.stderr
+    assert "devices 4 of 8 on worker 0\ndevices 4 of 8 on worker 1\nready: 2 workers, 8 devices" in done.stderr
     for number in range(2):
         job = slice_.folder / f"worker-{number}" / "bert_jax_job"
         assert (job / "venv/bin/bert-jax").exists() and (job / "data/manifest.json").read_text() == "{}"
@@ -40,8 +40,19 @@ def test_setup_makes_every_worker_ready(slice_):
     assert not (slice_.folder / "worker-0/bert_jax_job/source/old.py").exists()
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "workers", "devices"),
+    [("v2-8", 1, 8), ("v3-32", 4, 32), ("v4-16", 2, 8), ("v5p-16", 2, 8), ("v5litepod-16", 4, 16), ("v6e-8", 1, 8)],
+)
+def test_setup_counts_as_jax_does(slice_, accelerator, workers, devices):
+    """The cores of a v2 or v3 chip are devices (bert_jax/planning/chips.py), those of later ones are not."""
+    slice_.tell(slice=f"READY,HEALTHY,{workers},2026-01-01T00:00:00Z,{accelerator}", workers=f"{workers}",
+                devices=f"{devices // workers} of {devices}")
+    assert f"ready: {workers} workers, {devices} devices" in slice_.run("setup.sh").stderr
+
+
 def test_setup_says_what_is_wrong(slice_):
-    slice_.tell(chips="3 of 8")
+    slice_.tell(devices="3 of 8")
     assert "not every worker sees its share" in slice_.run("setup.sh", status=1).stderr
     done = slice_.run("setup.sh", DATA="stores/none", status=1)
     assert done.stderr.startswith("setup.sh: error: gs://my-bucket/stores/none holds no token store")
