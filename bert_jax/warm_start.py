@@ -45,8 +45,9 @@ def warm_start(
 ) -> api.Params:
     """Host arrays for the tree of ``init``: the model's where it has them, fresh ones for other heads (one warning line).
 
-    A head of the model that tells other classes apart, or reads states of another width, is not used. LoRA of another rank or
-    factor is added to the maps that it changes, and layers after the last that is read are left out.
+    A head of the model that tells other classes apart, or reads states of another width, is not used, nor is a mix of other
+    layers. LoRA of another rank or factor is added to the maps that it changes, and layers after the last that is read are left
+    out.
 
     Args:
       name: what messages call the model: the checkpoint that it was loaded from.
@@ -84,6 +85,10 @@ def warm_start(
         else:
             why = "reads states of another width"
         log.warning("the head %s of %s %s: a fresh one takes its place", head, name, why)
+    if "mix" in found.keys() & shapes.keys() and config.read_layers != encoder.read_layers:
+        of, reads = (", ".join(map(str, one.read_layers)) for one in (config, encoder))
+        log.warning("the mix of %s is of the layers %s, not %s: a fresh one takes its place", name, of, reads)
+        other.append("mix")
     model = model._replace(params={part: tree for part, tree in found.items() if part not in other})
     parts = shapes.keys()
     fresh, unused = parts - model.params.keys(), model.params.keys() - parts

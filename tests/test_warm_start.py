@@ -85,6 +85,29 @@ def test_fewer_layers_are_the_first_ones(caplog):
         started(model_of(dataclasses.replace(ENCODER, read_layers=(2,))))
 
 
+@pytest.mark.parametrize(("there", "here"), [((1, 2), (0, 1, 2)), ((1, 2), (0, 2)), ((1, 3), (1, 2))], ids=str)
+def test_a_mix_of_other_layers_begins_anew(there, here, caplog):
+    """Its weights are those of layers, whatever their number."""
+    model = model_of(dataclasses.replace(ENCODER, read_layers=there))
+    params, encoder = started(model, read_layers=here)
+    named = [", ".join(map(str, layers)) for layers in (there, here)]
+    assert caplog.messages == [f"the mix of there is of the layers {named[0]}, not {named[1]}: a fresh one takes its place"]
+    assert not params["mix"]["weights"].any() and params["mix"]["scale"] == 1
+    jax.tree.map(np.testing.assert_array_equal, params["classifier"], model.params["classifier"])
+    api.apply(params, encoder, {"input_ids": IDS})
+
+
+def test_a_mix_goes_on_where_the_layers_are_the_same(caplog):
+    model = model_of(dataclasses.replace(ENCODER, read_layers=(0, 2)))
+    params, _ = started(model, read_layers=(0, 2))
+    jax.tree.map(np.testing.assert_array_equal, params, model.params)
+    assert not caplog.messages
+    for changes in ({"read_layers": (0, 2), "combine": "concatenate"}, {"read_layers": (2,)}):
+        caplog.clear()
+        params, _ = started(model, **changes)
+        assert "mix" not in params and "there has a head mix that is not trained here and left out" in caplog.messages
+
+
 def test_lora_goes_on_or_is_merged():
     adapted = model_of(dataclasses.replace(ENCODER, lora_rank=2))
     same, encoder = started(adapted, lora_rank=2)
