@@ -226,11 +226,20 @@ def kind_of(table: Source) -> Literal["classification", "regression"]:
     classification; whole numbers are taken for names of classes.
 
     Raises:
-      BertJaxError: see :meth:`Table.read`; no labels, or numbers that are not finite among others that are.
+      BertJaxError: see :meth:`Table.read`; no labels; numbers that are not finite among others that are; whole ones so many of
+        which differ that they may be values, as years and prices are.
     """
     labels = _labels(table)
     numbers = _numbers(labels)
-    if numbers is None or all(number.is_integer() for number in numbers):
+    if numbers is None:
+        return "classification"
+    if all(number.is_integer() for number in numbers):
+        different = len(set(numbers))
+        if different > max(MANY_LABELS, len(numbers) // 10):
+            raise BertJaxError(
+                f"{table.path}: {different} different whole numbers in {len(numbers)} rows: say whether they are values "
+                "or classes, with --kind regression or --kind classification"
+            )
         return "classification"
     wrong = [row for row, number in enumerate(numbers, start=1) if not math.isfinite(number)]
     if wrong:

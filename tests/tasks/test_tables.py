@@ -142,6 +142,9 @@ def test_labels_of_a_table(tmp_path):
 
 
 def test_kinds_of_labels(tmp_path):
+    with pytest.raises(BertJaxError, match="30 different whole numbers in 90 rows: say whether they are values or classes"):
+        kind_of(labelled(tmp_path, [str(1990 + n % 30) for n in range(90)]))
+    assert kind_of(labelled(tmp_path, [str(n % 30) for n in range(400)])) == "classification"
     assert kind_of(labelled(tmp_path, ["0", "1", "5"])) == kind_of(labelled(tmp_path, ["1.5", "x"])) == "classification"
     assert kind_of(labelled(tmp_path, ["1.0", "2.0"])) == "classification"
     assert kind_of(labelled(tmp_path, ["1", "2.5", "-3e-2"])) == "regression"
