@@ -142,10 +142,10 @@ def apply(
       config: what ``params`` belong to.
       batch: ``input_ids`` int32 [B, L]; optional ``attention_mask`` bool [B, L] (real keys) or [B, L, L] (what each query
         sees; default: all), ``visibility`` bool [B, L, K] (in its place; with K < L nobody sees the slots from K on, which
-        makes queries of them at less cost than K = L), ``segment_ids`` int32 [B, L] (default 0), ``position_ids`` int32 [B, L]
-        (default 0..L-1), ``example_ids`` int32 [B, L] and ``example_starts`` int32 [B, P] (rows of up to P examples, which see
-        themselves alone, and where each begins: :mod:`bert_jax.data.packing`; the mask is then [B, L]), ``query_slots`` bool
-        [B, L] (with relative positions: slots that begin with the query vector),
+        makes queries of them at less cost than K = L), ``segment_ids`` int32 [B, L] (default 0; all count as 0 where the table
+        has one row), ``position_ids`` int32 [B, L] (default 0..L-1), ``example_ids`` int32 [B, L] and ``example_starts`` int32
+        [B, P] (rows of up to P examples, which see themselves alone, and where each begins: :mod:`bert_jax.data.packing`; the
+        mask is then [B, L]), ``query_slots`` bool [B, L] (with relative positions: slots that begin with the query vector),
         ``masked_positions`` int32 [B, M]: with it, only those positions reach the vocabulary product; ``perturbation`` float32
         [B, L, E], added to the word embeddings before positions, segments and layer norm (adversarial training).
         Ids must lie in their tables: JAX clips silently, so whoever makes a batch checks it on the host.

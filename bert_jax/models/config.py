@@ -25,7 +25,8 @@ class EncoderConfig:
       vocab_size: V, the number of pieces in the tokenizer.
       embedding_width: E; when it differs from ``hidden_width`` the embeddings are factorised (ALBERT section 3.1).
       hidden_width: D. layers: blocks of attention and feed-forward, before ``inner_layers``. heads: N; head width is D/N.
-      ffn_width: F. max_length: longest sequence. segments: S, rows of the segment table; 0: there is none (DistilBERT).
+      ffn_width: F. max_length: longest sequence. segments: S, rows of the segment table; 1: its row is every token's, whatever
+        the segment ids (RoBERTa); 0: there is none (DistilBERT).
       positions: ``absolute``: tables of positions and segments are added to the embeddings. ``relative``: the encoder of XLNet,
         :mod:`bert_jax.models.relative`: no tables, no layer norm of the embeddings; segments count as same or different, so
         that S is 2 (or 0: not at all).

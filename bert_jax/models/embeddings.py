@@ -68,9 +68,11 @@ class Embeddings(nn.Module):
             segment = self.param(
                 "segment", truncated_normal(std, ("segment", "embedding")), (config.segments, x.shape[-1]), jnp.float32
             )
-            # The table is tiny: choosing has a far cheaper gradient than a scatter with two targets.
-            for number in range(config.segments):
-                x += jnp.where((segment_ids == number)[..., None], segment[number], 0.0)
+            if config.segments == 1:  # RoBERTa's: every token's, whatever ids a template of pairs gives
+                x += segment[0]
+            else:  # The table is tiny: choosing has a far cheaper gradient than a scatter with two targets.
+                for number in range(config.segments):
+                    x += jnp.where((segment_ids == number)[..., None], segment[number], 0.0)
         if position_ids is None:
             return x + position[offset : offset + x.shape[1]]
         return x + jnp.take(position, position_ids + offset, axis=0)

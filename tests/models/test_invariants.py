@@ -71,6 +71,21 @@ def assert_trees_close(found, expected, tolerance=2e-6):
 # Padding, positions, packing
 
 
+@pytest.mark.parametrize("segments", [1, 2])
+def test_one_segment_is_every_token_s(segments):
+    """A RoBERTa's table has one row, where a BERT's template of pairs gives the ids 0 and 1."""
+    config = dataclasses.replace(BARE, segments=segments)
+    params, batch = random_params(config), make_batch(BARE)
+    assert batch["segment_ids"].max() == 1
+    zeros = batch | {"segment_ids": np.zeros_like(batch["segment_ids"])}
+    found, expected = run(params, config, batch).hidden, run(params, config, zeros).hidden
+    assert bool(np.abs(found - expected).max() > 0.1) == (segments == 2)
+    if segments == 1:
+        np.testing.assert_array_equal(found, expected)
+        bare = params | {"embeddings": params["embeddings"] | {"segment": np.zeros_like(params["embeddings"]["segment"])}}
+        assert np.abs(found - run(bare, config, batch).hidden).max() > 0.1
+
+
 @pytest.mark.parametrize("config", (PRIVATE, SHARED), ids=("private", "shared"))
 def test_padding_never_changes_real_outputs(config):
     params = random_params(config)
