@@ -31,8 +31,9 @@ from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.predicting import EXPORTED, PLAN, Answering
 from bert_jax.reporting import card, judged, page, plots, table
-from bert_jax.tasks import TASKS, Classification, Regression
+from bert_jax.tasks import TASKS, Classification, Regression, Tagging
 from bert_jax.tasks.base import Finetuning, FinetuningTask
+from bert_jax.tasks.columns import entities
 from bert_jax.tasks.datasets import Named
 from bert_jax.training import record
 from bert_jax.training.experiment import Experiment
@@ -162,19 +163,21 @@ def finetune(
 
 
 def primary_score(experiment: Experiment) -> str:
-    """The score by which the best seed is chosen: ``train.best``, the data set's first, or else the kind's."""
+    """The score by which the best seed is chosen: ``train.best``, the data set's first, or else the kind's, of those that its
+    labels have."""
+    task = experiment.task
     if experiment.train.best:
         return experiment.train.best
-    if isinstance(experiment.task.heldout, Named):
-        return experiment.task.heldout.dataset.scores[0]
-    return {"Regression": "-rmse", "QuestionAnswering": "f1", "Tagging": "f1"}.get(type(experiment.task).__name__, "accuracy")
+    if isinstance(task, Tagging):
+        return "f1" if entities(task.encoder.labels) else "accuracy"
+    if isinstance(task.heldout, Named) and not (isinstance(task, Classification) and len(task.encoder.labels) > 2):
+        return task.heldout.dataset.scores[0]
+    return {"Regression": "-rmse", "QuestionAnswering": "f1"}.get(type(task).__name__, "accuracy")
 
 
 def _better(results: dict[int, dict[str, Any]], name: str) -> int:
     """The seed with the best score, the first where some are equal."""
     sign, name = (-1 if name.startswith("-") else 1), name.removeprefix("-")
-    some = next(iter(results.values()))["scores"]
-    name = name if name in some else "accuracy"  # tags that are no entities have no F1
     return max(results, key=lambda seed: sign * results[seed]["scores"][name])
 
 

@@ -17,14 +17,16 @@ import pytest
 import bert_jax
 from bert_jax import cli
 from bert_jax.errors import BertJaxError
-from bert_jax.finetuning import fit
+from bert_jax.finetuning import fit, primary_score
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.tasks.base import predict, without_anchors
+from bert_jax.tasks.datasets import Named
 from bert_jax.training import record
 from bert_jax.training import train as train_module
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.finetune import finetuning_task
 from bert_jax.training.pretrain import load_config
+from tests.tasks.tiny_tasks import make_task
 
 WORDS = "cat dog bird mat road tree".split()
 CONFIG = """
@@ -402,6 +404,20 @@ def test_what_is_set_must_fit_the_checkpoint_and_not_the_configuration(run, tiny
         fit(Experiment(large), str(tiny_checkpoint), ["task.encoder.read_layers=[3]", *assignments[1:]])
     with pytest.raises(BertJaxError, match="task.init beside --checkpoint .*: use --checkpoint alone"):
         fit(Experiment(small), str(tiny_checkpoint), ["task.init=elsewhere"])
+
+
+def test_the_best_seed_is_chosen_by_a_score_that_its_labels_have(run):
+    experiment = load_config(run("Tagging").parent / "Tagging.py")
+
+    def by(task):
+        return primary_score(dataclasses.replace(experiment, task=task))
+
+    tagging, pairs = experiment.task, make_task("Classification").config
+    assert by(tagging) == "f1"
+    assert by(dataclasses.replace(tagging, encoder=dataclasses.replace(tagging.encoder, labels=("N", "V")))) == "accuracy"
+    mrpc = dataclasses.replace(pairs, heldout=Named("glue/mrpc", "validation"))
+    assert by(mrpc) == "accuracy", "three labels have no F1"
+    assert by(dataclasses.replace(mrpc, encoder=dataclasses.replace(mrpc.encoder, labels=("no", "yes")))) == "f1"
 
 
 def write_reviews(path: pathlib.Path, count: int = 60) -> pathlib.Path:

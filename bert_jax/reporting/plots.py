@@ -52,9 +52,12 @@ def confusion(wanted: Sequence[str], found: Sequence[str], labels: Sequence[str]
     return matrix
 
 
-def f1_by_label(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
-    """F1 of each entity kind, whole entities alone, where tags are of entities; else of each tag, word by word."""
-    whole = entities(tag for tags in (*wanted, *found) for tag in tags)
+def f1_by_label(
+    wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]], labels: Sequence[str]
+) -> dict[str, float]:
+    """F1 of each entity kind that occurs, whole entities alone, where ``labels`` are of entities; else of each tag, word by
+    word."""
+    whole = entities(labels)
     right, there, said = Counter(), Counter(), Counter()
     for tags, others in zip(wanted, found, strict=True):
         ours, theirs = (set(spans(one)) if whole else {(tag, n, n) for n, tag in enumerate(one)} for one in (tags, others))
@@ -212,7 +215,7 @@ def _span_errors(pyplot, task, rows, answers, judged):
 
 
 def _tag_bars(pyplot, task, rows, answers, judged):
-    scores = f1_by_label(rows.labels, [answer["tags"] for answer in answers])
+    scores = f1_by_label(rows.labels, [answer["tags"] for answer in answers], task.encoder.labels)
     figure, axis = pyplot.subplots(figsize=(5.5, 1 + 0.3 * len(scores)))
     axis.bar_label(axis.barh(list(scores), list(scores.values())), fmt="%.3f")
     axis.invert_yaxis()

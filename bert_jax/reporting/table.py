@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table as Lines
 
+from bert_jax.errors import BertJaxError
+
 LOWER = ("loss", "rmse")  # the smaller, the better
 
 
@@ -39,8 +41,18 @@ class Scores(NamedTuple):
 
 def gather(evaluations: Mapping[int, Mapping[str, float]]) -> Scores:
     """The table of the evaluations of each seed. Losses and accuracies of single terms, which the loop records, are left out
-    where they only say ``loss`` and a score again."""
+    where they only say ``loss`` and a score again.
+
+    Raises:
+      BertJaxError: seeds that were not measured alike, as by another version.
+    """
     first = next(iter(evaluations.values()))
+    for seed, found in evaluations.items():
+        if different := sorted(found.keys() ^ first.keys()):
+            raise BertJaxError(
+                f"seed {seed} was measured otherwise than seed {next(iter(evaluations))} ({', '.join(different)}): remove "
+                "result.json in the folder of each seed, and the same command measures them again"
+            )
     names = [name for name in first if not name.endswith(("_loss", "_accuracy")) or name == "no_answer_accuracy"]
     names.sort(key=lambda name: name == "loss")  # last, the others as they come
     rows = []

@@ -99,11 +99,12 @@ class RegressionTask(FinetuningTask):
 
 
 def scores(predicted: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> dict[str, float]:
-    """``pearson`` and ``spearman`` correlation, 0 where predictions are constant, and ``rmse`` in the units of the labels."""
+    """``pearson`` and ``spearman`` correlation, 0 where predictions or labels are constant, and ``rmse`` in the units of the
+    labels."""
     from scipy import stats  # here: it takes the better part of a second, which pre-training need not wait for
 
     found = {"rmse": float(np.sqrt(np.square(predicted - labels).mean()))}
-    constant = np.ptp(predicted) == 0
+    constant = np.ptp(predicted) == 0 or np.ptp(labels) == 0
     found["pearson"] = 0.0 if constant else float(stats.pearsonr(predicted, labels).statistic)
     found["spearman"] = 0.0 if constant else float(stats.spearmanr(predicted, labels).statistic)
     return found

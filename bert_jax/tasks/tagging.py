@@ -11,7 +11,6 @@ from jaxtyping import Array
 
 from bert_jax import functional
 from bert_jax.errors import BertJaxError
-from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import Head
 from bert_jax.task import Batch, Losses, Ratio
@@ -104,12 +103,9 @@ class TaggingTask(FinetuningTask):
 
     predictor_type = Tags
 
-    def __init__(self, config: Tagging, model: Model | None = None):
-        if entities(config.encoder.labels):
-            _entity_metrics()  # before hours of training, not after
-        super().__init__(config, model)
-
     def labelled(self, encoded: Encoded, rows: Rows, table: Source) -> Encoded:
+        if entities(self.config.encoder.labels):
+            _entity_metrics()  # before hours of training, not after; who only predicts needs none
         known = {label: number for number, label in enumerate(self.config.encoder.labels)}
         for number, (words, tags) in enumerate(zip(rows.texts, rows.labels, strict=True), start=1):
             if len(words) != len(tags):
@@ -138,7 +134,7 @@ class TaggingTask(FinetuningTask):
         return found.logits["tagger"], (batch["labels"] >= 0).astype(jnp.float32)
 
     def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
-        return scores(rows.labels, [answer["tags"] for answer in answers])
+        return scores(rows.labels, [answer["tags"] for answer in answers], self.config.encoder.labels)
 
 
 def pieces_of_words(tokenizer: Tokenizer, sentences: Texts) -> list[list[np.ndarray]]:
@@ -193,16 +189,18 @@ def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     return found
 
 
-def scores(wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
-    """``accuracy`` by words; for entities also ``precision``, ``recall`` and ``f1`` of whole ones, over all kinds together
-    (seqeval's, which are conlleval's); 0 where they are not defined.
+def scores(
+    wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]], labels: Sequence[str]
+) -> dict[str, float]:
+    """``accuracy`` by words; where ``labels``, all tags that there are, are of entities also ``precision``, ``recall`` and
+    ``f1`` of whole ones, over all kinds together (seqeval's, which are conlleval's); 0 where they are not defined.
 
     Raises:
-      BertJaxError: the tags are of entities and seqeval is not installed.
+      BertJaxError: the labels are of entities and seqeval is not installed.
     """
     hits = [one == other for tags, others in zip(wanted, found, strict=True) for one, other in zip(tags, others, strict=True)]
     result = {"accuracy": float(np.mean(hits))}
-    if entities(tag for tags in (*wanted, *found) for tag in tags):
+    if entities(labels):
         metrics = _entity_metrics()
         wanted, found = [list(tags) for tags in wanted], [list(tags) for tags in found]
         for name in ("precision", "recall", "f1"):

@@ -136,8 +136,8 @@ def train(
             checkpoints.wait()
             raise BertJaxError(
                 f"loss {values['loss']:g} and gradient norm {values['grad_norm']:g} at step {step}: not finite. The last "
-                f"good state is checkpoint {max(checkpoints.steps(), default='none')} in {workdir}/checkpoints; go on from "
-                "it with a lower optimizer.learning_rate or a longer warm-up"
+                f"good state is checkpoint {max(checkpoints.steps(), default='none')} in {workdir}/checkpoints: with a lower "
+                "optimizer.learning_rate or a longer warm-up pretrain goes on from it, finetune begins in another --workdir"
             )
         if step % settings.log_every == 0 or step == settings.steps:
             progress = {"examples_seen": examples, "epoch": examples / batches.epoch}

@@ -1,9 +1,14 @@
 """The numbers behind the pictures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from bert_jax.reporting import plots
+from bert_jax.reporting.judged import judge
+from bert_jax.tasks.tables import Rows
+from tests.tasks.tiny_tasks import make_task
 
 
 def test_confusion_is_scikit_learn_s():
@@ -40,7 +45,7 @@ def test_calibration_is_the_reference_s():
 def test_f1_by_label_is_the_library_s(tags):
     rng = np.random.default_rng(0)
     wanted, found = ([[tags[k] for k in rng.integers(0, len(tags), 9)] for _ in range(40)] for _ in range(2))
-    ours = plots.f1_by_label(wanted, found)
+    ours = plots.f1_by_label(wanted, found, tags)
     if "O" in tags:
         report = pytest.importorskip("seqeval.metrics").classification_report(wanted, found, output_dict=True)
         expected = {kind: report[kind]["f1-score"] for kind in ("X", "Y")}
@@ -49,6 +54,16 @@ def test_f1_by_label_is_the_library_s(tags):
         values = metrics.f1_score(sum(wanted, []), sum(found, []), labels=sorted(tags), average=None)
         expected = dict(zip(sorted(tags), values, strict=True))
     assert ours == pytest.approx(expected)
+
+
+def test_tags_of_entities_without_any_are_drawn_too(tmp_path):
+    task = make_task("Tagging").config
+    task = dataclasses.replace(task, encoder=dataclasses.replace(task.encoder, labels=("O", "B-X", "I-X")))
+    rows, answers = Rows([("a", "cat")], [("O", "O")]), [{"tags": ["O", "O"], "entities": []}]
+    assert plots.f1_by_label(rows.labels, [["O", "O"]], task.encoder.labels) == {}
+    assert plots.f1_by_label(rows.labels, [["O", "B-X"]], task.encoder.labels) == {"X": 0}
+    found = plots.draw(task, rows, answers, judge(task, rows, answers), tmp_path)
+    assert [path.name for path in found] == ["f1_by_label.png", "confusion.png"] and all(path.is_file() for path in found)
 
 
 @pytest.mark.parametrize(("gold", "found", "kind"), [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bert_jax.errors import BertJaxError
 from bert_jax.reporting import card, judged, page, table
 from bert_jax.reporting.judged import Judged
 
@@ -33,6 +34,13 @@ def test_mean_deviation_best(tmp_path):
     terminal = io.StringIO()
     table.show(scores, Console(file=terminal, width=100))
     assert "0.2828" in terminal.getvalue() and "seed 3" in terminal.getvalue()
+
+
+def test_seeds_that_were_measured_otherwise_are_refused():
+    with pytest.raises(BertJaxError, match=r"seed 3 was measured otherwise than seed 0 \(f1\): remove result.json"):
+        table.gather({0: {"accuracy": 1.0}, 3: {"accuracy": 1.0, "f1": 0.5}})
+    with pytest.raises(BertJaxError, match=r"seed 3 was measured otherwise than seed 0 \(f1\): remove result.json"):
+        table.gather({0: {"accuracy": 1.0, "f1": 0.5}, 3: {"accuracy": 1.0}})
 
 
 def test_predictions_are_a_line_each(tmp_path):

@@ -218,7 +218,7 @@ def test_long_texts_are_cut_with_a_warning(caplog):
     ends = ChoiceTask(Choice(ENCODER, "tiny", source, source, (8,), truncate="end"), make_model()).predictor
     shown = TOKENIZER.decode(ends.encode([("cat cat bird bird bird bird", "dog", "dog")]).tokens["input_ids"][0][0])
     assert shown == "[CLS] bird bird bird bird [SEP] dog [SEP]"
-    with pytest.raises(BertJaxError, match="question 2: a first text and two"):
+    with pytest.raises(BertJaxError, match="row 2: a first text and two"):
         Chooses(ENCODER, TOKENIZER, 8).encode([("cat", "dog", "bird"), ("cat", "dog")])
     with pytest.raises(BertJaxError, match="no texts"):
         Chooses(ENCODER, TOKENIZER, 8).encode([])

@@ -36,6 +36,8 @@ def test_scores_are_those_of_the_libraries():
     assert np.isclose(regression.scores(x, x**3)["spearman"], 1) and regression.scores(x, x**3)["pearson"] < 1
     assert np.isclose(regression.scores(x + 2, x)["rmse"], 2)
     assert regression.scores(np.ones(30), x)["spearman"] == 0
+    assert regression.scores(x, np.ones(30)) == {"rmse": pytest.approx(np.sqrt(np.mean((x - 1) ** 2))), "pearson": 0,
+                                                 "spearman": 0}
     assert np.isclose(regression.scores(-x, x)["pearson"], stats.pearsonr(-x, x).statistic)
 
 

@@ -188,13 +188,21 @@ def test_scores_are_those_of_the_libraries():
         sizes = rng.integers(1, 12, 30)
         wanted, found = ([tuple(rng.choice(LABELS, size)) for size in sizes] for _ in range(2))
         lists = [list(map(list, one)) for one in (wanted, found)]
-        ours = scores(wanted, found)
+        ours = scores(wanted, found, LABELS)
         assert ours["f1"] == seqeval.f1_score(*lists) and ours["precision"] == seqeval.precision_score(*lists)
         assert ours["recall"] == seqeval.recall_score(*lists) and 0 < ours["f1"] < 1
         assert np.isclose(ours["accuracy"], sklearn.accuracy_score(sum(lists[0], []), sum(lists[1], [])))
-        assert scores(wanted, wanted) == {"accuracy": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0}
-    assert scores([("O", "B-PER")], [("O", "O")])["f1"] == 0
-    assert scores([("NOUN", "VERB")], [("NOUN", "NOUN")]) == {"accuracy": 0.5}
+        assert scores(wanted, wanted, LABELS) == {"accuracy": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert scores([("O", "B-PER")], [("O", "O")], LABELS)["f1"] == 0
+    assert scores([("NOUN", "VERB")], [("NOUN", "NOUN")], ("NOUN", "VERB")) == {"accuracy": 0.5}
+
+
+def test_which_scores_there_are_is_the_labels_matter():
+    """Not that of what happens to be predicted: seeds would have different ones, and no table."""
+    pytest.importorskip("seqeval.metrics", reason="the finetune extra")
+    task, rows = make_task(), Rows([("a", "b")], [("O", "O")])
+    without, some = (task.score(rows, [{"tags": tags}], {}) for tags in (["O", "O"], ["O", "B-LOC"]))
+    assert without == {"accuracy": 1.0, "precision": 0.0, "recall": 0.0, "f1": 0.0} and list(some) == list(without)
 
 
 def test_evaluation_puts_windows_and_batches_together(tmp_path):
@@ -236,7 +244,7 @@ def test_tagging_learns(tmp_path):
     ]}]
 
 
-def test_what_is_refused(monkeypatch):
+def test_what_is_refused():
     task = make_task()
     encoded = task.predictor.encode([("a", "b")])
     with pytest.raises(BertJaxError, match="x: sentence 1 has 2 words and 1 tags"):
@@ -252,6 +260,11 @@ def test_what_is_refused(monkeypatch):
         Tagging(dataclasses.replace(ENCODER, labels=("O", "B-X", "NOUN")), "tiny", Columns("x"), Columns("x"), (8,))
     with pytest.raises(BertJaxError, match="two or more"):
         Tagging(dataclasses.replace(ENCODER, labels=("O",)), "tiny", Columns("x"), Columns("x"), (8,))
+
+
+def test_who_only_predicts_needs_no_seqeval(monkeypatch):
     monkeypatch.setitem(sys.modules, "seqeval", None)
+    task, rows = make_task(), Rows([("a", "b")], [("O", "B-PER")])
+    assert "entities" in predict(task.predictor, make_model().params, rows.texts, (24,))[0][0]
     with pytest.raises(BertJaxError, match=r"bert_jax\[finetune\]"):
-        make_task()
+        task.labelled(task.predictor.encode(rows.texts), rows, Columns("x"))
