@@ -39,6 +39,7 @@ begin() {
     (count_start "$(memory)" "$newest") || finish 1 "giving up"
     note "start $(cut -d' ' -f1 "$(memory)/starts") since checkpoint $newest"
     "$here/run.sh" -- "${rest[@]}" || status=$?
+    ((status)) || watched=1
   fi
   if ((status == 1 || status == 2)); then finish 1 "refused: starting again would not help"; fi
   return "$status"
@@ -61,6 +62,9 @@ mkdir -p "$(memory)"
 exec 9>"$(memory)/babysit.lock"
 flock --nonblock 9 || fail "another babysit.sh watches $NAME already"
 
+# How a run ended counts when it was seen running, or was started here: else it is an old run, which is to be continued. One that has
+# finished meanwhile only evaluates and finishes again.
+watched=""
 silent=0 uneven=0 setups=0 shown=""
 while :; do
   if ! state=$(request_state ACTIVE) || ! node=$(slice); then
@@ -88,16 +92,17 @@ while :; do
       fi
       silent=0
       running=$(grep -c '^worker [0-9]* running' <<<"$seen" || :)
+      if ((running)); then watched=1; fi
       refused=$(grep -E '^worker [0-9]* exited [12]$' <<<"$seen" | head -n 1 || :)
       progress=$(sed -n 's/^at //p' <<<"$seen" | tail -n 1)
       summary="$running of $workers workers run${progress:+; $progress}"
       if [[ $summary != "$shown" ]]; then note "$summary"; fi
       shown=$summary
-      if [[ $refused ]]; then
+      if [[ $refused && $watched ]]; then
         on_workers all 300 "bash worker.sh errors" >&2 || :
         on_workers all 300 "bash worker.sh stop" || :
         finish 1 "${refused/exited/ended with status}: starting again would not help"
-      elif (($(grep -c '^worker [0-9]* exited 0$' <<<"$seen" || :) == workers)); then
+      elif [[ $watched ]] && (($(grep -c '^worker [0-9]* exited 0$' <<<"$seen" || :) == workers)); then
         finish 0 "finished"
       elif ((running == workers)); then
         uneven=0

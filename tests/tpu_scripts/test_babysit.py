@@ -55,6 +55,37 @@ def test_refusal_ends_it(cloud):
     assert len(cloud.started(0)) == 1
 
 
+def test_after_a_refusal_it_starts_the_corrected_run(cloud):
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("1 - 0; 0 100 0", "1 - 0; 0 - 0")
+    cloud.run("babysit.sh", status=1)
+    cloud.tell(ssh_error="worker.sh start")  # and the old end is no news either when the start fails at first
+    done = cloud.run("babysit.sh", "--delete-at-end", "--", "--set", "optimizer.peak=1e-4")
+    assert [line.endswith("peak=1e-4") for line in cloud.started(1)] == [False, True]
+    assert "finished" in done.stderr and "would not help" not in done.stderr
+    assert "status 255" in done.stderr and "start 2 since checkpoint none" in done.stderr
+
+
+def test_a_finished_run_is_prolonged(cloud):
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("0 100 0; 0 200 0; 1 - 0", "0 - 0; 0 - 0; 0 - 0")
+    cloud.run("babysit.sh")
+    cloud.run("babysit.sh", "--", "--set", "train.steps=200")
+    assert len(cloud.started(0)) == 2 and cloud.started(0)[1].endswith("train.steps=200")
+    done = cloud.run("babysit.sh", "--delete-at-end", status=1)  # a new refusal is one
+    assert "worker 0 ended with status 1" in done.stderr and len(cloud.started(0)) == 3
+
+
+def test_a_refusal_of_a_run_that_it_did_not_start(cloud):
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("0 100 30", "1 - 0")
+    cloud.run("setup.sh")
+    cloud.run("run.sh")
+    cloud.settled("running", "exited 1")
+    done = cloud.run("babysit.sh", status=1)  # one worker still runs: this is how the run ends that goes on now
+    assert "worker 1 ended with status 1" in done.stderr and len(cloud.started(1)) == 1
+
+
 def test_a_bucket_that_denies_ends_it(cloud):
     cloud.tell(request="ACTIVE", slice=READY, workers="2")
     (cloud.folder / "bucket/runs").write_text("in the way")
