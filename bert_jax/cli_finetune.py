@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import functools
 import logging
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -119,7 +118,7 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
             model, arguments.checkpoint, *sources, kind=kind, epochs=epochs, assignments=arguments.assignments
         )
     seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
-    command = shlex.join(["bert-jax", *(arguments.command_line or sys.argv[1:])])
+    command = ["bert-jax", *(arguments.command_line or sys.argv[1:])]
     done = finetune(
         experiment, arguments.workdir, seeds=seeds, at_once=arguments.at_once, model=model, export=arguments.export,
         command=command,

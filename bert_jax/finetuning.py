@@ -11,6 +11,7 @@ import json
 import logging
 import platform
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +100,7 @@ def _kinds() -> str:
 
 def finetune(
     experiment: Experiment, workdir: Path | str, *, seeds: int = 5, at_once: int = 1, model: Model | None = None,
-    export: Export = "first", command: str = "",
+    export: Export = "first", command: Sequence[str] = (),
 ) -> Finetuned:
     """Fine-tunes ``experiment`` with as many seeds, from ``train.seed`` on, or goes on with what is in ``workdir``.
 
@@ -108,10 +109,10 @@ def finetune(
         a large device with a small model little more time than one.
       model: of an experiment that :func:`fit` made, what it gave with it; None: it is fitted here.
       export: whose model is written: that of the first seed, or of the best by the held-out data, which flatters it.
-      command: what was called, for the report.
+      command: the words of what was called, for the report.
 
     Raises:
-      BertJaxError: see :func:`bert_jax.training.train.train`; ``workdir`` holds something else.
+      BertJaxError: see :func:`bert_jax.training.train.train`; ``workdir`` holds something else, or was begun with other data.
     """
     workdir, console = Path(workdir), Console(stderr=True)
     for name, value in (("seeds", seeds), ("at_once", at_once)):
@@ -120,9 +121,9 @@ def finetune(
     if model is None:
         experiment, model = fit(experiment)
     numbers = range(experiment.train.seed, experiment.train.seed + seeds)
-    plan = {"experiment": configuration.to_json(experiment)}
-    _check(workdir, plan)
     task = finetuning_task(experiment.task, model)
+    plan = {"experiment": configuration.to_json(experiment), "identity": task.identity()}
+    _check(workdir, plan)
     _ = task.training, task.evaluation  # what is wrong with the data is said before anything is written
     answering = Answering(task.predictor, experiment.train.eval_batch_size or experiment.train.batch_size)
     begun = not workdir.exists()
@@ -183,11 +184,17 @@ def _better(results: dict[int, dict[str, Any]], name: str) -> int:
 
 def _check(workdir: Path, plan: dict[str, Any]) -> None:
     if (workdir / PLAN).is_file():
-        for path, before, now in configuration.differences(read_json(workdir / PLAN), plan):
+        there = read_json(workdir / PLAN)
+        for path, before, now in configuration.differences(there.get("experiment"), plan["experiment"]):
             raise BertJaxError(
-                f"{workdir} holds another fine-tuning: {path.removeprefix('experiment.')} was {before}, is now {now}: choose "
-                "another --workdir"
+                f"{workdir} holds another fine-tuning: {path} was {before}, is now {now}: choose another --workdir"
             )
+        for name, now in plan["identity"].items():
+            if there.get("identity", plan["identity"]).get(name) != now:  # earlier versions kept none
+                raise BertJaxError(
+                    f"{workdir}: the {name} is not what it was when this fine-tuning began: use the same again, or choose "
+                    "another --workdir"
+                )
     elif (workdir / EXPERIMENT).exists() or (workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir()))):
         raise BertJaxError(f"{workdir} exists and is no work directory of finetune: choose another --workdir")
 
@@ -250,7 +257,7 @@ def _answers(task: FinetuningTask, answering: Answering, params: api.Params, fol
 
 def _report(
     task: FinetuningTask, experiment: Experiment, scores: table.Scores, results: dict[int, dict[str, Any]], chosen: int,
-    export: Export, model: Model, params: api.Params, answering: Answering, workdir: Path, command: str,
+    export: Export, model: Model, params: api.Params, answering: Answering, workdir: Path, command: Sequence[str],
 ) -> None:
     """All that is made of the runs. ``model``: what they began with; ``params``: of the seed ``chosen``."""
     config, folder = task.config, workdir / f"seed-{chosen}"
@@ -263,7 +270,7 @@ def _report(
     counts = {"training": len(np.unique(task.training.item)), "held-out": len(task.heldout.texts)}
     device = jax.devices()[0]
     facts = {
-        "command": command or "bert_jax.finetune", "checkpoint": config.init,
+        "command": shlex.join(command) or "bert_jax.finetune", "checkpoint": config.init,
         "training examples": f"{counts['training']:,}",
         "held-out examples": f"{counts['held-out']:,}",
         "updates": ", ".join(f"{result['step']:,}" for result in results.values()),
@@ -272,7 +279,7 @@ def _report(
         "written": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
     table.write(scores, workdir, {"exported_seed": chosen, "chosen_by": primary_score(experiment) if export == "best" else None,
-                                  "seconds": seconds, "versions": versions, "command": command})
+                                  "seconds": seconds, "versions": versions, "command": shlex.join(command)})
     shown = [(f"Learning curves of {len(results)} seeds" if len(results) > 1 else "Learning curves", workdir / CURVES)]
     shown += [(f"{path.stem.replace('_', ' ')}, seed {chosen}", path) for path in pictures]
     page.write(
@@ -291,7 +298,7 @@ def _report(
     described = _export(exported, task, workdir / EXPORTED, lambda transformers: card.card(
         config, scores, chosen, name=workdir.resolve().name, base=config.init, transformers=transformers,
         chosen=export == "best" and len(results) > 1, best=settings.best, counts=counts, recipe=recipe,
-        command=_without_folders(command), versions=versions,
+        command=shlex.join(map(_without_folders, command)), versions=versions,
     ))
     (workdir / CARD).write_text(described, "utf-8")
 
@@ -300,9 +307,10 @@ def _listed(values: dict[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _without_folders(command: str) -> str:
-    """A command with the last names of absolute paths alone: a card is published."""
-    return re.sub(r"(?<![^\s=])/\S*/(?=\S)", "", command)
+def _without_folders(argument: str) -> str:
+    """An argument with the last names of absolute paths alone, also behind its ``=`` and in JSON: a card is published."""
+    argument = re.sub(r'(?<=")/[^"]*/(?=[^"/])', "", argument)
+    return re.sub(r"(^|=)/.*/(?=[^/])", r"\1", argument, flags=re.DOTALL)
 
 
 def _export(model: Model, task: FinetuningTask, folder: Path, describe: Callable[[bool], str]) -> str:

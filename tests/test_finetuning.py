@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import cli
+from bert_jax import cli, finetuning
 from bert_jax.errors import BertJaxError
 from bert_jax.finetuning import fit, primary_score
 from bert_jax.parallel.mesh import make_mesh
@@ -430,7 +430,8 @@ def write_reviews(path: pathlib.Path, count: int = 60) -> pathlib.Path:
 
 @pytest.mark.parametrize(("label", "kind"), [("stars", "text-classification"), ("value", "text-classification")])
 def test_this_csv_in_one_command(label, kind, tiny_checkpoint, tmp_path, capfd):
-    data = write_reviews(tmp_path / "reviews.csv")
+    (tmp_path / "My Docs" / "secret").mkdir(parents=True)
+    data = write_reviews(tmp_path / "My Docs" / "secret" / "reviews.csv")
     words = ["finetune", "--checkpoint", str(tiny_checkpoint), "--data", str(data), "--texts", "review", "--label", label,
              "--workdir", str(tmp_path / "run"), "--epochs", "2", "--set", "train.batch_size=16"]
     assert cli.main(words) == 0
@@ -441,7 +442,40 @@ def test_this_csv_in_one_command(label, kind, tiny_checkpoint, tmp_path, capfd):
     out = tmp_path / "out.tsv"
     assert cli.main(["predict", str(tmp_path / "run"), "--input", str(data), "--out", str(out)]) == 0
     assert len(out.read_text().splitlines()) == 61
-    assert kind in (tmp_path / "run" / "README.md").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert kind in card and "--data reviews.csv --texts" in card and "Docs" not in card and "secret" not in card
+    assert f"--data '{data}'" in json.loads((tmp_path / "run" / "scores.json").read_text())["command"]
+
+
+@pytest.mark.parametrize(("argument", "published"), [
+    ("/home/ann/My Docs/secret/x.csv", "x.csv"), ("--data=/home/ann/My Docs/secret/x.csv", "--data=x.csv"),
+    ("task.init=/home/ann/a=b/c d/run#generator", "task.init=run#generator"), ("--set=task.init=/a b/c/d", "--set=task.init=d"),
+    ('task.data={"path": "/home/ann/My Docs/x.csv", "texts": ["/a b/c", "e"]}',
+     'task.data={"path": "x.csv", "texts": ["c", "e"]}'),
+    ("/home/ann/runs/", "runs/"), ("configs/finetune/mrpc.py", "configs/finetune/mrpc.py"), ("google/bert", "google/bert"),
+    ("/home/ann/two\nlines/x", "x"), ("task.note=1/2", "task.note=1/2"),
+])
+def test_arguments_are_published_without_folders(argument, published):
+    assert finetuning._without_folders(argument) == published
+
+
+def test_data_that_has_changed_is_refused_before_a_seed_trains_on_it(tiny_checkpoint, tmp_path, capfd):
+    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
+             str(tmp_path / "run"), "--set", "train.steps=2"]
+    assert cli.main([*words, "--seeds", "1"]) == 0
+    plan = json.loads((tmp_path / "run" / "finetune.json").read_text())
+    for name in ("train.tsv", "dev.tsv"):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(before.replace("red", "blue", 1))
+        capfd.readouterr()
+        assert cli.main([*words, "--seeds", "2"]) == 1
+        assert "the data is not what it was when this fine-tuning began" in capfd.readouterr().err
+        assert not (tmp_path / "run" / "seed-1").exists()
+        (tmp_path / name).write_text(before)
+    assert json.loads((tmp_path / "run" / "finetune.json").read_text()) == plan
+    del plan["identity"]  # as an earlier version wrote it
+    (tmp_path / "run" / "finetune.json").write_text(json.dumps(plan))
+    assert cli.main([*words, "--seeds", "2"]) == 0 and (tmp_path / "run" / "seed-1" / "result.json").is_file()
 
 
 def test_what_is_refused(tiny_checkpoint, tmp_path, capfd):
