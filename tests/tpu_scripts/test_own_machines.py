@@ -32,6 +32,13 @@ for t in "${tasks[@]}"; do
 done
 exit "$worst"
 """
+# scontrol: a job that was cancelled and still saves comes back from the queue, unless only "Incomplete" ones are asked for.
+SCONTROL = r"""#!/usr/bin/env bash
+[[ $1 == requeue ]] || exit 1
+state=$(cat "$FOLDER/state" 2>/dev/null || echo RUNNING)
+if [[ $2 == Incomplete && $state != RUNNING ]]; then exit 0; fi
+echo "${@: -1}" >>"$FOLDER/requeued"
+"""
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def box(tmp_path):
     for path, text in {
         bin_ / "nvidia-smi": '#!/bin/sh\necho "${DRIVER:-570.86.10}"\necho 570.86.10\n',
         bin_ / "srun": SRUN,
-        bin_ / "scontrol": '#!/bin/sh\necho "$*" >>"$FOLDER/scontrol"\n',
+        bin_ / "scontrol": SCONTROL,
         bin_ / "python3": f'#!/bin/sh\necho "python3 $*" >>"$FOLDER/made"\n[ "$2" != venv ] || cp -r "$FOLDER/venv" "$3"\n'
                           f'[ "$1" != -c ] || exec {sys.executable} "$@"\n',
         tmp_path / "venv/bin/bert-jax": BERT_JAX,
@@ -155,15 +162,15 @@ def test_slurm_finishes(box):
     run(box, "slurm.sbatch", "--set", "train.steps=9", **SLURM)
     line = f"pretrain --config configs/pretrain/bert_base_128.py --data {box}/store --workdir {box}/run"
     assert starts(box, 1) == [f"{line} --distributed --set train.steps=9"]
-    assert not (box / "scontrol").exists()
+    assert not (box / "requeued").exists()
 
 
 def test_slurm_goes_back_into_the_queue_and_continues(box):
     plan(box, ["75 10 0", "0 20 0"], ["75 - 0", "0 - 0"])
     run(box, "slurm.sbatch", **SLURM)
-    assert (box / "scontrol").read_text() == "requeue 42\n"
+    assert (box / "requeued").read_text() == "42\n"
     run(box, "slurm.sbatch", **SLURM, SLURM_RESTART_COUNT="1")
-    assert len(starts(box)) == 2 and (box / "scontrol").read_text() == "requeue 42\n"
+    assert len(starts(box)) == 2 and (box / "requeued").read_text() == "42\n"
 
 
 def test_slurm_does_not_count_a_save_cut_short_as_progress(box):
@@ -176,20 +183,23 @@ def test_slurm_does_not_count_a_save_cut_short_as_progress(box):
 def test_slurm_refusal_of_one_process_does_not_hide(box):
     plan(box, ["75 10 0"], ["1 - 0"])  # srun says 75, the highest
     assert "processes: 1 75" in run(box, "slurm.sbatch", status=1, **SLURM)
-    assert not (box / "scontrol").exists()
+    assert not (box / "requeued").exists()
 
 
-def test_slurm_preempted(box):
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
+def test_slurm_saves_when_told_to_end_and_stays_cancelled(box, state):
     plan(box, ["0 - 30"], ["0 - 30"])
     process = subprocess.Popen(
         [SCRIPTS / "slurm.sbatch"], env=environment(box, **SLURM), cwd=ROOT, text=True, stderr=subprocess.PIPE
     )
     wait_for(box / "started-0"), wait_for(box / "started-1")
     time.sleep(0.3)
-    os.kill(process.pid, signal.SIGTERM)  # as --signal=B:TERM does
+    (box / "state").write_text(state)
+    os.kill(process.pid, signal.SIGTERM)  # as --signal=B:TERM and scancel do
     _, text = process.communicate(timeout=20)
     assert process.returncode == 0 and "processes: 75" in text, text
-    assert (box / "run/checkpoints/77").is_dir() and (box / "scontrol").read_text() == "requeue 42\n"
+    assert (box / "run/checkpoints/77").is_dir() and (box / "requeued").exists() == (state == "RUNNING")
+    assert "unless the job was cancelled" in text
 
 
 def test_slurm_gives_up_and_says_what_is_missing(box):
