@@ -73,10 +73,11 @@ class Pretraining:
                 raise BertJaxError(f"task.turns.{number - 1}.share is {turn.share}: it must be above 0")
             _check(f"task.turns.{number - 1}" if number else "task", self.encoder, turn.objectives, turn.examples)
             for objective in turn.objectives:
-                if objective.own_heads(self.encoder) != self.all_objectives[objective.name].own_heads(self.encoder):
+                other = self.all_objectives[objective.name]
+                if objective != other and _own(objective, self.encoder) != _own(other, self.encoder):
                     raise BertJaxError(
-                        f"{objective} and {self.all_objectives[objective.name]} take turns, but have another head each: an "
-                        "objective has one head, whoever's turn it is"
+                        f"{objective} and {other} take turns, but have another head each, or another generator: an objective "
+                        "has one, whoever's turn it is"
                     )
 
     @property
@@ -88,6 +89,12 @@ class Pretraining:
     def all_objectives(self) -> dict[str, AnyObjective]:
         """Every objective by name, one of each name."""
         return {objective.name: objective for turn in self.all_turns for objective in turn.objectives}
+
+
+def _own(objective: AnyObjective, encoder: EncoderConfig) -> tuple[api.Heads, api.Params]:
+    """What an objective adds to the encoder: its heads, and the shapes of its parameters."""
+    key = jax.eval_shape(jax.random.key, 0)
+    return objective.own_heads(encoder), jax.eval_shape(lambda key: objective.init(encoder, key), key)
 
 
 def _check(where: str, encoder: EncoderConfig, objectives: tuple[AnyObjective, ...], examples: AnyExamples) -> None:

@@ -23,6 +23,7 @@ from bert_jax.objectives import (
     MaskedLM,
     NextSentence,
     Reordering,
+    ReplacedTokens,
     SentenceOrder,
     Structural,
     TokenDocument,
@@ -250,6 +251,19 @@ def test_another_head_for_the_same_objective_is_refused():
         Pretraining(encoder, (MaskedLM(),), PairSpec(16), (turn,))
     with pytest.raises(BertJaxError, match=r"Reordering\(most=2.*Reordering\(most=3.* take turns, but have another head each"):
         Pretraining(encoder, (MaskedLM(),), PairSpec(16), tuple(both))
+
+
+def test_another_generator_for_the_same_objective_is_refused():
+    """Rates and weights may differ from turn to turn, the parameters are the same."""
+    encoder = dataclasses.replace(ENCODER, with_heads=("discriminator",))
+    own, examples = ReplacedTokens(generator_width=0.5), PairSpec(16, "none")
+
+    def both(other):
+        return Pretraining(encoder, (own,), examples, (Turn("other", (other,), examples),))
+
+    assert set(PretrainingTask(both(dataclasses.replace(own, rate=0.3, weight=2.0)), None).logical_axes()) >= {"rtd"}
+    with pytest.raises(BertJaxError, match=r"width=0.5.*ReplacedTokens\(.*width=0.25.* take turns, but .* another generator"):
+        both(dataclasses.replace(own, generator_width=0.25))
 
 
 def test_refused_turns():
