@@ -41,10 +41,14 @@ setup() { # BUCKET DATA WORKDIR GCSFUSE_VERSION
     # A fresh VM updates itself and holds the lock of apt for minutes.
     quietly "installing gcsfuse" sudo apt-get install --yes -o DPkg::Lock::Timeout=900 "/tmp/$package"
   fi
+  if mountpoint --quiet "$job/bucket" && [[ $(cat "$job/mounted" 2>/dev/null) != "$bucket" ]]; then
+    quietly "unmounting the bucket of before" fusermount -u "$job/bucket"
+  fi
   if ! mountpoint --quiet "$job/bucket"; then
     # The hosts write one checkpoint together: none may go by what it remembers of a folder (60 seconds by default).
     quietly "mounting gs://$bucket" gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
       "$bucket" "$job/bucket"
+    echo "$bucket" >"$job/mounted"
   fi
   probe=$job/bucket/$workdir/.probe-$worker
   { mkdir -p "$job/bucket/$workdir" && echo probe >"$probe" && rm "$probe"; } 2>>"$job/logs/setup.log" ||

@@ -50,7 +50,7 @@ def once(name):  # what a file tells to go wrong, the first time
         path.unlink()
         die(message)
 
-def local(url):  # gs://bucket/path as a path in the cloud's folder
+def local(url):  # gs://my-bucket/path as a path in the cloud's folder, as its gcsfuse mounts it
     path = cloud / "bucket_error"  # a line for each question, "-" for none; the last one stays
     if path.exists():
         line, *others = path.read_text().splitlines()
@@ -58,7 +58,8 @@ def local(url):  # gs://bucket/path as a path in the cloud's folder
             path.write_text("\n".join(others) + "\n")
         if line != "-":
             die(line)
-    return cloud / "bucket" / url.removeprefix("gs://").partition("/")[2]
+    name, _, path = url.removeprefix("gs://").partition("/")
+    return cloud / ("bucket" if name == "my-bucket" else name) / path
 
 kind = words[:4] if words[0] == "compute" else words[:2]
 if kind == ["compute", "tpus", "queued-resources", "describe"]:
@@ -111,7 +112,7 @@ elif kind == ["compute", "tpus", "tpu-vm", "scp"]:
         source = cloud / f"worker-{value('--worker')}" / paths[0].partition(":")[2]
         shutil.copytree(source, pathlib.Path(paths[-1]) / source.name)
 elif kind == ["storage", "ls"]:
-    bucket = local(words[2].split("/")[2] + "/")
+    bucket = local("/".join(words[2].split("/")[:3]) + "/")
     paths = sorted(bucket.glob(words[2].split("/", 3)[3]))
     if not paths:
         die("One or more URLs matched no objects.")
@@ -194,7 +195,9 @@ case "$1 $2" in
   "pip install") venv=$(dirname "$4"); cp "$CLOUD/bert-jax" "$venv/bert-jax"; chmod +x "$venv/bert-jax" ;;
 esac''',
     "gcsfuse": r'''#!/usr/bin/env bash
-rmdir "${@: -1}" && ln -s "$CLOUD/bucket" "${@: -1}"''',
+name=${@: -2:1} && rmdir "${@: -1}" && ln -s "$CLOUD/${name/#my-bucket/bucket}" "${@: -1}"''',
+    "fusermount": r'''#!/usr/bin/env bash
+[[ $1 == -u ]] && rm "$2" && mkdir "$2"''',
     "mountpoint": '#!/usr/bin/env bash\n[[ -L $2 ]]',
     "curl": '#!/usr/bin/env bash\necho "$*" >>"$CLOUD/asked"; cat "$CLOUD/notice"',
     "sudo": '#!/usr/bin/env bash\nprintf "sudo %s\\n" "$*" >>"$CLOUD/sudo"',

@@ -1,5 +1,6 @@
 """A job on a slice of two workers, worker.sh really running on both: setting up, starting, looking, tracing, copying back."""
 
+import shutil
 import subprocess
 import time
 
@@ -62,6 +63,16 @@ def test_setup_says_what_is_wrong(slice_):
     slice_.tell(slice=READY.replace("READY", "CREATING"))
     (slice_.folder / "bucket_error").unlink()
     assert "is CREATING, not READY" in slice_.run("setup.sh", status=75).stderr
+
+
+def test_setup_with_another_bucket_mounts_that_one(ready):
+    shutil.copytree(ready.folder / "bucket/stores", ready.folder / "second/stores")
+    ready.run("setup.sh", BUCKET="gs://second")
+    ready.plan("0 100 0", "0 - 0")
+    ready.run("run.sh")
+    ready.settled("exited 0")
+    assert (ready.folder / "second/runs/job/checkpoints/100").is_dir()
+    assert not list((ready.folder / "bucket/runs/job").iterdir())
 
 
 def test_a_worker_that_fails_and_one_that_refuses(slice_):
