@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig, Head
 from bert_jax.task import Batch, Losses, Objective, Ratio, plain_gradient
-from bert_jax.tasks.batches import Encoded, EvalBatches, TrainBatches
+from bert_jax.tasks.batches import IGNORED, Encoded, EvalBatches, TrainBatches
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.freelb import FreeLB
 from bert_jax.tasks.mixout import Mixout, mixed_part
@@ -26,6 +27,8 @@ from bert_jax.tasks.smart import Smart
 from bert_jax.tasks.tables import Rows, Source, Table
 from bert_jax.tokenizers import Tokenizer
 from bert_jax.warm_start import reinitialised, save_beside, warm_start
+
+logger = logging.getLogger("bert_jax")
 
 Texts = Sequence[tuple[str, ...]]
 Outputs = dict[str, list[np.ndarray]]  # by name, a row each
@@ -203,6 +206,10 @@ class FinetuningTask:
         return self._with_anchors(api.init(self.config.encoder, key), ())
 
     def start(self, key: Key[Array, ""]) -> api.Params:
+        cls = self.tokenizer.cls_id
+        if "pooler" in self.config.needs and not np.array_equal(self.tokenizer.build([IGNORED])[0][:1], [cls]):
+            logger.warning("%s: a text does not begin with %s, and the pooler reads the first token, whichever it is",
+                           self.config.init, self.tokenizer.pieces[cls])
         init = functools.partial(api.init, self.config.encoder)
         params = warm_start(self._model, self.config.init, self.config.encoder, init, key, None)
         new = [head for head in self.config.encoder.with_heads if self._is_new(head, params[head])]

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import tokenizers as library
 from scipy import stats
 
 from bert_jax.errors import BertJaxError
@@ -14,8 +15,11 @@ from bert_jax.models.config import EncoderConfig
 from bert_jax.tasks import classification, regression
 from bert_jax.tasks.base import finetuned_encoder
 from bert_jax.tasks.classification import Classification, ClassificationTask
+from bert_jax.tasks.columns import Columns
 from bert_jax.tasks.regression import Regression, RegressionTask
 from bert_jax.tasks.tables import Table
+from bert_jax.tasks.tagging import Tagging, TaggingTask
+from bert_jax.tokenizers.pipeline import PipelineTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.finetune import finetune
 from bert_jax.training.optimizer import AdamW
@@ -94,6 +98,33 @@ def test_seeds_give_other_heads_and_the_checkpoint_s_encoder(tmp_path, start):
     one, two = (task.start(jax.random.key(seed)) for seed in (0, 1))
     assert not np.array_equal(one["classifier"]["dense"]["kernel"], two["classifier"]["dense"]["kernel"])
     assert np.array_equal(one["embeddings"]["token"], start.params["embeddings"]["token"]) and "mlm" not in one
+
+
+def xlnet_s_tokenizer() -> PipelineTokenizer:
+    """Words, with the special tokens behind them."""
+    names = ["<pad>", "<unk>", "<cls>", "<sep>", "<mask>"]
+    made = library.Tokenizer(library.models.WordLevel({word: k for k, word in enumerate([*names, "cat", "dog"])}, "<unk>"))
+    made.pre_tokenizer, made.decoder = library.pre_tokenizers.Whitespace(), library.decoders.WordPiece()
+    made.post_processor = library.processors.TemplateProcessing(
+        single="$A:0 <sep>:0 <cls>:2", pair="$A:0 <sep>:0 $B:1 <sep>:1 <cls>:2", special_tokens=[("<sep>", 3), ("<cls>", 2)]
+    )
+    return PipelineTokenizer(made.to_str().encode(), settings={f"{name.strip('<>')}_token": name for name in names})
+
+
+def test_a_tokenizer_that_puts_the_special_tokens_last_is_warned_of(tmp_path, start, caplog):
+    """The pooler reads the first token, as conversion of XLNet knows."""
+    data, heldout = tables(tmp_path, lambda a, b: "red")
+    config = Classification(finetuned_encoder(start.config, ("red", "blue")), "tiny", data, heldout, lengths=(8, 16))
+    said = "tiny: a text does not begin with {}, and the pooler reads the first token, whichever it is"
+    for tokenizer, expected in ((start.tokenizer, False), (xlnet_s_tokenizer(), True)):
+        assert tokenizer.build([7])[0].tolist()[0 if expected else 1] == 7
+        caplog.clear()
+        ClassificationTask(config, start._replace(tokenizer=tokenizer)).start(jax.random.key(0))
+        assert (said.format("<cls>") in caplog.messages) == expected and ("does not begin" in caplog.text) == expected
+    tagging = Tagging(finetuned_encoder(start.config, ("N", "V"), ("tagger",)), "tiny", Columns("x"), Columns("x"), (8,))
+    caplog.clear()
+    TaggingTask(tagging, start._replace(tokenizer=xlnet_s_tokenizer())).start(jax.random.key(0))
+    assert "does not begin" not in caplog.text, "it reads every token"
 
 
 def test_what_is_refused(tmp_path, start):
