@@ -23,8 +23,8 @@ finish() { # STATUS WORDS
   fi
   exit "$1"
 }
-# begin create | setup | run: does what is missing, from there to a run that has started. A slice is asked for as often as need be,
-# since waiting costs nothing; setups that fail and starts are counted.
+# begin create | setup | run: does what is missing, from there to a run that has started. A slice is asked for as often as need
+# be, since waiting costs nothing; setups that fail and starts are counted.
 begin() {
   local newest status=0
   newest=$(newest_checkpoint) || status=$?
@@ -62,8 +62,8 @@ mkdir -p "$(memory)"
 exec 9>"$(memory)/babysit.lock"
 flock --nonblock 9 || fail "another babysit.sh watches $NAME already"
 
-# How a run ended counts when it was seen running, or was started here: else it is an old run, which is to be continued. One that has
-# finished meanwhile only evaluates and finishes again.
+# How a run ended counts when it was seen running, or was started here: else it is an old run, which is to be continued. One
+# that has finished only evaluates and finishes again.
 watched=""
 silent=0 uneven=0 setups=0 shown=""
 while :; do

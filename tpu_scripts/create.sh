@@ -29,7 +29,8 @@ if [[ $state == ABSENT ]]; then
   esac
   [[ -z ${SERVICE_ACCOUNT:-} ]] || options+=("--service-account=$SERVICE_ACCOUNT")
   status=0
-  answer=$(gcloud_ask "" compute tpus queued-resources create "$NAME" "${place[@]}" "${options[@]}" --async --quiet) || status=$?
+  answer=$(gcloud_ask "" compute tpus queued-resources create "$NAME" "${place[@]}" "${options[@]}" --async --quiet) ||
+    status=$?
   [[ $answer != ABSENT ]] || { complain "gcloud finds no such project, zone, accelerator or runtime" && status=1; }
   if ((status)); then
     complain "the request was not accepted: quota, zone and accelerator are the usual reasons"

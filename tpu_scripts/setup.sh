@@ -51,5 +51,5 @@ seen=$(ask_workers "$answer" all 600 "bash worker.sh devices") || {
 }
 dry || grep '^devices' <<<"$seen" | sort >&2
 (($(grep -c "^devices $((devices / workers)) of $devices " <<<"$seen" || :) == workers)) ||
-  fail "$accelerator is $devices devices on $workers workers, but not every worker sees its share: delete.sh and create.sh again"
+  fail "$accelerator is $devices devices on $workers workers, and not every worker sees its share: delete.sh, then create.sh"
 say "ready: $workers workers, $devices devices. Next: run.sh"

@@ -126,8 +126,8 @@ supervise() { # the run, its log, and the status it ended with
   echo "$status" >"$job/exit.new"
   mv "$job/exit.new" "$job/exit"
 }
-# Maintenance and preemption are announced by the metadata server, the former a minute ahead. SIGTERM to one process is enough: all save at
-# the same step and end with 75.
+# Maintenance and preemption are announced by the metadata server, the former a minute ahead. SIGTERM to one process is enough:
+# all save at the same step and end with 75.
 watch_notices() {
   local instance=http://metadata.google.internal/computeMetadata/v1/instance said pid
   while sleep "${NOTICE_SECONDS:-5}" && kill -0 "$$" 2>/dev/null; do
@@ -154,7 +154,7 @@ copy_log() { # a whole copy each time: an object in a bucket cannot grow
 state() { # one line: new, idle, running PID, or exited STATUS; from worker 0 also how far the run is
   local pid ending=
   pid=$(alive)
-  if supervised; then ending=yes; fi # asked before its file is looked for: once it is gone, the file is there if it ever will be
+  if supervised; then ending=yes; fi # asked before its file is looked for: once it is gone, its file is there, or never will be
   if [[ $pid ]]; then
     echo "worker $worker running $pid"
   elif [[ ! -f $job/ready ]] || ! mountpoint --quiet "$job/bucket"; then
