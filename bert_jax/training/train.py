@@ -106,6 +106,11 @@ def train(
         start = 0
     else:
         _check_identity(restored.metadata["identity"], identity, workdir)
+        if restored.step > settings.steps:
+            raise BertJaxError(
+                f"{workdir} has been trained for {restored.step} steps, train.steps is {settings.steps}: give at least as "
+                "many, or another folder"
+            )
         step = jax.device_put(np.int32(restored.step), abstract.step.sharding)
         key = jax.device_put(key_data(seeds or settings.seed), abstract.key.sharding)
         state = TrainState(step, restored.items["params"], restored.items["optimizer"], key)

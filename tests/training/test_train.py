@@ -99,6 +99,13 @@ def test_started_again_when_over(run_tiny, copy, finished):
     assert (copy / "metrics.jsonl").read_text() == before
 
 
+def test_fewer_steps_than_were_trained(run_tiny, copy):
+    """It went on without end: no step was the last one."""
+    with pytest.raises(BertJaxError, match="has been trained for 12 steps, train.steps is 6: give at least as many"):
+        run_tiny(copy, "train.steps=6")
+    assert run_tiny(copy).finished
+
+
 def test_stop_request_in_this_process(run_tiny, tmp_path, capfd):
     """SIGTERM after the first record: a checkpoint of the step at hand, not finished, signal handlers given back."""
     before = signal.getsignal(signal.SIGTERM)
