@@ -215,6 +215,11 @@ def test_a_model_keeps_its_family(tmp_path):
         bert_jax.save(model._replace(origin=origin), tmp_path / family)
         assert json.loads((tmp_path / family / "config.json").read_text())["model_type"] == family
         assert_same(bert_jax.load(tmp_path / family), model)
+    config = dataclasses.replace(config, position_offset=2, segments=1)
+    model = Model(random_params(config), config, TOKENIZER)
+    roberta = Origin("roberta", {"model_type": "roberta", "type_vocab_size": 1}, (), "float32")
+    bert_jax.save(model._replace(origin=roberta), tmp_path / "roberta")  # though it counts from another id than its tokenizer's
+    assert_same(bert_jax.load(tmp_path / "roberta"), model)
 
 
 # The hub

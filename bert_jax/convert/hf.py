@@ -6,6 +6,7 @@ written with its shared layers copied, and what their config.json has no word fo
 config.json says and we have no word for travels as :class:`Origin`.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -69,7 +70,9 @@ def export(
 
     A model keeps the family that it came from. One that came from none is an ALBERT if it shares all, an ELECTRA (or an ALBERT
     of many groups) if it is factorised, else a BERT, an ELECTRA if it has a discriminator, a RoBERTa if its positions are
-    offset, a DistilBERT if it has no segments. Rows that pad the vocabulary are cut; the directory appears whole or not at all.
+    offset, a DistilBERT if it has no segments. A RoBERTa's offset is the id of its padding piece and one more: where that of
+    the tokenizer makes another, the rows of the position table that serve no token are cut, and nothing is offset. Rows that
+    pad the vocabulary are cut; the directory appears whole or not at all.
 
     Args:
       params, config: as :func:`bert_jax.models.api.init` makes them; every array fully on this host.
@@ -122,7 +125,7 @@ def write(
 ) -> None:
     """The files of :func:`export`, into a folder that exists."""
     dtype = dtype_name(dtype or (origin.dtype if origin else "float32"))
-    params, config = api.plain(params, config)
+    params, config = sayable(params, config, tokenizer, origin)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise BertJaxError(
             f"the tokenizer has {tokenizer.vocab_size} pieces but the token table {config.vocab_size}: "
@@ -140,6 +143,23 @@ def write(
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
     if tokenizer is not None:
         tokenizer.save(directory)
+
+
+def sayable(
+    params: Mapping[str, Any], config: EncoderConfig, tokenizer: Tokenizer | None, origin: Origin | None
+) -> tuple[Mapping[str, Any], EncoderConfig]:
+    """The same function as transformers can say it with this tokenizer: :func:`bert_jax.models.api.plain`, and without an
+    offset of positions (one warning line) that is not where a RoBERTa with its padding piece would begin to count."""
+    params, config = api.plain(params, config)
+    offset, came_so = config.position_offset, origin is not None and origin.family in ("roberta", "xlm-roberta")
+    if not offset or came_so or tokenizer is None or tokenizer.pad_id + 1 == offset:
+        return params, config
+    logger.warning(
+        "written without the first %d rows of its position table, which serve no token: a RoBERTa counts positions from its "
+        "padding piece, which has the id %d here", offset, tokenizer.pad_id,
+    )  # fmt: skip
+    embeddings = params["embeddings"] | {"position": params["embeddings"]["position"][offset:]}
+    return {**params, "embeddings": embeddings}, dataclasses.replace(config, position_offset=0)
 
 
 def to_tensors(params: Mapping[str, Any], config: EncoderConfig, origin: Origin | None = None) -> dict[str, np.ndarray]:

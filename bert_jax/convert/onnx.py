@@ -53,7 +53,7 @@ def write(
         something else than the model.
     """
     _require_packages()
-    params, config = api.plain(params, config)
+    params, config = hf.sayable(params, config, tokenizer, origin)
     hf.write(params, config, tokenizer, directory, origin=origin, dtype="float32")
     path = directory / FOLDER / FILE
     path.parent.mkdir()

@@ -116,6 +116,31 @@ def test_forward(config, tmp_path):
         np.testing.assert_allclose(attentions, theirs_here, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("pad_id", "offset", "family"), [(0, 2, "bert"), (0, 1, "roberta"), (1, 2, "roberta")])
+def test_offset_positions(pad_id, offset, family, tmp_path, caplog):
+    """A RoBERTa counts positions from its padding piece's id, and passes over what has it: [UNK], had it been written so."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]
+    pieces[0], pieces[pad_id] = pieces[pad_id], pieces[0]
+    tokenizer = WordPieceTokenizer(pieces)
+    assert tokenizer.pad_id == pad_id
+    config = dataclasses.replace(BERT, vocab_size=11, segments=1, position_offset=offset, with_heads=("mlm",))
+    params = lively(config)
+    hf.export(params, config, tokenizer, tmp_path / "m")
+    model, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not any(info.values()) and (model.config.model_type, model.config.pad_token_id) == (family, pad_id)
+    assert len([record for record in caplog.records if "serve no token" in record.message]) == (family == "bert")
+    mask = np.arange(9) < np.array([[9], [5]])
+    ids = np.where(mask, [[2, 5, 1 - pad_id, 6, 7, 1 - pad_id, 8, 9, 3], [2, 1 - pad_id, 5, 8, 3, 0, 0, 0, 0]], pad_id)
+    with torch.no_grad():
+        theirs = model.eval()(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
+    ours = api.apply(params, config, {"input_ids": ids, "attention_mask": mask}).logits["mlm"]
+    np.testing.assert_allclose(np.asarray(ours)[mask], theirs[mask], atol=1e-5, rtol=0)
+    again, found, _ = hf.load(tmp_path / "m")
+    np.testing.assert_allclose(
+        api.apply(again, found, {"input_ids": ids, "attention_mask": mask}).logits["mlm"], ours, atol=1e-6, rtol=0
+    )
+
+
 @pytest.mark.parametrize("config", SAME_FORM.values(), ids=SAME_FORM.keys())
 def test_gradients(config, tmp_path):
     params, batch = lively(config), make_batch(config)
