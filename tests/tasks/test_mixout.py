@@ -156,7 +156,7 @@ def test_heads_that_the_checkpoint_lacks_have_dropout(kind):
     (name,) = jax.eval_shape(lambda: task.loss(params, batch, None)).terms
     one, other = (losses(params, jax.random.key(seed)).terms[name].value for seed in range(2))
     assert np.isfinite([one, other]).all() and one != other
-    known = task._model._replace(params=without_anchors(params), config=task.config.encoder)
+    known = task._model._replace(params=task.finished(params), config=task.config.encoder)  # as it would be loaded
     again = finetuning_task(task.config, known).start(jax.random.key(8))
     jax.tree.map(np.testing.assert_array_equal, again["anchor"]["mixout"], mixed_part(without_anchors(params)))
 
