@@ -70,9 +70,9 @@ def export(
 
     A model keeps the family that it came from. One that came from none is an XLNet if its positions are relative, an ALBERT if
     it shares all, an ELECTRA (or an ALBERT of many groups) if it is factorised, else a BERT, an ELECTRA if it has a
-    discriminator, a RoBERTa if its positions are offset, a DistilBERT if it has no segments. A RoBERTa's offset is the id of its
-    padding piece and one more: where that of the tokenizer makes another, the rows of the position table that serve no token
-    are cut, and nothing is offset. Rows that pad the vocabulary are cut; the directory appears whole or not at all.
+    discriminator, a RoBERTa if its positions are offset, a DistilBERT if it has no segments. A RoBERTa's offset is the id of
+    its padding piece and one more: where that of the tokenizer makes another, the rows of the position table that serve no
+    token are cut, and nothing is offset. Rows that pad the vocabulary are cut; the directory appears whole or not at all.
 
     Args:
       params, config: as :func:`bert_jax.models.api.init` makes them; every array fully on this host.
