@@ -152,11 +152,11 @@ def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor
         return f"is {text!r}: strings are needed"
     if not text or not all(part.strip() for part in text):
         return "is empty, or nothing but white space: take it out"
-    least, most, wanted = _taken(predictor)
+    (least, most, wanted), count = _taken(predictor), f"{len(text)} text{'s' * (len(text) > 1)}"
     if not least <= len(text) <= most:
-        return f"has {len(text)} texts: the model needs {wanted}"
+        return f"has {count}: the model needs {wanted}"
     if isinstance(predictor, Classifies | Values) and len(text) != len(first):
-        return f"has {len(text)} texts, the first one has {len(first)}: give texts alone, or pairs alone"
+        return f"has {count}, the first one has {len(first)}: give texts alone, or pairs alone"
     for part in text:
         try:
             part.encode()

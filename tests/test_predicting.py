@@ -96,12 +96,12 @@ def test_every_head(tiny_checkpoint):
 
 
 FORMS = [
-    ("classifier", [("cat", "dog"), ("cat",)], "text 2 has 1 texts, the first one has 2"),
+    ("classifier", [("cat", "dog"), ("cat",)], "text 2 has 1 text, the first one has 2"),
     ("classifier", ["cat", ("cat", "dog bird")], "text 2 has 2 texts, the first one has 1"),
     ("classifier", ["cat", ("a", "b", "c")], "text 2 has 3 texts: the model needs a text or a pair"),
     ("value", [("cat",), ("cat", "dog bird")], "text 2 has 2 texts, the first one has 1"),
     ("choice", [("cat", "a", "b"), ("cat", "a")], "text 2 has 2 texts: the model needs a first text and two or more choices"),
-    ("span", [("a cat", "the cat"), "the cat"], "text 2 has 1 texts: the model needs a question and a context"),
+    ("span", [("a cat", "the cat"), "the cat"], "text 2 has 1 text: the model needs a question and a context"),
     ("tagger", [("cat", "dog"), " "], "text 2 is empty, or nothing but white space"),
     ("classifier", ["cat", 3], "text 2 is .3,.: strings are needed"),
     ("classifier", ["cat", ("cat", None)], "text 2 is .'cat', None.: strings are needed"),
