@@ -22,6 +22,7 @@ import pathlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bert_jax.data.parallel import ParallelCorpus
 from bert_jax.data.sources import Corpus, Group
-from bert_jax.data.stages import Assembly, Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks
+from bert_jax.data.stages import Assembly, Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks, warn_of_unknown
 from bert_jax.data.store import PARTIAL, Manifest
 from bert_jax.data.writer import STATE, StoreWriter, chained, locked
 from bert_jax.errors import BertJaxError
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
+
+PLAIN_SECONDS = 15.0  # between lines where the output is no terminal
 
 
 def prepare(
@@ -97,6 +100,7 @@ def prepare(
             raise
         os.rename(partial, out)
         (out / STATE).unlink()
+    warn_of_unknown(out)
     if manifest.documents_without_tokens:
         logger.warning("%s: %d documents without any token were dropped", out, manifest.documents_without_tokens)
     if isinstance(corpus, ParallelCorpus) and corpus.left_out:
@@ -204,6 +208,8 @@ class _Bar:
             console=Console(file=sys.stderr),
             disable=not show,
         )
+        self.show = show
+        self.last_line = time.monotonic()
         self.task = self.progress.add_task("", total=total or None, done="")
         self.text_before = writer.text_bytes
 
@@ -221,6 +227,10 @@ class _Bar:
         megabytes, tokens = writer.text_bytes / 1e6, sum(split.tokens for split in writer.splits.values()) / 1e6
         done = f"{writer.consumed:,} documents  {megabytes:,.1f} MB  {tokens:,.1f}M tokens  {rate:.1f} MB/s"
         self.progress.update(self.task, completed=position, done=done)
+        if self.show and not self.progress.console.is_terminal and time.monotonic() - self.last_line > PLAIN_SECONDS:
+            self.last_line = time.monotonic()
+            share = position / self.progress.tasks[0].total if self.progress.tasks[0].total else 1.0
+            self.progress.console.print(f"prepare {share:.0%} {done}", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

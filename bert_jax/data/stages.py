@@ -6,6 +6,7 @@ why both write the same bytes.
 
 import dataclasses
 import hashlib
+import logging
 import math
 import os
 import re
@@ -17,13 +18,17 @@ import numpy as np
 from bert_jax.data.parallel import ParallelCorpus
 from bert_jax.data.sentences import in_step, pieces, splitter
 from bert_jax.data.sources import Corpus, Group, Source
-from bert_jax.data.store import FORMAT, token_dtype, word_start_bit
+from bert_jax.data.store import FORMAT, TokenStore, token_dtype, word_start_bit
 from bert_jax.errors import BertJaxError
 
 if TYPE_CHECKING:
     from bert_jax.tokenizers import Tokenizer
 
+logger = logging.getLogger("bert_jax")
+
 TASK = 1 << 19  # characters tokenised at once
+UNKNOWN = 0.01  # share of tokens
+STRETCH, STRETCHES = 4096, 1024
 _NOT_BLANK = re.compile(r"\S")
 WORDS = ("tokenizer", "whitespace")
 
@@ -133,6 +138,27 @@ def check_sides(corpus: Corpus | ParallelCorpus, heldout: float) -> None:
         f"heldout={heldout} keeps none of {count} documents apart: {way_out}, or 0 for no held-out side (is "
         f"documents={corpus.documents} right?)"
     )
+
+
+def warn_of_unknown(path: str | os.PathLike) -> None:
+    """One warning line for each language of a finished store (or the whole) of whose tokens more than `UNKNOWN` are unknown to
+    its tokenizer: counted in up to `STRETCHES` stretches of the train split, evenly spaced."""
+    store = TokenStore(path, verify=False)
+    split, tokenizer = store.split("train"), store.tokenizer
+    names = split.languages or ("",)
+    unknown, count = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+    for start in np.unique(np.linspace(0, max(0, split.tokens - STRETCH), STRETCHES, dtype=np.int64)):
+        raw = split.stretch(int(start), int(min(start + STRETCH, split.tokens)))
+        document = np.searchsorted(split.documents, start + np.arange(len(raw)), side="right") - 1
+        language = split.document_language[document]
+        count += np.bincount(language, minlength=len(names))
+        unknown += np.bincount(language[(raw & (split.word_start - 1)) == tokenizer.unk_id], minlength=len(names))
+    for name, part, whole in zip(names, unknown.tolist(), count.tolist(), strict=True):
+        if part > UNKNOWN * whole:
+            logger.warning(
+                "%s: %.1f%% of the tokens%s are unknown to the tokenizer (%s): was it made for this text?",
+                path, 100 * part / whole, name and f" in {name}", tokenizer.piece(tokenizer.unk_id),
+            )  # fmt: skip
 
 
 # Pieces

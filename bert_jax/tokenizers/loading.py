@@ -54,7 +54,8 @@ class Beside(NamedTuple):
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """Reads a directory, or one file whose companions lie beside it; the first of these that is there:
+    """Reads a directory, or its folder ``tokenizer`` (work directories, token stores and models in bert_jax's own form have
+    theirs there), or one file whose companions lie beside it; the first of these that is there:
 
     - spiece.model: ALBERT's SentencePiece, unless a tokenizer.json beside it adds tokens.
     - tokenizer.json: WordPieceTokenizer if it is plain BERT, else PipelineTokenizer, which runs any.
@@ -72,6 +73,8 @@ def load(path: str | os.PathLike) -> Tokenizer:
     path = pathlib.Path(path)
     if not path.exists():
         raise BertJaxError(f"no tokenizer at {path}: give a directory, vocab.txt, tokenizer.json or a .model file")
+    if path.is_dir() and not is_in(path) and is_in(path / "tokenizer"):
+        path = path / "tokenizer"
     file = _vocabulary_file(path) if path.is_dir() else path
     try:
         names = (CONFIG, "special_tokens_map.json", "added_tokens.json")

@@ -127,3 +127,18 @@ def test_names_of_the_files_of_a_partition(tmp_path, monkeypatch, tokenizer):
     prepare(["lang=de/*.txt"], tmp_path / "store", tokenizer, heldout=0, workers=1, progress=False)
     manifest = json.loads((tmp_path / "store/manifest.json").read_text())
     assert manifest["sources"] == [{"name": "a.txt", "bytes": 19}]
+
+
+def test_text_that_the_tokenizer_does_not_know_is_warned_of(tiny_store, tmp_path, caplog):
+    """By language where there are several, and not for a stray character; the tokenizer is found in the store that has it."""
+    from bert_jax import tokenizers
+
+    known, foreign = "the cat sat .\n\n" * 300, "кошка сидит the\n\n" * 100
+    for name, text in (("known", known), ("foreign", foreign), ("stray", "the cat sat on a ☃ .\n\n" + known)):
+        (tmp_path / name).write_text(text)
+    tokenizer = tokenizers.load(tiny_store)
+    prepare([tmp_path / "stray"], tmp_path / "a", tokenizer, heldout=0, workers=1, progress=False)
+    assert "unknown" not in caplog.text
+    prepare([f"en={tmp_path}/known", f"ru={tmp_path}/foreign"], tmp_path / "b", tokenizer, heldout=0, workers=1, progress=False)
+    said = [record.getMessage() for record in caplog.records if "unknown" in record.getMessage()]
+    assert len(said) == 1 and "66.7% of the tokens in ru are unknown to the tokenizer ([UNK])" in said[0]
