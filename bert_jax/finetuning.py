@@ -297,7 +297,8 @@ def _report(
     exported = Model(params, config.encoder, task.tokenizer, origin=model.origin)
     described = _export(exported, task, workdir / EXPORTED, lambda transformers: card.card(
         config, scores, chosen, name=workdir.resolve().name, base=config.init, transformers=transformers,
-        chosen=export == "best" and len(results) > 1, best=settings.best, counts=counts, recipe=recipe,
+        chosen=export == "best" and len(results) > 1, best=settings.best, counts=counts,
+        texts=len(task.heldout.texts[0]), recipe=recipe,
         command=shlex.join(map(_without_folders, command)), versions=versions,
     ))
     (workdir / CARD).write_text(described, "utf-8")

@@ -1,5 +1,6 @@
 """bert-jax finetune from the shell: every kind leaves all that it should, and transformers answers the same."""
 
+import ast
 import csv
 import dataclasses
 import html.parser
@@ -19,6 +20,7 @@ from bert_jax import cli, finetuning
 from bert_jax.errors import BertJaxError
 from bert_jax.finetuning import fit, primary_score
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.reporting import card
 from bert_jax.tasks.base import predict, without_anchors
 from bert_jax.tasks.datasets import Named
 from bert_jax.training import record
@@ -175,13 +177,66 @@ def test_cards_are_what_the_hub_reads(kind, run):
     hub = pytest.importorskip("huggingface_hub")
     folder = run(kind)
     text = (folder / "README.md").read_text()
-    assert text == (folder / "model" / "README.md").read_text() and "{" not in text.split("---")[2]
-    card = hub.ModelCard(text)
-    assert card.data.library_name == "transformers" and card.data.base_model is None and card.data.language is None
-    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert text == (folder / "model" / "README.md").read_text()
+    assert "{" not in re.sub(r"```python.*?```", "", text.split("---")[2], flags=re.S)
+    data = hub.ModelCard(text).data
+    assert data.library_name == "transformers" and data.base_model is None and data.language is None
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
     scores = json.loads((folder / "scores.json").read_text())["scores"]
     assert results == {name: row["seeds"]["0"] for name, row in scores.items() if name != "loss"}
     assert "## Limits" in text and str(folder.parent) not in text, "a card has no paths of the machine"
+
+
+def run_snippet(card: str, folder: pathlib.Path, changes: dict[str, str], capsys) -> str:
+    """What the code of a card prints, with the folder of the model and one's own texts in it."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", card, flags=re.M | re.S)
+    for old, new in (changes | {"FOLDER": str(folder)}).items():
+        assert old in code
+        code = code.replace(old, new)
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {"__name__": "card"})
+    return capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_the_code_on_every_card_runs_and_answers_as_we_do(kind, run, capsys):
+    pytest.importorskip("transformers")
+    folder, text = run(kind), "the dog sat on a mat"
+    asked = {"QuestionAnswering": ("she ran", text), "Choice": (text, "the cat", "the dog"),
+             "MaskedWords": (f"{text} [MASK]", *WORDS)}.get(kind, text)
+    (ours,) = bert_jax.predict(folder, [asked])
+    changes = {
+        "QuestionAnswering": {"a question": "she ran", "a context in which the answer is": text},
+        "Choice": {"a first text": text, "a choice": "the cat", "another": "the dog"}, "MaskedWords": {"a text with": text},
+    }.get(kind, {"a text": text})
+    said = run_snippet((folder / "model" / "README.md").read_text(), folder / "model", changes, capsys)
+    if kind == "QuestionAnswering":
+        assert said == ours["text"] != ""
+    elif kind == "Choice":
+        assert f"{ours['probability']:.3f}" in said
+    elif kind == "Tagging":
+        assert {one["entity"] for one in ast.literal_eval(said.replace("np.float32", ""))} == set(ours["tags"]) - {"O"}
+    elif kind == "MaskedWords":
+        assert len(ast.literal_eval(said)) == 5
+    else:
+        (theirs,) = ast.literal_eval(said)
+        assert theirs["label"] == ours.get("label", "value")
+        assert theirs["score"] == pytest.approx(ours.get("probability", ours.get("value")), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("transformers", [True, False])
+def test_code_for_pairs_and_for_our_own_form_runs(kind, transformers, run, tmp_path, capsys):
+    if transformers:
+        pytest.importorskip("transformers")
+    folder, task = run(kind), load_config(run(kind).parent / f"{kind}.py").task
+    model, changes = folder / "model", {"a context in which the answer is": "the cat"} if kind == "QuestionAnswering" else {}
+    if not transformers and kind == "QuestionAnswering":
+        model = folder  # which knows its windows: those of whoever asks a bare model have no room in 32 positions
+    elif not transformers:
+        model = tmp_path / "own"
+        bert_jax.save(bert_jax.load(folder / "model"), model, format="bert_jax")
+    assert run_snippet(f"```python\n{card._use(task, 2, transformers)}\n```", model, changes, capsys)
 
 
 def texts() -> list[str]:
@@ -442,8 +497,8 @@ def test_this_csv_in_one_command(label, kind, tiny_checkpoint, tmp_path, capfd):
     out = tmp_path / "out.tsv"
     assert cli.main(["predict", str(tmp_path / "run"), "--input", str(data), "--out", str(out)]) == 0
     assert len(out.read_text().splitlines()) == 61
-    card = (tmp_path / "run" / "README.md").read_text()
-    assert kind in card and "--data reviews.csv --texts" in card and "Docs" not in card and "secret" not in card
+    found = (tmp_path / "run" / "README.md").read_text()
+    assert kind in found and "--data reviews.csv --texts" in found and "Docs" not in found and "secret" not in found
     assert f"--data '{data}'" in json.loads((tmp_path / "run" / "scores.json").read_text())["command"]
 
 

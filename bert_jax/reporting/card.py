@@ -34,7 +34,7 @@ def dataset_of(source: Any) -> str:
 
 def card(
     task: AnyFinetuning, scores: Scores, seed: int, *, name: str, base: str, transformers: bool, chosen: bool, best: str | None,
-    counts: Mapping[str, int], recipe: Sequence[str], command: str, versions: Mapping[str, str],
+    counts: Mapping[str, int], texts: int, recipe: Sequence[str], command: str, versions: Mapping[str, str],
 ) -> str:
     """The card of the model of ``seed``.
 
@@ -42,7 +42,7 @@ def card(
       name: of the model. base: the checkpoint that it was fine-tuned from; one of the hub goes into the front matter.
       transformers: whether the directory beside it is for transformers; else it is in bert_jax's own form.
       chosen: whether ``seed`` was chosen by its held-out scores. best: ``train.best``, by which parameters were chosen.
-      counts: of ``training`` and ``held-out`` examples. recipe: what was set, a line each.
+      counts: of ``training`` and ``held-out`` examples. texts: that the first of these has. recipe: what was set, a line each.
     """
     hub_kind, loader = kind_of(task)
     metrics = [{"type": row.name, "value": row.seeds[seed], "name": f"{row.name} (held out, seed {seed})"}
@@ -69,16 +69,16 @@ def card(
         labels = task.encoder.labels
         limits.insert(1, f"Whatever it is given, it answers with: {', '.join(labels)}." if len(labels) > 1
                       else f"It gives one value, {labels[0]}, also for texts that have none.")
+    if transformers and isinstance(task, QuestionAnswering) and task.null_threshold is not None:
+        limits.insert(1, "It also learnt to say that a context has no answer. The code above always gives one; `bert-jax "
+                         "predict` says where there is none.")
     if chosen:
         limits.insert(0, f"**Of {len(scores.seeds)} seeds the best by the held-out examples was taken: on new data expect less "
                          "than its scores, about the mean.**")
     if best:
         limits.insert(0, f"**Its parameters are those of the evaluation with the best {best} on the held-out examples: on new "
                          "data expect less than these scores.**")
-    use = _USE.format(kind=hub_kind) if transformers and hub_kind in _PIPELINES else (
-        f"from transformers import {loader}\n\nmodel = {loader}.from_pretrained(\"FOLDER\")" if transformers
-        else "import bert_jax\n\nanswers = list(bert_jax.predict(\"FOLDER\", [\"a text\"]))"
-    )
+    use = _use(task, texts, transformers)
     spread = "" if len(scores.seeds) > 1 else " One seed says nothing of how much another would differ."
     return "\n".join([
         "---", *_yaml(front), "---", "", f"# {name}", "",
@@ -92,8 +92,52 @@ def card(
     ])
 
 
-_PIPELINES = ("text-classification", "question-answering", "token-classification", "fill-mask")
-_USE = 'from transformers import pipeline\n\nanswer = pipeline("{kind}", model="FOLDER")'
+_PIPELINE = """from transformers import pipeline
+
+answer = pipeline("{kind}", model="FOLDER")
+print(answer({asked}))"""
+_LOADED = """from transformers import AutoTokenizer, {loader}
+
+tokenizer, model = AutoTokenizer.from_pretrained("FOLDER"), {loader}.from_pretrained("FOLDER")
+"""
+_SPAN = """context = "a context in which the answer is"
+encoded = tokenizer("a question", context, return_tensors="pt")
+found, inside = model(**encoded), [k for k, text in enumerate(encoded.sequence_ids()) if text == 1]
+first, last = max(
+    ((a, b) for a in inside for b in inside if a <= b < a + {longest}),
+    key=lambda ends: found.start_logits[0, ends[0]] + found.end_logits[0, ends[1]],
+)
+print(context[encoded.token_to_chars(first).start : encoded.token_to_chars(last).end])"""
+_CHOICE = """encoded = tokenizer(["a first text"] * 2, ["a choice", "another"], return_tensors="pt", padding=True)
+print(model(**{name: rows[None] for name, rows in encoded.items()}).logits.softmax(-1))"""
+_OURS = """import bert_jax
+
+print(list(bert_jax.predict("FOLDER", [{asked}])))"""
+_OUR_WORDS = """import bert_jax
+from bert_jax.fill_mask import fill_mask
+
+model = bert_jax.load("FOLDER")
+mask = model.tokenizer.piece(model.tokenizer.mask_id)
+print(fill_mask(model.params, model.config, model.tokenizer, f"a text with {mask}"))"""
+
+
+def _use(task: AnyFinetuning, texts: int, transformers: bool) -> str:
+    """Code that asks the model of ``FOLDER``, and prints what it says. Version 5 of transformers has no pipeline of answers,
+    and none ever of choices. Arguments: see :func:`card`."""
+    kind, loader = kind_of(task)
+    if not transformers:
+        asked = {"question-answering": '("a question", "a context in which the answer is")',
+                 "multiple-choice": '("a first text", "a choice", "another")'}
+        pair = '("a text", "another")' if texts > 1 and kind == "text-classification" else '"a text"'
+        return _OUR_WORDS if kind == "fill-mask" else _OURS.format(asked=asked.get(kind, pair))
+    if kind == "question-answering":
+        return _LOADED.format(loader=loader) + _SPAN.format(longest=task.answer_tokens)
+    if kind == "multiple-choice":
+        return _LOADED.format(loader=loader) + _CHOICE
+    asked = '{"text": "a text", "text_pair": "another"}' if texts > 1 and kind == "text-classification" else '"a text"'
+    return _PIPELINE.format(kind=kind, asked='f"a text with {answer.tokenizer.mask_token}"' if kind == "fill-mask" else asked)
+
+
 _LONG = {"question-answering": "are read in windows", "token-classification": "are read in parts"}
 
 
