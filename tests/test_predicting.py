@@ -133,6 +133,59 @@ def test_a_tagger_takes_the_words_between_blanks(tiny_checkpoint):
     assert [len(answer["tags"]) for answer in found] == [len(text.split()) for text in rows]
 
 
+def test_special_pieces_in_texts_are_what_they_are_in_transformers(tiny_checkpoint, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    marked, plain = "the cat [SEP] the dog [MASK] ran", "a red [CLS] road[PAD]"
+
+    def opened(kind, auto):
+        model = of_kind(kind, tiny_checkpoint)
+        bert_jax.save(model, tmp_path / kind)
+        return model, auto.from_pretrained(tmp_path / kind).eval(), transformers.AutoTokenizer.from_pretrained(tmp_path / kind)
+
+    def asked(network, tokenizer, *texts):
+        encoded = tokenizer(*texts, return_tensors="pt", return_offsets_mapping=True)
+        offsets = encoded.pop("offset_mapping")[0].tolist()
+        with torch.no_grad():
+            return network(**encoded), offsets, encoded
+
+    model, network, tokenizer = opened("classifier", transformers.AutoModelForSequenceClassification)
+    pipe = transformers.pipeline("text-classification", model=network, tokenizer=tokenizer)
+    for text in (marked, (marked, plain)):
+        (ours,) = bert_jax.predict(model, [text])
+        theirs = pipe(text if isinstance(text, str) else dict(zip(("text", "text_pair"), text, strict=True)), top_k=None)
+        theirs = {one["label"]: one["score"] for one in theirs}
+        assert {name: ours[f"probability of {name}"] for name in theirs} == pytest.approx(theirs, abs=1e-5)
+
+    model, network, tokenizer = opened("choice", transformers.AutoModelForMultipleChoice)
+    (ours,) = bert_jax.predict(model, [(marked, plain, "cat", marked)])
+    encoded = tokenizer([marked] * 3, [plain, "cat", marked], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        logits = network(**{name: ids[None] for name, ids in encoded.items()}).logits[0]
+    assert ours["choice"] == int(logits.argmax()) and ours["probability"] == pytest.approx(
+        float(logits.softmax(-1).max()), abs=1e-5
+    )
+
+    model, network, tokenizer = opened("tagger", transformers.AutoModelForTokenClassification)
+    (ours,) = bert_jax.predict(model, [marked])
+    found, offsets, _ = asked(network, tokenizer, marked)
+    starts = np.cumsum([0] + [len(word) + 1 for word in marked.split()])[:-1].tolist()
+    tag_at = {begin: network.config.id2label[int(tag)] for (begin, end), tag in
+              zip(offsets, found.logits[0].argmax(-1), strict=True) if end}
+    assert ours["tags"] == [tag_at[start] for start in starts]
+
+    model, network, tokenizer = opened("span", transformers.AutoModelForQuestionAnswering)
+    for question, context in ((marked, plain), (plain, marked), ("a cat", f"[CLS] {marked}")):
+        (ours,) = bert_jax.predict(model, [(question, context)])
+        found, offsets, encoded = asked(network, tokenizer, question, context)
+        first = (encoded["token_type_ids"][0] == 1).nonzero()[0].item()
+        inside = range(first, len(offsets) - 1)
+        starts, ends = found.start_logits[0], found.end_logits[0]
+        best, begin, end = max((float(starts[a] + ends[b]), -a, -b) for a in inside for b in inside if a <= b < a + 30)
+        assert ours["score"] == pytest.approx(best, abs=1e-4)
+        assert ours["null_score"] == pytest.approx(float(starts[0] + ends[0]), abs=1e-4)
+        assert ours["text"] == context[offsets[-begin][0] : offsets[-end][1]]
+
+
 def test_what_the_tokenizer_cannot_keep_is_refused_by_its_row(tiny_checkpoint, tmp_path, capfd):
     model = of_kind("span", tiny_checkpoint)
     bert_jax.save(model, tmp_path / "model")

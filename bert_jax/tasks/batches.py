@@ -57,8 +57,9 @@ class Encoded(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], length: int, keep: Keep = "start") -> Encoded:
-    """Sentences and pairs as token ids with special tokens, at most ``length``. Of what is too long the longer text is cut,
-    token by token; one warning line says how many were cut.
+    """Sentences and pairs as token ids with special tokens, at most ``length``. Special pieces that stand in a text have their
+    own ids, as in transformers. Of what is too long the longer text is cut, token by token; one warning line says how many were
+    cut.
 
     Args:
       keep: which tokens of a text that is cut remain: those at its start, at its end, or the first quarter of as many as there
@@ -69,7 +70,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], length: int, 
     """
     if not texts:
         raise BertJaxError("there are no texts to encode")
-    parts = [tokenizer.encode_batch([text[n] for text in texts]) for n in range(len(texts[0]))]
+    parts = [tokenizer.encode_batch([text[n] for text in texts], special=True) for n in range(len(texts[0]))]
     room = length - len(tokenizer.build([], None if len(parts) == 1 else [])[0])
     if room < len(parts):
         raise BertJaxError(f"length {length} leaves no room for text beside the special tokens")

@@ -101,9 +101,9 @@ class AnswersQuestions(Predictor):
             raise BertJaxError("a question needs a context to look in: give two texts, the question first")
         self._check_room()
         contexts = list(dict.fromkeys(context for _, context in texts))
-        encoded = dict(zip(contexts, self.tokenizer.encode_batch_with_offsets(contexts), strict=True))
+        encoded = dict(zip(contexts, self.tokenizer.encode_batch_with_offsets(contexts, special=True), strict=True))
         visible = {context: _visible(context, encoded[context].offsets) for context in contexts}
-        questions = self.tokenizer.encode_batch([question for question, _ in texts])
+        questions = self.tokenizer.encode_batch([question for question, _ in texts], special=True)
         cut, item = 0, []
         tokens: dict[str, list[np.ndarray]] = {"input_ids": [], "segment_ids": [], "places": [], "characters": []}
         for number, (question, (_, context)) in enumerate(zip(questions, texts, strict=True)):
@@ -123,7 +123,8 @@ class AnswersQuestions(Predictor):
                 here = slice(begin, begin + len(ids[inside]))
                 places, characters = np.zeros(len(built), np.int8), np.zeros((2, len(built)), np.int32)
                 places[here] = np.where(central[inside] == window, BEGINS, ENDS) * visible[context][inside]
-                places[built == self.tokenizer.cls_id] = NULL  # one: no text gives special ids
+                around = self.tokenizer.build(np.full(len(question), IGNORED), np.full(len(ids[inside]), IGNORED))[0]
+                places[around == self.tokenizer.cls_id] = NULL  # the one that no text holds
                 characters[:, here] = offsets[inside].T
                 for name, made in zip(tokens, (built, segments, places, characters), strict=True):
                     tokens[name].append(made)
@@ -149,8 +150,8 @@ class AnswersQuestions(Predictor):
         """How many windows :meth:`encode` makes of texts that it takes; BertJaxError where they are too short."""
         self._check_room()
         contexts = list(dict.fromkeys(context for _, context in texts))
-        lengths = dict(zip(contexts, map(len, self.tokenizer.encode_batch(contexts)), strict=True))
-        questions = self.tokenizer.encode_batch([question for question, _ in texts])
+        lengths = dict(zip(contexts, map(len, self.tokenizer.encode_batch(contexts, special=True)), strict=True))
+        questions = self.tokenizer.encode_batch([question for question, _ in texts], special=True)
         return sum(
             len(self._windows(lengths[context], self.length - self._specials - min(len(question), self.question_tokens)))
             for question, (_, context) in zip(questions, texts, strict=True)

@@ -151,7 +151,7 @@ def pieces_of_words(tokenizer: Tokenizer, sentences: Texts) -> list[list[np.ndar
         if not words or not all(word.strip() for word in words):
             raise BertJaxError(f"sentence {number} has {'an empty word' if words else 'no words'}")
     found = []
-    encodings = tokenizer.encode_batch_with_offsets([" ".join(words) for words in sentences])
+    encodings = tokenizer.encode_batch_with_offsets([" ".join(words) for words in sentences], special=True)
     for words, (ids, offsets) in zip(sentences, encodings, strict=True):
         ends = np.cumsum([len(word) + 1 for word in words]) - 1
         # Pieces may count the blank before their word as theirs: the first word that ends behind a piece's begin has it.

@@ -122,18 +122,21 @@ class Tokenizer(abc.ABC):
             segments.append(np.full(len(part), slot.segment, np.int32))
         return np.concatenate(ids), np.concatenate(segments)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """int32 ids [L] of each text, nothing added. "[MASK]" and its like in a corpus are text, never special ids."""
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[np.ndarray]:
+        """int32 ids [L] of each text, nothing added. "[MASK]" and its like in a corpus are text, never special ids; with
+        `special` they get their own ids, as transformers gives them."""
+        pipeline = self._marked if special else self._corpus
         try:
-            encoded = self._corpus.encode_batch_fast(list(texts), add_special_tokens=False)
+            encoded = pipeline.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
             raise _not_text(texts) from error
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
-    def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[Encoding]:
+    def encode_batch_with_offsets(self, texts: Sequence[str], *, special: bool = False) -> list[Encoding]:
         """The ids of `encode_batch`, and where each piece stands in its text; takes longer."""
+        pipeline = self._marked if special else self._corpus
         try:
-            encoded = self._corpus.encode_batch(list(texts), add_special_tokens=False)
+            encoded = pipeline.encode_batch(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
             raise _not_text(texts) from error
         return [

@@ -227,6 +227,14 @@ def test_layout_of_one_text_and_of_a_pair(kind, data_dir, albert, xlm_roberta, s
             assert built[0].tolist() == there["input_ids"]
             assert built[1].tolist() == there["token_type_ids"]
     count, segments = {"bert": (3, 1), "albert": (3, 1), "roberta": (4, 0), "xlm-roberta": (4, 0)}[kind]
+    marked = [f"{texts[0]} {piece} {texts[1]}{piece}x" for piece in (ours.pieces[i] for i in ours.special_ids)]
+    theirs = peer(marked, add_special_tokens=False, return_offsets_mapping=True)
+    assert [ids.tolist() for ids in ours.encode_batch(marked, special=True)] == theirs["input_ids"]
+    for one, ids, offsets in zip(
+        ours.encode_batch_with_offsets(marked, special=True), theirs["input_ids"], theirs["offset_mapping"], strict=True
+    ):
+        assert one.ids.tolist() == ids and [tuple(span) for span in one.offsets.tolist()] == offsets
+    assert all(np.isin(ids, ours.special_ids).sum() == 2 for ids in theirs["input_ids"])
     assert len(ours.build([7], [8, 9])[0]) == 3 + count and ours.build([7], [8])[1].max() == segments
     assert ours.build([])[0].tolist() == [ours.cls_id, ours.sep_id]
 
