@@ -155,8 +155,8 @@ def _annotate(path: pathlib.Path, channel: str, options: dict[str, Any], find: F
                     units[name], inside = _write_split(partial, name, sizes, marking)
                     share[name] = inside / sum(sizes)
                 if not units["train"]:
-                    raise BertJaxError(f"{path}: none of {entries} {channel} occurs in its text as several words (a single one "
-                                       "is a unit anyway): are they for this text?")
+                    raise BertJaxError(f"{path}: none of {entries} {channel} occurs in its train split as several words (a "
+                                       "single one is a unit anyway): are they for this text?")
             names = sorted(file.name for file in partial.iterdir())
             found = digests(partial, names, "hashing")
             files = {

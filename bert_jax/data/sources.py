@@ -15,6 +15,7 @@ What a source is, is told by how it is written:
 Nothing is ever held but the document that is being read, and a document of more than 64 MB is cut, with a warning.
 """
 
+import collections
 import contextlib
 import dataclasses
 import glob
@@ -106,6 +107,9 @@ class Corpus:
         self.sources = [source for spec in specs for source in _expand(spec)]
         if not self.sources:
             raise BertJaxError("no source of text was given: name a file, a glob or tfds:NAME")
+        for path, times in collections.Counter(os.path.abspath(source.path) for source in self.sources).items():
+            if times > 1:
+                logger.warning("%s is given %d times, and so are its documents", path, times)
         unnamed = [source.name for source in self.sources if source.language is None]
         if 0 < len(unnamed) < len(self.sources):
             raise BertJaxError(f"{unnamed[0]}: no language, where other sources have one: write it as in en={unnamed[0]}")
@@ -154,7 +158,7 @@ class Corpus:
     def _opened(self, source: Source) -> Iterator[BinaryIO]:
         with self._open_file(source.path) as raw:
             self._file = raw
-            yield gzip.GzipFile(fileobj=raw) if source.path.endswith(".gz") else raw
+            yield gzip.GzipFile(fileobj=raw) if source.path.lower().endswith(".gz") else raw
 
     def _file_documents(self, source: Source) -> Iterator[str]:
         with self._opened(source) as stream:
@@ -252,7 +256,7 @@ def _readable(source: Source) -> Iterator[None]:
 
 def file_source(path: str, size: int, language: str | None = None) -> Source:
     """A file of text or JSON, as its name says."""
-    kind = "json" if path.removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson")) else "text"
+    kind = "json" if path.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".ndjson")) else "text"
     return Source(pathlib.PurePath(path).name, path, size, kind, language)
 
 
@@ -307,6 +311,8 @@ def _lines(path: str, stream: BinaryIO) -> Iterator[str]:
         if offset == 0 and not rest and block.startswith(b"\xef\xbb\xbf"):
             block = block[3:]
             offset = 3
+        if offset == 0 and not rest and block.startswith(b"\x1f\x8b"):
+            raise BertJaxError(f"{path}: compressed by gzip: give it a name that ends in .gz")
         rest += block
         end = rest.rfind(b"\n") + 1
         if not end:

@@ -236,7 +236,7 @@ def test_refusals(store, tmp_path, capsys):
         ([store, "--phrases", "--minimum", "1"], "minimum=1: a phrase occurs at least twice"),
         ([store, "--phrases", "--minimum", "100000"], "no phrase occurs 100000 times: lower the minimum"),
         ([store, "--gazetteer", tmp_path / "absent"], "absent: cannot be read"),
-        ([store, "--gazetteer", _names(store, "nobody nowhere")], "none of 1 entities occurs in its text"),
+        ([store, "--gazetteer", _names(store, "nobody nowhere")], "none of 1 entities occurs in its train split"),
         ([store, "--gazetteer", _names(store, "the", "cat", file="words.txt")], "a single one is a unit anyway"),
         ([tmp_path / "absent", "--phrases"], "no such token store"),
     ):

@@ -175,3 +175,16 @@ def test_reading_text_imports_no_framework():
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "numpy" in loaded
     assert not {"jax", "flax", "tensorflow", "torch", "grain", "tensorflow_datasets"} & set(loaded)
+
+
+def test_names_that_mislead(tmp_path, caplog):
+    """gzip under another name, .GZ, and one file twice."""
+    content = gzip.compress(b"one\n\ntwo\n")
+    (tmp_path / "a.TXT.GZ").write_bytes(content)
+    (tmp_path / "b.txt").write_bytes(content)
+    assert list(Corpus([tmp_path / "a.TXT.GZ"])) == ["one", "two"]
+    with pytest.raises(BertJaxError, match="b.txt: compressed by gzip: give it a name that ends in .gz"):
+        list(Corpus([tmp_path / "b.txt"]))
+    assert not caplog.records
+    assert list(Corpus([tmp_path / "a.TXT.GZ", f"{tmp_path}/*.GZ"])) == ["one", "two"] * 2
+    assert "a.TXT.GZ is given 2 times" in caplog.text
