@@ -51,6 +51,7 @@ from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.heads import HEADS
 from bert_jax.tokenizers import Tokenizer
+from bert_jax.tokenizers.base import to_json
 
 logger = logging.getLogger("bert_jax")
 
@@ -143,6 +144,15 @@ def write(
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
     if tokenizer is not None:
         tokenizer.save(directory)
+        if not (origin and origin.settings) and config.positions == "absolute":
+            _say_max_length(directory / "tokenizer_config.json", config.max_length)
+
+
+def _say_max_length(file: Path, length: int) -> None:
+    """``truncation=True`` of transformers cuts to ``model_max_length``, and does nothing where no file says it."""
+    settings = json.loads(file.read_text("utf-8"))
+    if "model_max_length" not in settings:
+        file.write_bytes(to_json(settings | {"model_max_length": length}))
 
 
 def sayable(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+import bert_jax
 from bert_jax import tokenizers
 from bert_jax.convert import hf
 from bert_jax.convert.reading import NOTES
@@ -393,3 +395,19 @@ def test_settings_of_another_kind_give_one_line(bert, junk):
                 hf.load(bert, allow_missing=True)
             except BertJaxError as error:
                 assert "\n" not in str(error), (kind, key)
+
+
+def test_transformers_cuts_to_what_the_model_can_read(tiny_checkpoint, tmp_path):
+    """A model made here says its length; one that came from elsewhere goes on saying what it said, or nothing."""
+    transformers = pytest.importorskip("transformers", reason="AutoTokenizer needs transformers (the torch extra)")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_checkpoint)
+    assert len(tokenizer("the cat " * 50, truncation=True)["input_ids"]) == 32
+    file = tiny_checkpoint / "tokenizer_config.json"
+    foreign = shutil.copytree(tiny_checkpoint, tmp_path / "foreign")
+    settings = json.loads(file.read_text())
+    for said in ({"model_max_length": 20}, {}):
+        (foreign / file.name).write_text(json.dumps({k: v for k, v in settings.items() if k != "model_max_length"} | said))
+        model = bert_jax.load(foreign)
+        bert_jax.save(model, tmp_path / str(len(said)))
+        written = json.loads((tmp_path / str(len(said)) / file.name).read_text())
+        assert written.get("model_max_length") == said.get("model_max_length")
