@@ -39,7 +39,7 @@ from bert_jax.objectives import MaskedLM, NextSentence
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
-from bert_jax.training.pretrain import heldout_majority
+from bert_jax.training.pretrain import heldout_majorities
 from bert_jax.training.record import read
 from bert_jax.training.train import train
 
@@ -122,7 +122,7 @@ def demo(directory: Path, assignments: list[str]) -> dict[str, Any]:
               if "sequences_per_second" in row]
     summary = {
         "eval_mlm_accuracy": result.evaluation["mlm_accuracy"],
-        "majority_baseline": heldout_majority(task, batch_size, settings.eval_batches),
+        "majority_baseline": heldout_majorities(task, batch_size, settings.eval_batches)["mlm_majority_baseline"],
         "eval_loss": result.evaluation["loss"],
         "eval_nsp_accuracy": result.evaluation.get("nsp_accuracy"),
         "train_seconds": round(train_seconds, 1),

@@ -52,6 +52,8 @@ class Objective:
       rank: when it corrupts the batch, whatever its place in the configuration: -1 before any token has changed, 1 after the
         others, to leave alone what they chose.
       packs: whether it is the same on rows of several examples (:mod:`bert_jax.data.packing`), whose labels are [B, P].
+      labels: batch keys of what its ``accuracy`` is measured against, for the baseline of the most frequent label: of labels,
+        and of their weights (without: those from 0 on count). Empty where that would say little.
     """
 
     name: ClassVar[str]
@@ -59,6 +61,7 @@ class Objective:
     needs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     rank: ClassVar[int] = 0
     packs: ClassVar[bool] = False
+    labels: ClassVar[tuple[str, ...]] = ()
     weight: float
 
     def check(self, encoder: EncoderConfig, length: int) -> None:

@@ -28,6 +28,7 @@ class Capitalisation(Objective):
     needs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "capitalised")
     rank: ClassVar[int] = -1
     packs: ClassVar[bool] = True
+    labels: ClassVar[tuple[str, ...]] = ("capitalised", "capitalisation_weights")
 
     def own_heads(self, encoder: EncoderConfig) -> api.Heads:
         return {self.name: TokenTruth(encoder)}

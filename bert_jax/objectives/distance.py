@@ -20,6 +20,7 @@ class Distance(Objective):
     name: ClassVar[str] = "distance"
     heads: ClassVar[tuple[str, ...]] = ("pooler",)
     needs: ClassVar[tuple[str, ...]] = ("distance_label",)
+    labels: ClassVar[tuple[str, ...]] = needs
     packs: ClassVar[bool] = True
 
     def own_heads(self, encoder: EncoderConfig) -> api.Heads:

@@ -54,6 +54,7 @@ class MaskedLM(Objective):
 
     name: ClassVar[str] = "mlm"
     heads: ClassVar[tuple[str, ...]] = ("mlm",)
+    labels: ClassVar[tuple[str, ...]] = ("mlm_labels", "mlm_weights")
 
     def __post_init__(self):
         for field in ("rate", "final_rate", "eval_rate"):

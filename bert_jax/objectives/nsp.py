@@ -17,6 +17,7 @@ class NextSentence(Objective):
     name: ClassVar[str] = "nsp"
     heads: ClassVar[tuple[str, ...]] = ("pooler", "pair")
     needs: ClassVar[tuple[str, ...]] = ("next_sentence_label",)
+    labels: ClassVar[tuple[str, ...]] = needs
     packs: ClassVar[bool] = True
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:

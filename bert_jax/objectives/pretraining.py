@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -31,6 +32,10 @@ from bert_jax.objectives.mlm import MaskedLM
 from bert_jax.task import Batch, Examples, Losses, Ratio, plain_gradient
 from bert_jax.task import Objective as Scalar
 from bert_jax.warm_start import save_beside, warm_start
+
+log = logging.getLogger("bert_jax")
+
+ROWS_OF_PADDING = 128  # published vocabularies are rounded up to multiples of 8 to 128 for the sake of devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +166,24 @@ class PretrainingTask:
 
     def start(self, key: Key[Array, ""]) -> api.Params | None:
         """The parameters of ``task.init``, those of objectives that it was trained with included; see
-        :func:`bert_jax.warm_start.warm_start`."""
+        :func:`bert_jax.warm_start.warm_start`. A vocabulary much larger than the tokenizer's is warned of."""
+        self._warn_of_unused_rows()
         if self.config.init is None:
             return None
         model = _run_with_objectives(self.config.init, jax.eval_shape(self.init, key)) or load(self.config.init)
         return warm_start(model, self.config.init, self.config.encoder, self.init, key, self._store.tokenizer.hash)
+
+    def _warn_of_unused_rows(self) -> None:
+        encoder, pieces = self.config.encoder, self._store.tokenizer.vocab_size
+        if (unused := encoder.vocab_size - pieces) < ROWS_OF_PADDING:
+            return
+        advice = f"task.encoder.vocab_size={pieces} leaves them out"
+        if self.config.init is not None:
+            advice = f"{self.config.init} has them too; from scratch, {advice}"
+        log.warning(
+            "the model has a vocabulary of %d, the tokenizer of the data %d pieces: %d rows are trained for nothing; %s",
+            encoder.vocab_size, pieces, unused, advice,
+        )
 
     def logical_axes(self) -> api.Params:
         axes = api.logical_axes(self.config.encoder)
@@ -216,6 +234,25 @@ class PretrainingTask:
                 if name in factors:
                     terms[f"{prefix}{objective.name}_{name}"] = Ratio(ratio.sum * factors[name], ratio.weight)
         return Losses(terms, metrics)
+
+    def majority_baselines(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Accuracies of always giving the most frequent label of corrupted ``batches``: ``mlm_majority_baseline``,
+        ``nsp_majority_baseline`` and so on, for every objective that says which its labels are."""
+        counts: dict[str, collections.Counter[int]] = {}
+        for batch in batches:
+            turn = self._turn_of(batch)
+            for objective in turn.objectives:
+                if not objective.labels:
+                    continue
+                labels, *weights = (np.asarray(batch[key]) for key in objective.labels)
+                (counted,) = weights or (labels >= 0,)
+                found, times = np.unique(labels[counted > 0], return_counts=True)
+                name = f"{turn.name}_{objective.name}" if turn.name else objective.name
+                counts.setdefault(name, collections.Counter()).update(dict(zip(found.tolist(), times.tolist(), strict=True)))
+        return {
+            f"{name}_majority_baseline": max(count.values()) / count.total() if count else 0.0
+            for name, count in counts.items()
+        }
 
     def _turn_of(self, batch: Batch) -> Turn:
         return next((turn for turn in self._turns[1:] if turns.marker(turn.name) in batch), self._turns[0])
@@ -276,14 +313,3 @@ def _run_with_objectives(checkpoint: str, wanted: api.Params) -> Model | None:
 def _columns(turn: Turn) -> tuple[str, ...]:
     """Arrays that the objectives of a turn want of the data beyond those that every batch has."""
     return tuple(sorted({key for objective in turn.objectives for key in objective.needs}))
-
-
-def majority_baseline(batches: Iterable[Batch]) -> float:
-    """Accuracy of always predicting the most frequent label of the masked positions of corrupted ``batches``."""
-    counts: collections.Counter[int] = collections.Counter()
-    for batch in batches:
-        if "mlm_labels" not in batch or any(name.startswith(turns.marker("")) for name in batch):
-            continue  # nothing masked, or a turn's: ``mlm_accuracy`` does not count those
-        labels = np.asarray(batch["mlm_labels"])[np.asarray(batch["mlm_weights"]) > 0]
-        counts.update(dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True)))
-    return max(counts.values()) / counts.total() if counts else 0.0

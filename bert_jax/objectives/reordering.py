@@ -28,6 +28,7 @@ class Reordering(Objective):
     name: ClassVar[str] = "reordering"
     heads: ClassVar[tuple[str, ...]] = ("pooler",)
     needs: ClassVar[tuple[str, ...]] = ("reorder_label",)
+    labels: ClassVar[tuple[str, ...]] = needs
     packs: ClassVar[bool] = True
 
     def __post_init__(self):

@@ -17,6 +17,7 @@ class SentenceOrder(Objective):
     name: ClassVar[str] = "sop"
     heads: ClassVar[tuple[str, ...]] = ("pooler", "pair")
     needs: ClassVar[tuple[str, ...]] = ("sentence_order_label",)
+    labels: ClassVar[tuple[str, ...]] = needs
     packs: ClassVar[bool] = True
 
     def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Ratio]:

@@ -20,6 +20,7 @@ class Structural(Objective):
     name: ClassVar[str] = "structural"
     heads: ClassVar[tuple[str, ...]] = ("pooler",)
     needs: ClassVar[tuple[str, ...]] = ("structural_label",)
+    labels: ClassVar[tuple[str, ...]] = needs
     packs: ClassVar[bool] = True
 
     def own_heads(self, encoder: EncoderConfig) -> api.Heads:

@@ -34,6 +34,7 @@ class TokenDocument(Objective):
     name: ClassVar[str] = "token_document"
     needs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "context_ids")
     rank: ClassVar[int] = -1
+    labels: ClassVar[tuple[str, ...]] = ("token_document_labels", "token_document_weights")
 
     def check_examples(self, examples: AnyExamples) -> None:
         if isinstance(examples, PairSpec) and examples.pairs not in ("none", "sop"):

@@ -13,7 +13,7 @@ from bert_jax import config as configuration
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.model import EXPERIMENT, find, load_run
-from bert_jax.objectives.pretraining import Pretraining, PretrainingTask, majority_baseline
+from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.parallel.cluster import Cluster
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
 from bert_jax.training.experiment import Experiment
@@ -67,7 +67,15 @@ def pretrain(
 
 
 def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limit: int | None) -> dict[str, float]:
-    """Held-out metrics of a work directory, with ``mlm_majority_baseline`` where tokens are masked."""
+    """Held-out metrics of a work directory, with the ``NAME_majority_baseline`` of objectives that tell classes apart: their
+    accuracy if they always gave the most frequent one. Training says ``NAME_accuracy`` alone.
+
+    Args:
+      limit: batches of each kind of examples; None: all.
+    """
+    for what, number in (("batch size", batch_size), ("number of batches", limit)):
+        if number is not None and number < 1:
+            raise BertJaxError(f"the {what} is {number}: it must be at least 1")
     store = TokenStore(data)
     workdir = find(checkpoint).path
     if not (workdir / EXPERIMENT).is_file():
@@ -80,16 +88,16 @@ def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limi
     step = make_eval_step(task, mesh)
     with jax.set_mesh(mesh):
         values = evaluate(task, step, model.params, mesh, _progress(task.eval_batches(batch_size, limit), "evaluating"))
-    if "mlm_accuracy" in values:
-        values["mlm_majority_baseline"] = heldout_majority(task, batch_size, limit)
-    return values
+    return values | heldout_majorities(task, batch_size, limit)
 
 
-def heldout_majority(task: PretrainingTask, batch_size: int, limit: int | None) -> float:
-    """Accuracy of the most frequent label under the very masks that the evaluation uses."""
+def heldout_majorities(task: PretrainingTask, batch_size: int, limit: int | None) -> dict[str, float]:
+    """:meth:`PretrainingTask.majority_baselines` of the held-out data, under the very masks that the evaluation uses."""
+    if not any(objective.labels for objective in task.config.all_objectives.values()):
+        return {}
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     corrupt = jax.jit(lambda batch, i: task.corrupt(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), i), None))
-    return majority_baseline(
+    return task.majority_baselines(
         corrupt(to_devices(batch, mesh), i)
         for i, batch in enumerate(_progress(task.eval_batches(batch_size, limit), "counting labels"))
     )

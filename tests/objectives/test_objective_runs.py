@@ -110,6 +110,8 @@ def test_ernie_2_learns(run, ordered_store, tmp_path):
     again = evaluate_checkpoint(str(tmp_path / "run"), ordered_store, 32, 4)
     assert {name: again[name] for name in evaluation} == pytest.approx(evaluation, rel=1e-4)
     assert 0 < again["mlm_majority_baseline"] < 0.5
+    for name in ("capitalisation", "token_document", "order_reordering", "far_distance"):
+        assert 0 < again[f"{name}_majority_baseline"] < 1, name
 
 
 def test_a_run_goes_on_with_the_heads_of_its_objectives(run, ordered_store, tmp_path, caplog):

@@ -11,8 +11,8 @@ from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.objectives import MaskedLM, NextSentence, SentenceOrder
-from bert_jax.objectives.pretraining import Pretraining, PretrainingTask, majority_baseline
+from bert_jax.objectives import MaskedLM, NextSentence, SentenceOrder, pretraining
+from bert_jax.objectives.pretraining import Pretraining, PretrainingTask, Turn
 
 ENCODER = EncoderConfig(vocab_size=96, embedding_width=16, hidden_width=16, layers=1, heads=2, ffn_width=16, max_length=16)
 
@@ -81,10 +81,44 @@ def test_model_without_room_for_the_vocabulary_is_refused(tiny_store):
         PretrainingTask(Pretraining(small, (MaskedLM(),), PairSpec(length=16)), TokenStore(tiny_store))
 
 
-def test_majority_baseline_counts_labels_that_weigh():
-    batches = [
-        {"mlm_labels": np.array([[7, 7, 9]]), "mlm_weights": np.array([[1.0, 0.0, 1.0]])},
-        {"mlm_labels": np.array([[9, 9, 8]]), "mlm_weights": np.array([[1.0, 0.0, 0.0]])},
+@pytest.mark.parametrize(("init", "advice"), [
+    (None, "task.encoder.vocab_size={} leaves them out"),
+    ("runs/e1", "runs/e1 has them too; from scratch, task.encoder.vocab_size={} leaves them out"),
+])
+def test_rows_that_no_piece_uses_are_warned_of(tiny_store, monkeypatch, caplog, init, advice):
+    """Once, before the first step; rows that only round the vocabulary up are none."""
+    monkeypatch.setattr(pretraining, "load", lambda checkpoint: None)
+    monkeypatch.setattr(pretraining, "_run_with_objectives", lambda *_: None)
+    monkeypatch.setattr(pretraining, "warm_start", lambda *_: None)
+    pieces = TokenStore(tiny_store).tokenizer.vocab_size
+    for size in (pieces, 96, 8192):
+        task = Pretraining(dataclasses.replace(ENCODER, vocab_size=size), (MaskedLM(),), PairSpec(length=16), init=init)
+        task = PretrainingTask(task, TokenStore(tiny_store))
+        assert not caplog.messages
+        task.start(jax.random.key(0))
+    assert caplog.messages == [
+        f"the model has a vocabulary of 8192, the tokenizer of the data {pieces} pieces: {8192 - pieces} rows are trained for "
+        f"nothing; {advice.format(pieces)}"
     ]
-    assert majority_baseline(batches) == 2 / 3  # labels 7, 9, 9
-    assert majority_baseline([]) == 0.0
+
+
+def test_majority_baselines_count_labels_that_weigh(tiny_store):
+    """Of every objective, those of another turn apart."""
+    objectives = (MaskedLM(), NextSentence())
+    task = Pretraining(ENCODER, objectives, PairSpec(length=16), (Turn("other", objectives, PairSpec(length=16)),))
+    task = PretrainingTask(task, TokenStore(tiny_store))
+    batches = [
+        {"mlm_labels": np.array([[7, 7, 9]]), "mlm_weights": np.array([[1.0, 0.0, 1.0]]),
+         "next_sentence_label": np.array([[1, -1, -1, 0]])},
+        {"mlm_labels": np.array([[9, 9, 8]]), "mlm_weights": np.array([[1.0, 0.0, 0.0]]),
+         "next_sentence_label": np.array([[1, 1, -1, -1]])},
+        {"mlm_labels": np.array([[5]]), "mlm_weights": np.array([[1.0]]), "next_sentence_label": np.array([-1]),
+         "turn_other": np.zeros((1, 0), bool)},
+    ]
+    assert task.majority_baselines(batches) == {
+        "mlm_majority_baseline": 2 / 3,  # labels 7, 9, 9
+        "nsp_majority_baseline": 3 / 4,
+        "other_mlm_majority_baseline": 1.0,
+        "other_nsp_majority_baseline": 0.0,  # no label at all
+    }
+    assert task.majority_baselines([]) == {}

@@ -239,6 +239,16 @@ def test_evaluation_is_deterministic_and_covers_the_tail(finished, tiny_store, t
     examples = sum(whole)
     assert once["nsp_accuracy"] * examples == pytest.approx(round(once["nsp_accuracy"] * examples), abs=1e-3)
     assert 0 < once["mlm_majority_baseline"] < 0.5
+    labels = np.concatenate([b["next_sentence_label"] for b in heldout_batches(split, spec, batch_size=16,
+                                                                               columns=("next_sentence_label",))])
+    counts = np.bincount(labels[labels >= 0])
+    assert once["nsp_majority_baseline"] == counts.max() / counts.sum()
+
+
+@pytest.mark.parametrize(("batch_size", "limit", "message"), [(0, None, "batch size is 0"), (16, 0, "number of batches is 0")])
+def test_an_evaluation_of_nothing(finished, tiny_store, batch_size, limit, message):
+    with pytest.raises(BertJaxError, match=f"the {message}: it must be at least 1"):
+        evaluate_checkpoint(str(finished[0]), tiny_store, batch_size, limit)
 
 
 def test_a_store_without_heldout_documents(run_tiny, tmp_path, tiny_store, write_corpus, caplog):
