@@ -28,11 +28,12 @@ from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.reporting import answers
 from bert_jax.tasks import TASKS, AnyFinetuning
-from bert_jax.tasks.base import Outputs, Predictor, WrongText
-from bert_jax.tasks.batches import Encoded, EvalBatches
+from bert_jax.tasks.base import Outputs, Predictor
+from bert_jax.tasks.batches import Encoded, EvalBatches, WrongText
 from bert_jax.tasks.choice import Chooses, Questions
 from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.columns import Lists
+from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.masked_words import FillsWords
 from bert_jax.tasks.question_answering import AnswersQuestions
 from bert_jax.tasks.regression import Values
@@ -78,7 +79,8 @@ def predict(
       ``tags`` (and ``entities``); ``text``, ``start``, ``score``, ``null_score`` of an answer; ``choice`` and its ``text``.
 
     Raises:
-      BertJaxError: no such model, no head that answers, or a text that is empty or of another form than the head needs.
+      BertJaxError: no such model, no head that answers, or a text that is empty or of another form than the head needs, such
+        as pairs where a work directory was trained on texts alone.
     """
     ready = of_model(model) if isinstance(model, Model) else load(model)
     tags = isinstance(ready.predictor, Tags)
@@ -114,8 +116,9 @@ def predict_file(
     source = open_texts(path, columns, form, lists=0 if tags else 1 if listed else None)
     least, most, wanted = _taken(ready.predictor)
     if len(source.columns) != 1 if tags else not listed and not least <= len(source.columns) <= most:
+        name = "name them (--texts)" if tabular else "give *.tsv, *.csv or *.jsonl, and name its columns (--texts)"
         raise BertJaxError(f"{model} needs {wanted}, not {len(source.columns)} column{'s' * (len(source.columns) > 1)} "
-                           f"({', '.join(source.columns)}): name them (--texts)")
+                           f"({', '.join(source.columns)}): {name}")
     rows = (_flat(row, tags) for row in source.rows)
     found = Answering(ready.predictor, batch_size).stream(ready.params, rows, f"{path}: row")
     if tags:
@@ -143,6 +146,8 @@ _TAKEN: dict[type[Predictor], tuple[int, float, str]] = {
 
 
 def _taken(predictor: Predictor) -> tuple[int, float, str]:
+    if predictor.texts is not None:
+        return predictor.texts, predictor.texts, ("a text alone", "a pair")[predictor.texts - 1]
     return _TAKEN[next(kind for kind in type(predictor).__mro__ if kind in _TAKEN)]
 
 
@@ -185,6 +190,8 @@ def load(path: str | os.PathLike) -> Ready:
 def of_task(task: AnyFinetuning, model: Model) -> Ready:
     """A model that came of a configuration."""
     predictor = TASKS[type(task)](dataclasses.replace(task, encoder=model.config), model).predictor
+    if isinstance(predictor, Classifies | Values):
+        predictor.texts = len(task.data.dataset.texts if isinstance(task.data, Named) else task.data.texts)
     return Ready(predictor, model.params, _columns_of(task.data))
 
 

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import cli, predicting
+from bert_jax import cli, config, predicting
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
+from bert_jax.tasks import Classification
 from bert_jax.tasks.base import finetuned_encoder, predict
+from bert_jax.tasks.datasets import Named
+from bert_jax.tasks.tables import Table
 from bert_jax.tasks.texts import open_texts
 
 WORDS = "cat dog bird mat road tree red".split()
@@ -126,6 +129,30 @@ def test_texts_of_another_form_are_refused_by_their_number(kind, given, message,
         list(bert_jax.predict(model, given, batch_size=1))
 
 
+@pytest.mark.parametrize(("data", "wanted", "given"), [
+    (Table("x.tsv", ("a", "b"), "l"), "a pair", ["cat", ("cat", "dog"), "1 text"]),
+    (Named("glue/mrpc", folder="x"), "a pair", ["cat", ("cat", "dog"), "1 text"]),
+    (Table("x.tsv", ("a",), "l"), "a text alone", [("cat", "dog"), "cat", "2 texts"]),
+])
+def test_what_was_trained_on_pairs_takes_no_text_alone(data, wanted, given, classifier, tiny_checkpoint, tmp_path, capfd):
+    """A work directory says on what; of its exported model by itself that is not known."""
+    task = Classification(classifier.config, str(tiny_checkpoint), data, data, (32,))
+    content = {"experiment": {"task": config.to_json(task)}}
+    bert_jax.save(classifier, tmp_path / "model")
+    (tmp_path / "finetune.json").write_text(json.dumps(content))
+    (wrong, right, count), run = given, tmp_path
+    assert len(list(bert_jax.predict(run, [right]))) == len(list(bert_jax.predict(run / "model", [wrong]))) == 1
+    with pytest.raises(BertJaxError, match=f"^text 2 has {count}: the model needs {wanted}$"):
+        list(bert_jax.predict(run, [right, wrong]))
+    (tmp_path / "a.tsv").write_text("c\td\ncat\tdog\n")
+    columns = ["c"] if isinstance(wrong, str) else ["c", "d"]
+    assert cli.main(["predict", str(run), "--input", str(tmp_path / "a.tsv"), "--texts", *columns]) == 1
+    assert f"{run} needs {wanted}, not {len(columns)} column" in capfd.readouterr().err
+    (tmp_path / "a.txt").write_text("cat\n")
+    assert cli.main(["predict", str(run), "--input", str(tmp_path / "a.txt")]) == (wanted == "a pair")
+    assert ("give *.tsv, *.csv or *.jsonl, and name its columns" in capfd.readouterr().err) == (wanted == "a pair")
+
+
 def test_a_tagger_takes_the_words_between_blanks(tiny_checkpoint):
     tagger, rows = of_kind("tagger", tiny_checkpoint), texts(9)
     found = list(bert_jax.predict(tagger, rows))
@@ -192,6 +219,13 @@ def test_what_the_tokenizer_cannot_keep_is_refused_by_its_row(tiny_checkpoint, t
     rows = [("a cat", "the cat sat")] * 40 + [("a cat", "\u200b")]
     with pytest.raises(BertJaxError, match="^text 41: the context has no character that the tokenizer keeps$"):
         list(bert_jax.predict(model, rows, batch_size=1))
+    for kind, wrong, what in (
+        ("classifier", ("\u200b",), "the text"), ("value", ("a cat", "\u200b"), "a text of it"),
+        ("choice", ("a cat", "the cat", "\u200b"), "a text of it"),
+    ):
+        good = tuple("cat" for _ in wrong)
+        with pytest.raises(BertJaxError, match=f"^text 41: {what} has no character that the tokenizer keeps$"):
+            list(bert_jax.predict(of_kind(kind, tiny_checkpoint), [good] * 40 + [wrong, good], batch_size=1))
     path = tmp_path / "a.tsv"
     path.write_text("q\tc\n" + "".join("\t".join(row) + "\n" for row in rows))
     words = ["predict", str(tmp_path / "model"), "--input", str(path), "--texts", "q", "c", "--batch-size", "1"]

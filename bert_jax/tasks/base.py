@@ -18,7 +18,7 @@ from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig, Head
 from bert_jax.task import Batch, Losses, Objective, Ratio, plain_gradient
-from bert_jax.tasks.batches import IGNORED, Encoded, EvalBatches, TrainBatches
+from bert_jax.tasks.batches import IGNORED, Encoded, EvalBatches, TrainBatches, WrongText
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.freelb import FreeLB
 from bert_jax.tasks.mixout import Mixout, mixed_part
@@ -102,20 +102,15 @@ def finetuned_encoder(
     return dataclasses.replace(encoder, with_heads=heads, labels=labels, **changes)
 
 
-class WrongText(BertJaxError):
-    """What is wrong with one of several texts. row: its number from 0. problem: what is said of it, without the number."""
-
-    def __init__(self, row: int, problem: str):
-        super().__init__(f"row {row + 1}: {problem}")
-        self.row, self.problem = row, problem
-
-
 class Predictor:
     """How a fine-tuned model answers about new text; every kind of task has one. Subclasses give the three methods.
 
     Attributes:
-      config: the encoder. tokenizer: its. length: the longest sequence.
+      config: the encoder. tokenizer: its. length: the longest sequence. texts: how many an example has that it was trained on,
+        of kinds that take one or two; None: that is not known.
     """
+
+    texts: int | None = None
 
     def __init__(self, config: EncoderConfig, tokenizer: Tokenizer, length: int):
         self.config, self.tokenizer, self.length = config, tokenizer, length

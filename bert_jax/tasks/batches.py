@@ -32,6 +32,14 @@ IGNORED = -1
 Keep = Literal["start", "end", "both"]
 
 
+class WrongText(BertJaxError):
+    """What is wrong with one of several texts. row: its number from 0. problem: what is said of it, without the number."""
+
+    def __init__(self, row: int, problem: str):
+        super().__init__(f"row {row + 1}: {problem}")
+        self.row, self.problem = row, problem
+
+
 class Encoded(NamedTuple):
     """Examples ready for batches: rows of the encoder, or several rows side by side (the choices of one question).
 
@@ -66,7 +74,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], length: int, 
         is room for and the rest from the end, 128 and 382 of 510 (head+tail of Sun et al. 2019).
 
     Raises:
-      BertJaxError: ``length`` leaves no room, or no texts.
+      BertJaxError: ``length`` leaves no room, or no texts; a :class:`WrongText`: the tokenizer keeps nothing of one.
     """
     if not texts:
         raise BertJaxError("there are no texts to encode")
@@ -75,8 +83,11 @@ def encode(tokenizer: Tokenizer, texts: Sequence[tuple[str, ...]], length: int, 
     if room < len(parts):
         raise BertJaxError(f"length {length} leaves no room for text beside the special tokens")
     ids, segments, cut = [], [], 0
-    for row in zip(*parts, strict=True):
+    for number, row in enumerate(zip(*parts, strict=True)):
         sizes = [len(part) for part in row]
+        if not all(sizes):
+            wrong = "the text" if len(row) == 1 else "a text of it"
+            raise WrongText(number, f"{wrong} has no character that the tokenizer keeps")
         if sum(sizes) > room:
             cut += 1
             sizes = [room] if len(row) == 1 else _longest_first(*sizes, room)

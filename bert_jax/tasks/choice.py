@@ -20,8 +20,8 @@ from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import Head
 from bert_jax.task import Batch, Losses, Ratio
-from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts, WrongText
-from bert_jax.tasks.batches import Encoded, Keep, encode
+from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
+from bert_jax.tasks.batches import Encoded, Keep, WrongText, encode
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.files import objects_of, text_of
 from bert_jax.tasks.tables import FORMATS, Rows, Source, check_share, part_of
@@ -186,13 +186,17 @@ class Chooses(Predictor):
         says how many are there. Each is the pair of the first text and the choice, cut as :func:`batches.encode` does.
 
         Raises:
-          BertJaxError: no texts, a question with fewer than two choices, or ``length`` leaves no room.
+          BertJaxError: no texts, a question with fewer than two choices or a text of which the tokenizer keeps nothing, or
+            ``length`` leaves no room.
         """
         if few := [number for number, text in enumerate(texts) if len(text) < 3]:
             raise WrongText(few[0], "a first text and two or more choices are needed")
         counts = np.array([len(text) - 1 for text in texts], np.int32)
         every = [(first, choice) for first, *choices in texts for choice in choices]
-        pairs = encode(self.tokenizer, every, self.length, self.truncate)
+        try:
+            pairs = encode(self.tokenizer, every, self.length, self.truncate)
+        except WrongText as error:
+            raise WrongText(int(np.searchsorted(counts.cumsum(), error.row, side="right")), error.problem) from None
         ids, segments, masks, at = [], [], [], 0
         for count in counts:
             rows = range(at, at + count)

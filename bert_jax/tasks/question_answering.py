@@ -23,8 +23,8 @@ from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig, Head
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks import squad
-from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts, WrongText
-from bert_jax.tasks.batches import IGNORED, Encoded
+from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
+from bert_jax.tasks.batches import IGNORED, Encoded, WrongText
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import Rows, Source
