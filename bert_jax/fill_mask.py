@@ -30,7 +30,8 @@ def fill_mask(
     if tokenizer is None:
         raise BertJaxError("this checkpoint has no tokenizer: name one (--tokenizer)")
     if "mlm" not in params:
-        raise BertJaxError("this checkpoint has no masked-language-model head")
+        generator = ": of an ELECTRA the generator has one, which RUN#generator names" if "discriminator" in params else ""
+        raise BertJaxError("this checkpoint has no masked-language-model head" + generator)
     mask = tokenizer.piece(tokenizer.mask_id)
     ids, _ = tokenizer.build(tokenizer.encode(text, special=True).ids)
     if len(ids) > config.max_length:

@@ -51,5 +51,7 @@ def test_refused_texts(params):
         fill_mask(params, CONFIG, TOKENIZER, "the cat")
     with pytest.raises(BertJaxError, match="the text has 13 tokens, the position table 12"):
         fill_mask(params, CONFIG, TOKENIZER, "[MASK]" + " a" * 10)
-    with pytest.raises(BertJaxError, match="no masked-language-model head"):
+    with pytest.raises(BertJaxError, match="no masked-language-model head$"):
         fill_mask({"embeddings": params["embeddings"]}, CONFIG, TOKENIZER, "[MASK]")
+    with pytest.raises(BertJaxError, match="no masked-language-model head: of an ELECTRA the generator has one, which RUN#gen"):
+        fill_mask({"embeddings": params["embeddings"], "discriminator": {}}, CONFIG, TOKENIZER, "[MASK]")
