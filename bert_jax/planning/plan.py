@@ -203,7 +203,8 @@ class Fit:
 
 
 def fit(
-    experiment: Experiment, target: Target, policies: tuple[str, ...] = POLICIES, report: Callable[[str], None] = lambda _: None
+    experiment: Experiment, target: Target, policies: tuple[str, ...] = POLICIES,
+    report: Callable[[str], None] = lambda _: None, found: Callable[[Fit], None] = lambda _: None,
 ) -> list[Fit]:
     """The most sequences that a device can hold at once under each remat policy, cheapest policy first.
 
@@ -211,7 +212,8 @@ def fit(
     Doubles until XLA refuses, then halves the distance; what is refused takes seconds, what fits a minute or more.
 
     Args:
-      report: is told what is compiled next.
+      report: is told what is compiled next, and what is known of its policy and the time spent so far.
+      found: is given what :func:`fit` will return, each as soon as it is known.
 
     Raises:
       BertJaxError: as :func:`plan`; or the memory of a device is not known, so that everything would fit.
@@ -221,37 +223,46 @@ def fit(
     mesh = make_mesh(experiment.mesh, list(target.devices))
     shards, task = batch_shards(mesh), experiment.task
     gradients = 4 * _parameters(experiment)[0] // (mesh.shape["fsdp"] * mesh.shape["tensor"])
-    fits = []
+    fits, began = [], time.monotonic()
     for policy in policies:
-        encoder = dataclasses.replace(task.encoder, remat=policy)
+        encoder, tried = dataclasses.replace(task.encoder, remat=policy), {}
 
-        def attempt(per_device: int, encoder: EncoderConfig = encoder) -> Plan:
-            report(f"remat {encoder.remat}, {per_device} a device")
+        def attempt(per_device: int, encoder: EncoderConfig = encoder, tried: dict[int, bool] = tried) -> Plan:
+            before = "".join(f", {size} {'fits' if fits else 'does not fit'}" for size, fits in tried.items())
+            minutes, seconds = divmod(int(time.monotonic() - began), 60)
+            report(f"remat {encoder.remat}, {per_device} a device{before} ({minutes}:{seconds:02d} so far)")
             train = dataclasses.replace(experiment.train, batch_size=per_device * shards, accumulate=1)
-            return plan(
+            made = plan(
                 dataclasses.replace(experiment, task=dataclasses.replace(task, encoder=encoder), train=train), target
             )
+            tried[per_device] = made.fits
+            return made
 
         with jax.set_mesh(mesh):
             stored = flops.task_work(PretrainingTask(dataclasses.replace(task, encoder=encoder), None)).stored
         stored /= mesh.shape["tensor"]
         start = int(0.85 * (target.limit - 4 * gradients) / stored)
         fits.append(_largest(policy, max(start, fits[-1].per_device if fits else 1, 1), gradients, attempt))
+        found(fits[-1])
     return fits
+
+
+HEADER = "remat         a device   peak        of          FLOPs (repeated)   step at best"
+
+
+def row(one: Fit) -> str:
+    """The line of a policy under ``HEADER``."""
+    if not one.per_device:
+        return f"{one.remat:13} none       {one.plan.refusal}"
+    repeated = one.plan.computed_flops / one.plan.model_flops - 1
+    step = _ms(one.plan.step_time[0]) if one.plan.step_time else "-"
+    return (f"{one.remat:13} {one.per_device:<10} {_gib(one.plan.peak):11} {_gib(one.plan.limit):11} "
+            f"{'+' + format(repeated, '.0%'):18} {step}")
 
 
 def describe(fits: list[Fit]) -> str:
     """A table, one line for each policy."""
-    lines = ["remat         a device   peak        of          FLOPs (repeated)   step at best"]
-    for found in fits:
-        if not found.per_device:
-            lines.append(f"{found.remat:13} none       {found.plan.refusal}")
-            continue
-        repeated = found.plan.computed_flops / found.plan.model_flops - 1
-        step = _ms(found.plan.step_time[0]) if found.plan.step_time else "-"
-        lines.append(f"{found.remat:13} {found.per_device:<10} {_gib(found.plan.peak):11} {_gib(found.plan.limit):11} "
-                     f"{'+' + format(repeated, '.0%'):18} {step}")
-    return "\n".join(lines)
+    return "\n".join([HEADER, *map(row, fits)])
 
 
 def _largest(policy: str, start: int, gradients: int, attempt: Callable[[int], Plan]) -> Fit:

@@ -17,7 +17,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.planning import plan as planning
 from bert_jax.planning.chips import TPUS, Target, target
-from bert_jax.planning.plan import Plan, describe, fit, plan
+from bert_jax.planning.plan import Plan, describe, fit, plan, row
 from bert_jax.training.pretrain import load_config
 from tests.test_configs import ROOT
 
@@ -156,6 +156,32 @@ def test_fit_finds_the_largest(monkeypatch, tiny_experiment, fixed, each, most, 
     assert found.plan.fits == (most > 0)
     assert sum(size <= most for size in attempts) <= 5, "what fits takes minutes to compile"
     assert "attention" in describe([found])
+
+
+def test_fit_says_what_it_has_found_so_far(monkeypatch, tiny_experiment):
+    """Before the next policy begins, so that whoever interrupts it has the rows of those before; and how the search stands."""
+    told = []
+
+    def pretend(experiment, target):
+        size = experiment.train.batch_size // 8
+        fits = size <= 4
+        return Plan("x", 8, {}, experiment.task.encoder.remat, 1, 1, size, 1, size, 0, None, size if fits else None, 100 * GIB,
+                    None if fits else "Ran out of memory", 1, 1, [], None, None, None, None, 0.0)
+
+    clock = iter(range(0, 10_000, 65))
+    monkeypatch.setattr(planning, "plan", pretend)
+    monkeypatch.setattr(planning.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(planning.flops, "task_work", lambda _: planning.flops.Work(0, 0, 0, 85 * GIB))
+    fits = fit(tiny_experiment("bert"), Target("x", tuple(jax.devices()), None, 100 * GIB), ("none", "full"),
+               report=told.append, found=told.append)
+    lines = [one if isinstance(one, str) else row(one) for one in told]
+    assert lines[:3] == [
+        "remat none, 1 a device (1:05 so far)", "remat none, 2 a device, 1 fits (2:10 so far)",
+        "remat none, 3 a device, 1 fits, 2 fits (3:15 so far)",
+    ]
+    first, second = (lines.index(row(one)) for one in fits)
+    assert lines[first].startswith("none          4 ") and lines[first + 1].startswith("remat full, 4 a device (")
+    assert second == len(lines) - 1 and describe(fits).splitlines()[1:] == [lines[first], lines[second]]
 
 
 def test_fit_needs_a_limit(tiny_experiment):
