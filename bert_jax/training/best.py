@@ -10,6 +10,12 @@ from bert_jax.task import Params
 FOLDER = "best"  # in the work directory, beside the checkpoints
 
 
+def check_metric(metric: str, evaluation: dict[str, float]) -> None:
+    """Raises BertJaxError where an evaluation has no value that ``train.best`` names."""
+    if (name := metric.removeprefix("-")) not in evaluation:
+        raise BertJaxError(f"train.best is {name!r}; an evaluation of this task has {', '.join(sorted(evaluation))}")
+
+
 class Best:
     """The best evaluation so far, by one of its values; without a ``metric`` nothing is compared and nothing kept.
 
@@ -37,8 +43,7 @@ class Best:
         """
         if self._checkpoints is None:
             return
-        if self._name not in evaluation:
-            raise BertJaxError(f"train.best is {self._name!r}; an evaluation of this task has {', '.join(sorted(evaluation))}")
+        check_metric(self._name, evaluation)
         value = evaluation[self._name]
         if not self.evaluation or self._sign * value > self._sign * self.evaluation[self._name]:
             self.step, self.evaluation = step, evaluation

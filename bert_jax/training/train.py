@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from bert_jax.parallel.cluster import Cluster, local_rows
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
 from bert_jax.task import Batch, Params, Ratio, Task
 from bert_jax.training import together
-from bert_jax.training.best import Best
+from bert_jax.training.best import Best, check_metric
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import AdamW, Lamb, frozen, make_optimizer, schedule
 from bert_jax.training.record import METRICS, NoRecord, Record, Window, draw, read, summary
@@ -83,28 +83,32 @@ def train(
     check_rows("train.batch_size / accumulate", settings.batch_size // settings.accumulate, mesh)
     check_rows("train.eval_batch_size", eval_size, mesh)
     learning_rate = schedule(experiment.optimizer, settings.steps)
-    fresh = cluster.from_first(lambda: not (workdir / "experiment.json").exists())
-    begun = _begin(task, settings.seed, seeds) if fresh else None  # before anything is written: a refusal leaves nothing behind
+    optimizer, abstract, train_step, eval_step = _functions(
+        task, mesh, experiment.optimizer, settings.steps, settings.accumulate, settings.reduce_dtype, seeds
+    )
+    sharding = batch_sharding(mesh)
+    heldout = task.eval_batches(eval_size, settings.eval_batches, local_rows(sharding, eval_size))
+
+    def begin() -> TrainState:
+        key = jax.random.wrap_key_data(key_data(seeds or settings.seed))
+        return init_state(task, optimizer, abstract, key, _begin(task, settings.seed, seeds))
+
+    state, fresh = None, cluster.from_first(lambda: not (workdir / "experiment.json").exists())
+    if fresh:
+        state = begin()  # before anything is written: a refusal leaves nothing behind
+        _check_best(settings.best, task, eval_step, state.params, mesh, heldout)
     cluster.from_first(lambda: _claim(workdir, experiment, task))
     _check_shared(workdir, experiment, cluster)
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep)
-    optimizer, abstract, train_step, eval_step = _functions(
-        task, mesh, experiment.optimizer, settings.steps, settings.accumulate, settings.reduce_dtype, seeds
-    )
     identity = task.identity() | ({"seeds": ", ".join(map(str, seeds))} if seeds else {})
     restored = checkpoints.restore({"params": abstract.params, "optimizer": abstract.optimizer})
-    sharding = batch_sharding(mesh)
     batches = task.train_batches(
         settings.batch_size, seeds or settings.seed, local_rows(sharding, settings.batch_size),
         settings.accumulate * batch_shards(mesh),
     )
-    heldout = task.eval_batches(eval_size, settings.eval_batches, local_rows(sharding, eval_size))
-    if restored is None:
-        key = jax.random.wrap_key_data(key_data(seeds or settings.seed))
-        state = init_state(task, optimizer, abstract, key, begun if fresh else _begin(task, settings.seed, seeds))
-        start = 0
-    else:
+    start = 0
+    if restored is not None:
         _check_identity(restored.metadata["identity"], identity, workdir)
         if restored.step > settings.steps:
             raise BertJaxError(
@@ -116,11 +120,15 @@ def train(
         state = TrainState(step, restored.items["params"], restored.items["optimizer"], key)
         start = restored.step
         batches.set_state(restored.metadata["data"])
+    elif state is None:
+        state = begin()
 
     best = Best(workdir, settings.best, settings.patience, abstract.params)
+    if settings.best and best.evaluation:
+        check_metric(settings.best, best.evaluation)
+    elif not fresh:
+        _check_best(settings.best, task, eval_step, state.params, mesh, heldout)
     record = Record(workdir, settings.steps, start) if cluster.first else NoRecord()
-    if not len(heldout) and settings.best:
-        raise BertJaxError(f"train.best is {settings.best!r}, and there is no held-out data to find it with")
     if not len(heldout):
         log.warning("the data has no held-out documents: this run is not evaluated")
     if start:
@@ -268,6 +276,23 @@ def evaluate(
     metrics.pop("tokens", None)
     means = {"loss": sum(_mean(total) for total in terms.values())} | {name: _mean(total) for name, total in metrics.items()}
     return means | (task.scores(outputs) if outputs else {})
+
+
+def _check_best(
+    metric: str | None, task: Task, eval_step: Any, params: Params, mesh: Mesh, heldout: Collection[dict[str, np.ndarray]]
+) -> None:
+    """Raises BertJaxError where evaluations have no value ``metric`` (``train.best``): a batch of them says so before the
+    first update, and all of them where it has no such value, for some scores need an example of their kind."""
+    if not metric:
+        return
+    if not len(heldout):
+        raise BertJaxError(f"train.best is {metric!r}, and there is no held-out data to find it with")
+    with jax.set_mesh(mesh):
+        for batches in ([next(iter(heldout))], list(heldout)):
+            found = evaluate(task, eval_step, params, mesh, batches)
+            if metric.removeprefix("-") in found:
+                return
+    check_metric(metric, found)
 
 
 def _mean(total: np.ndarray) -> float:

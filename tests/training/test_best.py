@@ -22,6 +22,7 @@ EVERY_TWO = ("train.eval_every=2", "train.save_every=2", "train.keep=10")
 def scripted(monkeypatch):
     """Evaluations that say what the test wants, by the order in which they come; returns the values still to come."""
     waiting = list(SCORES.values())
+    monkeypatch.setattr(train_module, "_check_best", lambda *_: None)  # which would take one
     monkeypatch.setattr(train_module, "evaluate", lambda *_: {"loss": 1.0, "score": waiting.pop(0)})
     return waiting
 
@@ -76,6 +77,7 @@ def test_a_restart_knows_the_best(run_tiny, tmp_path, monkeypatch):
         return {"loss": 1.0, "score": score}
 
     evaluate.step, evaluate.breaks = 2, True
+    monkeypatch.setattr(train_module, "_check_best", lambda *_: None)
     monkeypatch.setattr(train_module, "evaluate", evaluate)
     settings = (*EVERY_TWO, "train.best=score", "train.patience=2")
     with pytest.raises(KeyboardInterrupt):
@@ -87,7 +89,27 @@ def test_a_restart_knows_the_best(run_tiny, tmp_path, monkeypatch):
 
 
 def test_what_is_refused(run_tiny, tmp_path):
+    """Before the first update, and the folder stays free for the right name."""
     with pytest.raises(BertJaxError, match="train.best is 'f1'; an evaluation of this task has .*mlm_accuracy"):
-        run_tiny(tmp_path / "run", *EVERY_TWO, "train.best=f1")
+        run_tiny(tmp_path / "run", *EVERY_TWO, "train.best=-f1")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(BertJaxError, match="train.patience is 2: .* train.best must name"):
         run_tiny(tmp_path / "other", "train.patience=2")
+    run_tiny(tmp_path / "run", *EVERY_TWO, "train.steps=4", "train.best=-mlm_loss")
+    rows = read(tmp_path / "run/metrics.jsonl")
+    for typo in ("mlm_los", "mlm_acc"):
+        with pytest.raises(BertJaxError, match=f"train.best is '{typo}'"):
+            run_tiny(tmp_path / "run", *EVERY_TWO, "train.steps=6", f"train.best={typo}")
+    assert read(tmp_path / "run/metrics.jsonl") == rows
+    shutil.rmtree(tmp_path / "run" / "best")  # as of a run that chose nothing so far
+    with pytest.raises(BertJaxError, match="train.best is 'mlm_los'"):
+        run_tiny(tmp_path / "run", *EVERY_TWO, "train.steps=6", "train.best=mlm_los")
+    assert read(tmp_path / "run/metrics.jsonl") == rows
+
+
+def test_a_score_that_the_first_batch_lacks_is_found_in_the_others(monkeypatch):
+    monkeypatch.setattr(train_module, "evaluate", lambda *words: {"loss": 1.0} | ({"rare": 0.5} if 2 in words[-1] else {}))
+    mesh = train_module.make_mesh(train_module.Experiment.__dataclass_fields__["mesh"].default)
+    train_module._check_best("-rare", None, None, None, mesh, [1, 2])
+    with pytest.raises(BertJaxError, match="train.best is 'rare'; an evaluation of this task has loss"):
+        train_module._check_best("rare", None, None, None, mesh, [1, 3])
