@@ -95,7 +95,7 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
     from bert_jax.reporting import table
     from bert_jax.tasks.tables import Table
     from bert_jax.training.pretrain import load_config
-    from bert_jax.training.recipe import EPOCHS, own_data, paths_of, recipe
+    from bert_jax.training.recipe import EPOCHS, described, own_data, paths_of, recipe
 
     if arguments.data is None:
         if given := [name for name in _OWN if getattr(arguments, name) is not None]:
@@ -117,6 +117,7 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
         experiment = recipe(
             model, arguments.checkpoint, *sources, kind=kind, epochs=epochs, assignments=arguments.assignments
         )
+        Console(stderr=True, soft_wrap=True).print(described(experiment.task), highlight=False, markup=False)
     seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
     command = ["bert-jax", *(arguments.command_line or sys.argv[1:])]
     done = finetune(

@@ -226,10 +226,17 @@ def kind_of(table: Source) -> Literal["classification", "regression"]:
     classification; whole numbers are taken for names of classes.
 
     Raises:
-      BertJaxError: see :meth:`Table.read`; no labels; numbers that are not finite among others that are; whole ones so many of
+      BertJaxError: see :meth:`Table.read`; no labels; a few among numbers that are none, or not finite; whole ones so many of
         which differ that they may be values, as years and prices are.
     """
     labels = _labels(table)
+    if 0 < len(odd := not_numbers(labels)) < len(labels) / 10:
+        named = isinstance(table, Table) and odd[0] == 1 and (table.label or "").isdigit()
+        mend = "name the columns, do not number them, if this row has their names" if named else "mend it, or take the row out"
+        raise BertJaxError(
+            f"{table.path}: {len(labels) - len(odd)} labels are numbers, not so {listed(odd)}, the first is "
+            f"{labels[odd[0] - 1]!r}: {mend}; --kind classification if these are names of classes"
+        )
     numbers = _numbers(labels)
     if numbers is None:
         return "classification"
@@ -241,10 +248,8 @@ def kind_of(table: Source) -> Literal["classification", "regression"]:
                 "or classes, with --kind regression or --kind classification"
             )
         return "classification"
-    wrong = [row for row, number in enumerate(numbers, start=1) if not math.isfinite(number)]
-    if wrong:
-        first = labels[wrong[0] - 1]
-        raise BertJaxError(f"{table.path}: values that are not finite in {listed(wrong)}, the first is {first!r}")
+    if odd:
+        raise BertJaxError(f"{table.path}: values that are not finite in {listed(odd)}, the first is {labels[odd[0] - 1]!r}")
     return "regression"
 
 
@@ -253,6 +258,11 @@ def _labels(table: Source) -> list[str]:
     if not labels:
         raise BertJaxError(f"{table.path}: no labels: name their column")
     return labels
+
+
+def not_numbers(labels: Sequence[str]) -> list[int]:
+    """The numbers of the labels that are no finite number, from 1."""
+    return [row for row, label in enumerate(labels, start=1) if not math.isfinite((_numbers([label]) or [math.nan])[0])]
 
 
 def _numbers(labels: Sequence[str] | Counter) -> list[float] | None:

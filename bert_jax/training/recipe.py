@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ logger = logging.getLogger("bert_jax")
 
 HELDOUT = 0.1  # of data that comes alone
 LONGEST = 512  # tokens; shorter texts take no more than they need
+SHOWN, LABEL = 6, 30  # labels that a line shows, and characters of each
 WINDOW = 384  # tokens of question and context
 EPOCHS, WARM = 3.0, 0.1
 QUESTIONS, TAGS, CHOICES = "question-answering", "tagging", "choice"
@@ -155,6 +157,18 @@ def recipe(
 def paths_of(assignments: Sequence[str]) -> set[str]:
     """What ``--set`` changes."""
     return {assignment.partition("=")[0].strip() for assignment in assignments}
+
+
+def described(task: AnyFinetuning) -> str:
+    """A line about what is trained: its kind, labels and rows, so that a label or a row too many is seen before it is."""
+    labels = [label if len(label) <= LABEL else f"{label[:LABEL]}..." for label in task.encoder.labels]
+    kind = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(task).__name__).lower()
+    if isinstance(task, Regression):
+        kind += f" of {labels[0]} (mean {task.offset:g}, deviation {task.scale:g})"
+    elif labels:
+        shown = labels if len(labels) <= SHOWN else [*labels[: SHOWN - 2], "...", labels[-1]]
+        kind += f" of {len(labels)} labels ({', '.join(shown)})"
+    return f"{kind}: {len(task.data.read().texts):,} rows, {len(task.heldout.read().texts):,} held out"
 
 
 def count_rows(task: AnyFinetuning, tokenizer: Tokenizer) -> int:

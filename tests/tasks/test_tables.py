@@ -152,6 +152,19 @@ def test_kinds_of_labels(tmp_path):
         kind_of(labelled(tmp_path, ["1.5", "nan", "inf", "-inf", "NaN"]))
 
 
+def test_a_few_labels_that_are_no_numbers_make_no_classes(tmp_path):
+    ratings = [f"{1 + k % 9 / 2}" for k in range(199)]
+    for odd in ("unknown", "nan", "NA", "4,5", "inf"):
+        wrong = f"199 labels are numbers, not so row 200, the first is '{odd}': mend it, or take the row out; --kind class"
+        with pytest.raises(BertJaxError, match=wrong):
+            kind_of(labelled(tmp_path, [*ratings, odd]))
+    with pytest.raises(BertJaxError, match="not so rows 1, 2, 3 and 1 more, the first is 'stars': name the columns, do not"):
+        kind_of(labelled(tmp_path, ["stars", "x", "y", "z", *ratings]))
+    with pytest.raises(BertJaxError, match="99 labels are numbers, not so row 1,"):
+        kind_of(labelled(tmp_path, ["label", *"01" * 49, "1"]))
+    assert kind_of(labelled(tmp_path, ["1"] * 9 + ["x"])) == "classification", "a tenth may be a class"
+
+
 def test_rows_in_messages():
     assert listed([7]) == "row 7" and listed([1, 2, 3]) == "rows 1, 2, 3" and listed(range(1, 6)) == "rows 1, 2, 3 and 2 more"
 

@@ -19,7 +19,7 @@ from bert_jax.tasks.columns import Columns, Lists, conllu, iob2
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import Table
 from bert_jax.training.finetune import finetuning_task
-from bert_jax.training.recipe import own_data, recipe
+from bert_jax.training.recipe import described, own_data, recipe
 
 WORDS = "the cat dog bird sat ran sang on in mat road tree".split()
 
@@ -139,6 +139,22 @@ def test_what_is_set_comes_before_what_follows_from_it(model, tmp_path):
     assert made.task.init == "m", "records name what was loaded"
 
 
+def test_a_line_says_what_is_trained(model, tmp_path):
+    path, kinds = tmp_path / "x.csv", {"a": [f"{k % 2}" for k in range(200)], "b": [f"{k % 9}x" for k in range(200)],
+                                       "c": [f"{1 + k % 2}.5" for k in range(200)]}
+    rows = zip(*kinds.values(), strict=True)
+    path.write_text("text,a,b,c\n" + "".join(f"cat {k},{','.join(row)}\n" for k, row in enumerate(rows)))
+    tasks = {label: recipe(model, "m", own_data(str(path), ["text"], label)).task for label in kinds}
+    trained, held = (len(part.read().texts) for part in (tasks["a"].data, tasks["a"].heldout))
+    assert trained + held == 200 and 0 < held < 50
+    counts = f": {trained} rows, {held} held out"
+    assert described(tasks["a"]) == f"classification of 2 labels (0, 1){counts}"
+    assert described(tasks["b"]) == f"classification of 9 labels (0x, 1x, 2x, 3x, ..., 8x){counts}"
+    assert described(tasks["c"]).startswith("regression of c (mean 2") and described(tasks["c"]).endswith(counts)
+    squad = recipe(model, "m", own_data(str(write_squad(tmp_path / "x.json")))).task
+    assert described(squad) == "question answering: 22 rows, 2 held out"
+
+
 def test_shorter_lengths_make_longer_epochs(model, tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("\n".join("".join(f"{word} {'AB'[k % 2]}\n" for k, word in enumerate(WORDS * 6)) for _ in range(40)))
@@ -246,7 +262,9 @@ def test_from_a_file_to_answers_in_two_commands(kind, tiny_checkpoint, tmp_path,
         new.write_text("q\tc\nthe cat\tthe cat sat\n")
     words = ["finetune", "--checkpoint", tiny_checkpoint, "--data", data, *extra, "--epochs", "1", "--workdir", out]
     assert cli.main([str(word) for word in words]) == 0
-    assert score in capfd.readouterr().out.replace("_", " ") and (out / "report.html").is_file()
+    shown = capfd.readouterr()
+    assert " rows, " in (line := shown.err.splitlines()[0]) and line.endswith(" held out")
+    assert score in shown.out.replace("_", " ") and (out / "report.html").is_file()
     assert cli.main(["predict", str(out), "--input", str(new), *columns, "--out", str(tmp_path / "a.jsonl")]) == 0
     answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(answers) == count
