@@ -151,6 +151,10 @@ def test_a_line_says_what_is_trained(model, tmp_path):
     assert described(tasks["a"]) == f"classification of 2 labels (0, 1){counts}"
     assert described(tasks["b"]) == f"classification of 9 labels (0x, 1x, 2x, 3x, ..., 8x){counts}"
     assert described(tasks["c"]).startswith("regression of c (mean 2") and described(tasks["c"]).endswith(counts)
+    turned = recipe(model, "m", own_data(str(path), ["text"], "a"), assignments=['task.encoder.labels=["1", "0"]']).task
+    assert described(turned) == f"classification of 2 labels (1, 0){counts}"
+    labelled = [finetuning_task(task, model).training.rows["label"] for task in (tasks["a"], turned)]
+    np.testing.assert_array_equal(labelled[0], 1 - labelled[1])
     squad = recipe(model, "m", own_data(str(write_squad(tmp_path / "x.json")))).task
     assert described(squad) == "question answering: 22 rows, 2 held out"
 
