@@ -83,6 +83,8 @@ def predict(
         as pairs where a work directory was trained on texts alone.
     """
     ready = of_model(model) if isinstance(model, Model) else load(model)
+    if isinstance(texts, str):
+        raise BertJaxError("texts is a single string: give a list of texts")
     tags = isinstance(ready.predictor, Tags)
     given = (
         _flat((text,), tags) if isinstance(text, str) or not isinstance(text, Iterable) else tuple(text) for text in texts

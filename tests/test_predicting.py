@@ -153,6 +153,11 @@ def test_what_was_trained_on_pairs_takes_no_text_alone(data, wanted, given, clas
     assert ("give *.tsv, *.csv or *.jsonl, and name its columns" in capfd.readouterr().err) == (wanted == "a pair")
 
 
+def test_a_single_text_is_no_list_of_letters(classifier):
+    with pytest.raises(BertJaxError, match="^texts is a single string: give a list of texts$"):
+        bert_jax.predict(classifier, "Great")
+
+
 def test_a_tagger_takes_the_words_between_blanks(tiny_checkpoint):
     tagger, rows = of_kind("tagger", tiny_checkpoint), texts(9)
     found = list(bert_jax.predict(tagger, rows))
