@@ -1,4 +1,4 @@
-"""BERT-family encoders in JAX: pre-train, fine-tune, predict, convert. ``import bert_jax`` itself imports no JAX."""
+"""BERT-family encoders in JAX: pre-train, fine-tune, predict, embed, convert. ``import bert_jax`` itself imports no JAX."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 from bert_jax.errors import BertJaxError
 
 if TYPE_CHECKING:
+    from bert_jax.embedding.texts import embed
     from bert_jax.finetuning import finetune
     from bert_jax.inspection import inspect
     from bert_jax.model import Model, load, save
     from bert_jax.predicting import predict
 
 __version__ = "0.1.0"
-__all__ = ["BertJaxError", "Model", "finetune", "inspect", "load", "predict", "save"]
+__all__ = ["BertJaxError", "Model", "embed", "finetune", "inspect", "load", "predict", "save"]
 
 
 _HOMES = {"Model": "model", "load": "model", "save": "model", "inspect": "inspection", "finetune": "finetuning",
-          "predict": "predicting"}
+          "predict": "predicting", "embed": "embedding.texts"}
 
 
 def __getattr__(name: str):

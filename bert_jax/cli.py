@@ -156,9 +156,9 @@ def _parser() -> argparse.ArgumentParser:
                   "transformers or sentence-transformers load in PyTorch, ONNX, or our own form, which loads fastest. Values "
                   "are copied exactly. pretrain --init trains on from any of them.")
     sub.add_argument("--from", required=True, metavar="CHECKPOINT", dest="checkpoint",
-                     help="work directory, workdir@step, directory, TensorFlow checkpoint, or hub id (org/name); #generator "
-                          "behind a work directory or TensorFlow checkpoint of ELECTRA takes its generator instead of the "
-                          "discriminator")
+                     help="work directory of pretrain or finetune, workdir@step, directory, TensorFlow checkpoint, or hub id "
+                          "(org/name); #generator behind a work directory or TensorFlow checkpoint of ELECTRA takes its "
+                          "generator instead of the discriminator")
     sub.add_argument("--to", required=True, metavar="FOLDER", dest="out", help="folder to write; must not exist or be empty")
     sub.add_argument("--format", choices=["hf", "sentence-transformers", "bert_jax", "onnx"], default="hf",
                      help="hf: transformers; sentence-transformers: with its modules; bert_jax: our own; onnx: hf and "

@@ -33,6 +33,7 @@ logger = logging.getLogger("bert_jax")
 Format = Literal["bert_jax", "hf", "sentence-transformers", "onnx"]
 
 EXPERIMENT, CHECKPOINTS, BEST, TOKENIZER = "experiment.json", "checkpoints", "best", "tokenizer"  # of a run's work directory
+PLAN, EXPORTED = "finetune.json", "model"  # of a work directory of bert-jax finetune: what was asked for, what came out
 MODEL, PARAMS = "model.json", "params.safetensors"  # instead of the first two: of a model that was converted
 
 
@@ -68,11 +69,11 @@ def load(path: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None,
     """Loads a checkpoint.
 
     Args:
-      path: a work directory (``runs/x``, ``runs/x@step``), a directory that :func:`save` wrote, one of Hugging Face or
-        sentence-transformers, a TensorFlow checkpoint (its folder, or the prefix of its files), or a hub id (``org/name``).
-        ``#generator`` after a work directory or a TensorFlow checkpoint reads that of an ELECTRA, which else gives its
-        discriminator. Of a run with ``train.best`` the parameters are those of the best evaluation, unless a step is named.
-        Parameters that serve single objectives of a run are left out.
+      path: a work directory (``runs/x``, ``runs/x@step``), one of ``bert-jax finetune`` (its ``model``), a directory that
+        :func:`save` wrote, one of Hugging Face or sentence-transformers, a TensorFlow checkpoint (its folder, or the prefix of
+        its files), or a hub id (``org/name``). ``#generator`` after a work directory or a TensorFlow checkpoint reads that of
+        an ELECTRA, which else gives its discriminator. Of a run with ``train.best`` the parameters are those of the best
+        evaluation, unless a step is named. Parameters that serve single objectives of a run are left out.
       tokenizer: directory or file of the tokenizer, where it does not lie beside the weights.
       allow_missing: heads that the checkpoint promises and lacks are new (seed 0) instead of an error.
 
@@ -151,7 +152,13 @@ def find(path: str | os.PathLike) -> Place:
         if not step.isdigit():
             raise BertJaxError(f"{path}: after @ comes a step number")
         return Place("workdir", Path(name), step=int(step))
+    if at and (Path(name) / PLAN).is_file():
+        raise BertJaxError(f"{path}: a fine-tuning has seeds, and each of them steps: name one, as in {name}/seed-0@{step}")
     folder = Path(path)
+    if (folder / PLAN).is_file():
+        if not (folder / EXPORTED).is_dir():
+            raise BertJaxError(f"{folder}: its fine-tuning is not finished: the same bert-jax finetune continues it")
+        return find(folder / EXPORTED)
     if (folder / EXPERIMENT).is_file():
         return Place("workdir", folder)
     if (folder / MODEL).is_file():
@@ -164,11 +171,13 @@ def find(path: str | os.PathLike) -> Place:
         if (encoder / hf.CONFIG).is_file():
             return Place("hf", encoder, settings)
         raise BertJaxError(
-            f"{folder} is no checkpoint: it has no {EXPERIMENT} (a work directory), no {hf.CONFIG} (Hugging Face) and no "
-            "*.index (TensorFlow)"
+            f"{folder} is no checkpoint: it has no {EXPERIMENT} (a work directory), no {PLAN} (of fine-tuning), no {hf.CONFIG} "
+            "(Hugging Face) and no *.index (TensorFlow)"
         )
     if Path(f"{folder}.index").is_file() or folder.suffix == ".index":
         return Place("tensorflow", folder)
+    if folder.is_file():
+        raise BertJaxError(f"{path} is a file: name its folder, {folder.parent}")
     return find(hub.download(str(path)))
 
 

@@ -153,9 +153,11 @@ def test_numbers_that_are_none(model, tmp_path, value):
 
 
 def test_paths_that_are_nothing(tmp_path, model):
+    bert_jax.save(model, tmp_path / "a")
     for path, message in (
         (tmp_path, "is no checkpoint: it has no experiment.json"),
         (tmp_path / "absent", "there is no such file or directory, and it is no hub id"),
+        (tmp_path / "a" / "config.json", f"a/config.json is a file: name its folder, {tmp_path / 'a'}$"),
         ("runs/some/where", "there is no such file or directory, and it is no hub id"),
         ("../no-such-folder", "there is no such file or directory, and it is no hub id"),
     ):

@@ -31,6 +31,8 @@ def folder(tmp_path, monkeypatch):
             for n in range(30)
         ]
         (tmp_path / "text" / f"{number}.txt").write_text("\n\n".join(documents))
+    rows = [f"The array number {n} was {'returned' if n % 2 else 'lost'},{'good' if n % 2 else 'bad'}" for n in range(60)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["review,stars", *rows]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -55,4 +57,5 @@ def test_commands_and_code_run(folder, capsys):
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert (folder / "runs/mine/export_again/model.safetensors").is_file()
+    assert (folder / "runs/reviews/model/model.safetensors").is_file()
     assert "(1, " in capsys.readouterr().out

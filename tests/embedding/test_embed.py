@@ -10,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 
+import bert_jax
 from bert_jax.embedding import sentence
 from bert_jax.embedding.sentence import embed
 from bert_jax.embedding.settings import Prompt, SentenceSettings
 from bert_jax.errors import BertJaxError
+from bert_jax.model import Model
 from bert_jax.models import api
 
 PROMPTS = (Prompt("query", "query : "), Prompt("none", ""))
@@ -221,3 +223,34 @@ def test_tokenizer_of_another_encoder(encoder):
     small = dataclasses.replace(encoder.config, vocab_size=20)
     with pytest.raises(BertJaxError, match="token id .* is beyond the vocabulary of 20"):
         embed(encoder.params, small, encoder.tokenizer, EVERY, ["the cat"])
+
+
+def test_the_verb_takes_a_model_or_its_path(encoder, run, tmp_path, caplog):
+    settings = SentenceSettings(pooling=("cls", "max"), normalize=True, max_length=8, prompts=PROMPTS)
+    model = Model(*encoder, settings)
+    bert_jax.save(model, tmp_path / "st", format="sentence-transformers")
+    texts = ["the cat sat", "on the mat the cat sat on the mat"]
+    expected = run(settings, texts, prompt="query")
+    for one in (model, tmp_path / "st", str(tmp_path / "st")):
+        found = bert_jax.embed(one, texts, prompt="query")
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert found.dtype == np.float32 and "never said" not in caplog.text
+
+
+def test_the_verb_takes_the_mean_where_nothing_was_said(encoder, tmp_path, caplog):
+    model = Model(*encoder)
+    found = bert_jax.embed(model, ["the cat sat"])
+    np.testing.assert_allclose(found, one_by_one(encoder, ["the cat sat"], "mean"), atol=1e-5)
+    assert caplog.messages == ["how this model makes sentence embeddings was never said: they are means over the tokens"]
+    with pytest.raises(BertJaxError, match="this model has no tokenizer beside its weights"):
+        bert_jax.embed(model._replace(tokenizer=None), ["the"])
+    with pytest.raises(BertJaxError, match="texts is a single string: give a list of texts"):
+        bert_jax.embed("absent", "the")
+
+
+def test_the_verb_does_as_sentence_transformers_where_nothing_was_said(encoder, tmp_path):
+    theirs = pytest.importorskip("sentence_transformers")
+    bert_jax.save(Model(*encoder), tmp_path / "bare")
+    texts = ["the cat sat", "on the mat"]
+    expected = theirs.SentenceTransformer(str(tmp_path / "bare"), device="cpu").encode(texts)
+    np.testing.assert_allclose(bert_jax.embed(tmp_path / "bare", texts), expected, atol=1e-5)
