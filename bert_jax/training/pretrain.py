@@ -1,5 +1,7 @@
 """Pre-training from a configuration file and a token store: the glue between the parts, for shell and notebook alike."""
 
+import dataclasses
+import logging
 import runpy
 import traceback
 from collections.abc import Collection, Iterable
@@ -12,13 +14,15 @@ from rich.progress import track
 from bert_jax import config as configuration
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
-from bert_jax.model import EXPERIMENT, find, load_run
+from bert_jax.model import CHECKPOINTS, EXPERIMENT, find, load_run
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.parallel.cluster import Cluster
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.step import EVAL_SEED, make_eval_step
-from bert_jax.training.train import Result, evaluate, to_devices, train
+from bert_jax.training.train import Result, evaluate, has_checkpoint, to_devices, train
+
+log = logging.getLogger("bert_jax")
 
 
 def load_config(path: Path | str) -> Experiment:
@@ -63,7 +67,28 @@ def pretrain(
     cluster.agree("data", task.identity())
     devices = jax.local_devices()
     cluster.agree("machine", {"kind of device": devices[0].device_kind, "number of devices": len(devices)})
-    return train(task, experiment, workdir, cluster)
+    return train(task, _as_begun(experiment, Path(workdir), cluster), workdir, cluster, source=str(data))
+
+
+def _as_begun(experiment: Experiment, workdir: Path, cluster: Cluster) -> Experiment:
+    """``experiment`` with the ``task.init`` of the run in ``workdir`` where that has a checkpoint, from which it goes on; one
+    warning line if another was asked for."""
+
+    def begun() -> dict[str, str | None] | None:
+        if not (workdir / EXPERIMENT).is_file() or not has_checkpoint(workdir / CHECKPOINTS):
+            return None
+        task = configuration.load(Experiment, workdir / EXPERIMENT).task
+        return {"init": task.init} if isinstance(task, Pretraining) else None
+
+    found, asked = cluster.from_first(begun), experiment.task.init
+    if found is None or found["init"] == asked:
+        return experiment
+    if asked is not None and cluster.first:
+        log.warning(
+            "%s goes on from its own checkpoint: task.init=%s is not read (it began %s)", workdir, asked,
+            "from scratch" if found["init"] is None else f"with {found['init']}",
+        )
+    return dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, **found))
 
 
 def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limit: int | None) -> dict[str, float]:

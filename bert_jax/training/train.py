@@ -13,8 +13,9 @@ import functools
 import json
 import logging
 import math
+import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from jax.sharding import Mesh
 from bert_jax import config as configuration
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import BertJaxError
+from bert_jax.model import BEST, CHECKPOINTS, EXPERIMENT, TOKENIZER
 from bert_jax.parallel.cluster import Cluster, local_rows
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
 from bert_jax.task import Batch, Params, Ratio, Task
@@ -56,7 +58,7 @@ class Result:
 
 def train(
     task: Task, experiment: Experiment, workdir: Path | str, cluster: Cluster | None = None,
-    runs: Mapping[int, Path] | None = None,
+    runs: Mapping[int, Path] | None = None, source: str | None = None,
 ) -> Result:
     """Trains, or continues the run in ``workdir``, until ``train.steps`` updates are done.
 
@@ -67,6 +69,7 @@ def train(
       runs: several runs as one program (:mod:`bert_jax.training.together`), by seed, in place of ``train.seed``, and for each
         a work directory, which in the end holds what a run alone would leave there, but for TensorBoard's events: these are in
         ``workdir``, with the means. Parameters in the result have an axis in front, its evaluation means and ``NAME.SEED``.
+      source: where the data lies, for the message that refuses other data.
 
     Raises:
       BertJaxError: the mesh or batch does not fit, the work directory holds another experiment or is not shared by all
@@ -87,29 +90,31 @@ def train(
         task, mesh, experiment.optimizer, settings.steps, settings.accumulate, settings.reduce_dtype, seeds
     )
     sharding = batch_sharding(mesh)
+    batches = task.train_batches(
+        settings.batch_size, seeds or settings.seed, local_rows(sharding, settings.batch_size),
+        settings.accumulate * batch_shards(mesh),
+    )
     heldout = task.eval_batches(eval_size, settings.eval_batches, local_rows(sharding, eval_size))
 
     def begin() -> TrainState:
         key = jax.random.wrap_key_data(key_data(seeds or settings.seed))
         return init_state(task, optimizer, abstract, key, _begin(task, settings.seed, seeds))
 
-    state, fresh = None, cluster.from_first(lambda: not (workdir / "experiment.json").exists())
+    # All that may refuse comes before `_claim`: a refusal changes nothing, and where nothing was there leaves nothing.
+    folders = (workdir, *(runs or {}).values())
+    state, fresh = None, cluster.from_first(lambda: [_check_experiment(folder, experiment) for folder in folders][0])
     if fresh:
-        state = begin()  # before anything is written: a refusal leaves nothing behind
+        state = begin()
         _check_best(settings.best, task, eval_step, state.params, mesh, heldout)
-    cluster.from_first(lambda: _claim(workdir, experiment, task))
-    _check_shared(workdir, experiment, cluster)
+    else:
+        _check_shared(workdir, cluster, CHECKPOINTS, trained)
 
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=settings.keep)
     identity = task.identity() | ({"seeds": ", ".join(map(str, seeds))} if seeds else {})
     restored = checkpoints.restore({"params": abstract.params, "optimizer": abstract.optimizer})
-    batches = task.train_batches(
-        settings.batch_size, seeds or settings.seed, local_rows(sharding, settings.batch_size),
-        settings.accumulate * batch_shards(mesh),
-    )
     start = 0
     if restored is not None:
-        _check_identity(restored.metadata["identity"], identity, workdir)
+        _check_identity(restored.metadata, identity, workdir)
         if restored.step > settings.steps:
             raise BertJaxError(
                 f"{workdir} has been trained for {restored.step} steps, train.steps is {settings.steps}: give at least as "
@@ -128,6 +133,8 @@ def train(
         check_metric(settings.best, best.evaluation)
     elif not fresh:
         _check_best(settings.best, task, eval_step, state.params, mesh, heldout)
+    cluster.from_first(lambda: _claim(workdir, experiment, task))
+    _check_shared(workdir, cluster, EXPERIMENT, lambda folder: _experiment_of(folder) == experiment)
     record = Record(workdir, settings.steps, start) if cluster.first else NoRecord()
     if not len(heldout):
         log.warning("the data has no held-out documents: this run is not evaluated")
@@ -162,7 +169,8 @@ def train(
         if restored is None or step != restored.step:  # a damaged one that was skipped is replaced
             checkpoints.save(
                 step, {"params": state.params, "optimizer": state.optimizer},
-                {"data": batches.get_state(), "identity": identity, "experiment": configuration.to_json(experiment)},
+                {"data": batches.get_state(), "identity": identity, "experiment": configuration.to_json(experiment),
+                 "source": source},
             )
 
     def evaluated() -> dict[str, float]:
@@ -208,7 +216,9 @@ def train(
         if not last:
             record.say(f"asked to stop: saved step {step} of {settings.steps}; the same command continues")
         if last and not evaluation and len(heldout):  # a finished run was started again
+            record.show(step, "evaluating")
             evaluation = evaluated()
+            record.say(f"step {step} held out: " + summary(evaluation))
         params = state.params
         if last and settings.best:
             params, evaluation = best.params(), best.evaluation
@@ -317,35 +327,72 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
     return {name: place(rows) for name, rows in batch.items()}
 
 
+def trained(workdir: Path) -> bool:
+    """Whether a run has come so far that it left something: a whole checkpoint, its best parameters, or records of steps."""
+    return has_checkpoint(workdir / CHECKPOINTS) or has_checkpoint(workdir / BEST) or bool(read(workdir / METRICS))
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether one of the checkpoints below ``directory`` is whole."""
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        return bool(checkpoints.steps())
+
+
+def _experiment_of(workdir: Path) -> Experiment | None:
+    """What the work directory says it holds; None where it says nothing."""
+    path = workdir / EXPERIMENT
+    return configuration.load(Experiment, path) if path.exists() else None
+
+
+def _changes(workdir: Path, experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Fields in which ``experiment`` differs from the one that the work directory holds, and how."""
+    before = _experiment_of(workdir)
+    if before is not None:
+        for field, old, new in configuration.differences(configuration.to_json(before), configuration.to_json(experiment)):
+            yield field, f"{field} was {old}, is now {new}"
+
+
+def _check_experiment(workdir: Path, experiment: Experiment) -> bool:
+    """Whether nothing was trained there; BertJaxError if another model or task was. What has only been claimed may be claimed
+    by another."""
+    if not trained(workdir):
+        return True
+    for field, change in _changes(workdir, experiment):
+        if field.startswith("task") and field not in CHANGEABLE:
+            raise BertJaxError(f"{workdir} holds another experiment: {change}; choose another --workdir")
+    return False
+
+
 def _claim(workdir: Path, experiment: Experiment, task: Task) -> None:
-    """Writes experiment.json and assets, or checks that the ones that are there describe the same model and task."""
-    path = workdir / "experiment.json"
-    if path.exists():
-        before, now = configuration.to_json(configuration.load(Experiment, path)), configuration.to_json(experiment)
-        changed = {field: f"{field} was {old}, is now {new}" for field, old, new in configuration.differences(before, now)}
-        fixed = [change for field, change in changed.items() if field.startswith("task") and field not in CHANGEABLE]
-        if fixed:
-            raise BertJaxError(f"{workdir} holds another experiment: {fixed[0]}; choose another --workdir")
-        for change in changed.values():
+    """Writes assets and experiment.json, and says what has changed since an earlier start."""
+    changes = [change for _, change in _changes(workdir, experiment)]
+    if trained(workdir):
+        for change in changes:
             log.warning("continuing with a changed setting: %s", change)
+    else:
+        if changes:
+            log.warning("the run that was begun in %s trained nothing, this one takes its place: %s", workdir, changes[0])
+        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
-    configuration.save(experiment, path)
     task.save_assets(workdir)
+    configuration.save(experiment, workdir / EXPERIMENT)
 
 
-def _check_shared(workdir: Path, experiment: Experiment, cluster: Cluster) -> None:
-    """What process 0 has written must be there for all: every process writes and reads its part of a checkpoint."""
-    path, deadline = workdir / "experiment.json", time.monotonic() + VISIBLE_SECONDS
-    while not cluster.first and not (path.exists() and configuration.load(Experiment, path) == experiment):
+def _check_shared(workdir: Path, cluster: Cluster, name: str, seen: Callable[[Path], bool]) -> None:
+    """What process 0 has under ``name`` must be there for all: every process writes and reads its part of a checkpoint."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not cluster.first and not seen(workdir):
         if time.monotonic() > deadline:
-            raise BertJaxError(f"process 0 has written {path}, which is not here: --workdir must be shared by all hosts")
+            raise BertJaxError(f"process 0 has {workdir / name}, which is not here: --workdir must be shared by all hosts")
         time.sleep(0.5)
 
 
-def _check_identity(saved: dict[str, str], now: dict[str, str], workdir: Path) -> None:
+def _check_identity(saved: Mapping[str, Any], now: Mapping[str, str], workdir: Path) -> None:
+    """Compares the identity in the metadata of a checkpoint with that of this run."""
+    where = f" (it lay at {saved['source']})" if saved.get("source") else ""
     for name, value in now.items():
-        if saved.get(name) != value:
+        if (before := saved["identity"].get(name)) != value:
             raise BertJaxError(
-                f"{workdir} was trained with {name} {saved.get(name)}, this run has {name} {value}: use the same one, or "
+                f"{workdir} was trained with {name} {before}, this run has {name} {value}: use the same one{where}, or "
                 "another --workdir"
             )

@@ -1,5 +1,6 @@
 """The loop on a tiny store: it learns, records every step once, keeps what it should, refuses what does not fit."""
 
+import dataclasses
 import json
 import math
 import os
@@ -17,9 +18,10 @@ from bert_jax.data.loader import heldout_batches
 from bert_jax.data.prepare import prepare
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
+from bert_jax.objectives import Capitalisation
 from bert_jax.tokenizers.wordpiece import WordPieceTokenizer
 from bert_jax.training import train as train_module
-from bert_jax.training.pretrain import evaluate_checkpoint
+from bert_jax.training.pretrain import evaluate_checkpoint, pretrain
 from bert_jax.training.record import read
 
 
@@ -27,7 +29,6 @@ from bert_jax.training.record import read
 def finished(tmp_path_factory, tiny_store, tiny_experiment):
     """A run of 12 steps that is over; tests copy it before they change it."""
     from bert_jax.parallel.mesh import make_mesh
-    from bert_jax.training.pretrain import pretrain
 
     workdir = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -92,9 +93,10 @@ def test_retention_keeps_the_newest(run_tiny, tmp_path, finished):
     assert sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) == [4, 5]
 
 
-def test_started_again_when_over(run_tiny, copy, finished):
+def test_started_again_when_over(run_tiny, copy, finished, capfd):
     before = (copy / "metrics.jsonl").read_text()
     result = run_tiny(copy)
+    assert f"step 12 held out: loss {result.evaluation['loss']:.3f} mlm acc" in capfd.readouterr().err
     assert result.finished and result.step == 12 and result.evaluation == finished[1].evaluation
     assert (copy / "metrics.jsonl").read_text() == before
 
@@ -155,6 +157,71 @@ def test_another_model_in_the_work_directory(run_tiny, copy):
     assert (copy / "experiment.json").read_text() == before
 
 
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("assignment", ["task.encoder.layers=3", "train.steps=6", "optimizer.freeze_encoder=true"])
+def test_a_refusal_changes_nothing(run_tiny, copy, assignment):
+    """Not even the experiment that the work directory says it holds."""
+    before = contents(copy)
+    with pytest.raises(BertJaxError):
+        run_tiny(copy, assignment)
+    assert contents(copy) == before
+
+
+def test_a_refusal_leaves_nothing(run_tiny, tmp_path, tiny_store, tiny_experiment, one_device):
+    """The corrected command finds no work directory of another experiment."""
+    experiment = tiny_experiment("bert")
+    asking = dataclasses.replace(experiment.task, objectives=(*experiment.task.objectives, Capitalisation()))
+    with pytest.raises(BertJaxError, match="the store has no channel 'case'.*prepare the corpus with --case"):
+        pretrain(dataclasses.replace(experiment, task=asking), tiny_store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_claimed_and_never_trained_is_free(run_tiny, tmp_path, other_store, caplog):
+    """A run that died before its first record: another experiment, on other data, takes its place. One that has records, or
+    the best parameters so far, keeps it."""
+    workdir = tmp_path / "run"
+
+    def die(*_):
+        raise RuntimeError("out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "Record", die)
+        with pytest.raises(RuntimeError):
+            run_tiny(workdir, "task.encoder.layers=1", store=other_store)
+    assert (workdir / "experiment.json").exists() and (workdir / "tokenizer").exists()
+    with caplog.at_level("WARNING", "bert_jax"):
+        assert run_tiny(workdir, "train.steps=3").finished
+    (told,) = [message for message in caplog.messages if "takes its place" in message]
+    assert "trained nothing" in told and told.endswith("task.encoder.layers was 1, is now 2")
+    assert bert_jax.load(str(workdir)).config.layers == 2  # which compares the tokenizer too
+    shutil.move(workdir / "checkpoints", tmp_path / "apart")
+    with pytest.raises(BertJaxError, match="holds another experiment: task.encoder.layers was 2, is now 1"):
+        run_tiny(workdir, "task.encoder.layers=1")
+    (workdir / "metrics.jsonl").unlink()
+    shutil.move(tmp_path / "apart", workdir / "best")
+    with pytest.raises(BertJaxError, match="holds another experiment"):
+        run_tiny(workdir, "task.encoder.layers=1")
+
+
+@pytest.mark.parametrize(("init", "told"), [
+    (None, None), ("first", None), ("first/", "(it began with {}/first)"), ("elsewhere", "(it began with {}/first)"),
+])
+def test_a_run_that_goes_on_needs_no_init(run_tiny, finished, tmp_path, caplog, init, told):
+    """Nor does it read another one than it began with, which it says; what it began with stays on record."""
+    short = ["train.save_every=2", "train.eval_every=100"]
+    (tmp_path / "first").symlink_to(finished[0])
+    run_tiny(tmp_path / "run", *short, "train.steps=3", f"task.init={tmp_path}/first")
+    caplog.clear()
+    again = [] if init is None else [f"task.init={tmp_path}/{init}"]
+    assert run_tiny(tmp_path / "run", *short, "train.steps=4", *again).step == 4
+    said = [message for message in caplog.messages if "task.init" in message]
+    assert len(said) == (told is not None) and all(told.format(tmp_path) in message for message in said)
+    assert json.loads((tmp_path / "run" / "experiment.json").read_text())["task"]["init"] == f"{tmp_path}/first"
+
+
 def test_changed_settings_are_told(run_tiny, copy, caplog):
     result = run_tiny(copy, "train.steps=14", "optimizer.learning_rate=0.001")
     assert result.step == 14
@@ -204,13 +271,13 @@ def test_other_data_with_the_same_tokenizer(run_tiny, copy, tiny_store, tmp_path
     text = write_corpus(tmp_path / "text.txt", 150, seed=1)
     prepare([text], tmp_path / "store", TokenStore(tiny_store).tokenizer, sentences="line", heldout=0.2, workers=1,
             progress=False)
-    with pytest.raises(BertJaxError, match="trained with data .* this run has data"):
+    before = contents(copy)
+    with pytest.raises(BertJaxError, match=rf"trained with data .* this run has data .* same one \(it lay at {tiny_store}\)"):
         run_tiny(copy, "train.steps=14", store=tmp_path / "store")
+    assert contents(copy) == before
 
 
 def test_batch_that_the_mesh_cannot_share(tmp_path, tiny_store, tiny_experiment):
-    from bert_jax.training.pretrain import pretrain
-
     for settings, message in (
         (["train.batch_size=12"], "accumulate is 12: it must be a multiple of 8"),
         (["train.accumulate=4"], "accumulate is 4: it must be a multiple of 8"),
