@@ -321,7 +321,12 @@ def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
     refused("absent.txt: cannot be read", None, "absent.txt")
     refused("a.txt: no rows: it is empty", "")
     refused("a.txt: line 2: the text is empty, or nothing but white space", "cat\n  \t \ndog\n")
-    refused("not UTF-8 after line 0", b"cat\nd\xffg\n")
+    latin = b"cat\n\n" * 2000 + b"d\xffg\n"
+    refused("a.txt: line 2 is not UTF-8 (byte 0xff): convert the file to UTF-8", b"cat\nd\xffg\n")
+    for name in ("b.tsv", "b.csv", "b.tsv.gz"):
+        content = gzip.compress(latin) if name.endswith(".gz") else latin
+        refused(f"{name}: line 4001 is not UTF-8 (byte 0xff)", content, name)
+    refused("b.jsonl: line 3 is not UTF-8", b'{"a": "cat"}\n\n{"a": "d\xffg"}\n', "b.jsonl")
     refused("a.txt: plain lines have no columns text", "cat\n", "a.txt", "--texts", "text")
     refused("a.tsv: no column 'text'; there are id, review", "id\treview\n1\tcat\n", "a.tsv", "--texts", "text")
     refused("a.tsv: name the column of the text (--texts); there are id, review", "id\treview\n1\tcat\n", "a.tsv")

@@ -24,7 +24,7 @@ from bert_jax.tasks.freelb import FreeLB
 from bert_jax.tasks.mixout import Mixout, mixed_part
 from bert_jax.tasks.shared_rows import batches_for_training
 from bert_jax.tasks.smart import Smart
-from bert_jax.tasks.tables import Rows, Source, Table
+from bert_jax.tasks.tables import Rows, Source, Table, in_file
 from bert_jax.tokenizers import Tokenizer
 from bert_jax.warm_start import reinitialised, save_beside, warm_start
 
@@ -194,7 +194,8 @@ class FinetuningTask:
         try:
             encoded = self.predictor.encode(rows.texts)
         except WrongText as error:
-            raise BertJaxError(f"{source.path}: {error}") from None
+            (number,) = in_file(source, rows, [error.row + 1])
+            raise BertJaxError(f"{source.path}: row {number}: {error.problem}") from None
         return self.labelled(encoded, rows, source)
 
     def init(self, key: Key[Array, ""]) -> api.Params:

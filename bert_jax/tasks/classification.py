@@ -16,7 +16,7 @@ from bert_jax.models import api
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
 from bert_jax.tasks.batches import Encoded, Keep, encode
-from bert_jax.tasks.tables import Rows, Table, listed
+from bert_jax.tasks.tables import Rows, Table, in_file, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ClassificationTask(FinetuningTask):
         if unknown := [row for row, label in enumerate(rows.labels, start=1) if label not in known]:
             raise BertJaxError(
                 f"{table.path} has the label {rows.labels[unknown[0] - 1]!r}, task.encoder.labels are {', '.join(known)}; "
-                f"they lack those of {listed(unknown)}"
+                f"they lack those of {listed(in_file(table, rows, unknown))}"
             )
         return encoded._replace(rows={"label": np.array([known[label] for label in rows.labels], np.int32)})
 

@@ -13,7 +13,7 @@ from bert_jax.models import api
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
 from bert_jax.tasks.batches import Encoded, Keep, encode
-from bert_jax.tasks.tables import Rows, Table, listed
+from bert_jax.tasks.tables import Rows, Source, Table, in_file, listed, not_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +69,7 @@ class RegressionTask(FinetuningTask):
             self._model = self._model._replace(params=self._model.params | {"classifier": logit})
 
     def labelled(self, encoded: Encoded, rows: Rows, table: Table) -> Encoded:
-        values = np.zeros(len(rows.labels), np.float32)
-        for number, label in enumerate(rows.labels):
-            try:
-                values[number] = float(label)
-            except ValueError:
-                raise BertJaxError(f"{table.path}: row {number + 1} has the value {label!r}: a number is needed") from None
-        if len(wrong := np.flatnonzero(~np.isfinite(values)) + 1):
-            raise BertJaxError(f"{table.path}: values that are not finite in {listed(wrong.tolist())}")
-        return encoded._replace(rows={"value": values})
+        return encoded._replace(rows={"value": values_of(rows, table).astype(np.float32)})
 
     def losses(self, found: api.Outputs, batch: Batch) -> Losses:
         real = jnp.isfinite(batch["value"])
@@ -96,6 +88,20 @@ class RegressionTask(FinetuningTask):
         """The head gives the value itself."""
         head = rescaled(params["classifier"], self.config.offset, self.config.scale)
         return super().finished(params) | {"classifier": head}
+
+
+def values_of(rows: Rows, source: Source) -> Float[np.ndarray, " n"]:
+    """The values of the rows that were read of ``source``.
+
+    Raises:
+      BertJaxError: a label that is no finite number.
+    """
+    if wrong := not_numbers(rows.labels):
+        raise BertJaxError(
+            f"{source.path}: a regression needs numbers, not so {listed(in_file(source, rows, wrong))}, the first is "
+            f"{rows.labels[wrong[0] - 1]!r}: mend it, or take the row out"
+        )
+    return np.array([float(label) for label in rows.labels])
 
 
 def scores(predicted: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> dict[str, float]:

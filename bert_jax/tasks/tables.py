@@ -17,6 +17,7 @@ from bert_jax.tasks.files import objects_of, text_of
 logger = logging.getLogger("bert_jax")
 
 FORMATS = (".tsv", ".csv", ".jsonl")
+LARGEST = 3.4e38  # number that float32 holds
 MANY_LABELS = 20  # so many are classes, even where hardly two rows have the same one
 
 
@@ -261,8 +262,8 @@ def _labels(table: Source) -> list[str]:
 
 
 def not_numbers(labels: Sequence[str]) -> list[int]:
-    """The numbers of the labels that are no finite number, from 1."""
-    return [row for row, label in enumerate(labels, start=1) if not math.isfinite((_numbers([label]) or [math.nan])[0])]
+    """Which labels, counted from 1, are no finite number."""
+    return [row for row, label in enumerate(labels, start=1) if not abs((_numbers([label]) or [math.nan])[0]) <= LARGEST]
 
 
 def _numbers(labels: Sequence[str] | Counter) -> list[float] | None:
@@ -270,6 +271,20 @@ def _numbers(labels: Sequence[str] | Counter) -> list[float] | None:
         return [float(label) for label in labels]
     except ValueError:
         return None
+
+
+def in_file(source: Source, rows: Rows, wrong: Sequence[int]) -> list[int]:
+    """The numbers, in the file of ``source``, of some of the ``rows`` that were read of it; all count from 1."""
+    before, share = (getattr(source, "rows", ()) or (0,))[0], getattr(source, "share", ())
+    if not share:
+        return [before + row for row in wrong]
+    part, places = iter(rows.texts), []
+    wanted = next(part, None)
+    for number, texts in enumerate(dataclasses.replace(source, share=()).read().texts, start=before + 1):
+        if texts == wanted:  # rows with the same texts are in the same part
+            places.append(number)
+            wanted = next(part, None)
+    return [places[row - 1] for row in wrong]
 
 
 def listed(rows: Sequence[int]) -> str:

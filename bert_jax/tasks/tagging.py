@@ -18,7 +18,7 @@ from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, 
 from bert_jax.tasks.batches import IGNORED, Encoded
 from bert_jax.tasks.columns import ENTITY, Columns, Lists, entities
 from bert_jax.tasks.datasets import Named
-from bert_jax.tasks.tables import Rows, Source
+from bert_jax.tasks.tables import Rows, Source, in_file
 from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
@@ -112,7 +112,8 @@ class TaggingTask(FinetuningTask):
                 raise BertJaxError(f"{table.path}: sentence {number} has {len(words)} words and {len(tags)} tags")
             if unknown := [tag for tag in tags if tag not in known]:
                 raise BertJaxError(
-                    f"{table.path}: sentence {number} has the tag {unknown[0]!r}, task.encoder.labels are {', '.join(known)}"
+                    f"{table.path}: sentence {in_file(table, rows, [number])[0]} has the tag {unknown[0]!r}, "
+                    f"task.encoder.labels are {', '.join(known)}"
                 )
         every, at, labels = np.array([known[tag] for tags in rows.labels for tag in tags], np.int32), 0, []
         for starts in encoded.tokens["word_starts"]:

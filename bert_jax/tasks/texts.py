@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
@@ -57,8 +57,7 @@ def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = Non
         return (size if raw.closed else raw.tell()) if size is not None else 0
 
     data = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
-    text = io.TextIOWrapper(data, encoding="utf-8-sig", newline="" if form == "csv" else "\n")
-    lines = _checked(_FIELDS[form](text), path)
+    lines = _checked(_FIELDS[form](_decoded(data, path)), path)
     first = next(lines, None)
     if first is None:
         raise BertJaxError(f"{path}: no rows: it is empty")
@@ -98,14 +97,23 @@ def _open(path: str) -> tuple[BinaryIO, int | None]:
         raise BertJaxError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def _decoded(data: Iterable[bytes], path: str) -> Iterator[str]:
+    """Lines, which end at line feeds alone, without a byte order mark."""
+    for number, line in enumerate(data, start=1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            byte = f"0x{line[error.start]:02x}"
+            raise BertJaxError(f"{path}: line {number} is not UTF-8 (byte {byte}): convert the file to UTF-8") from None
+        yield text.removeprefix("\ufeff") if number == 1 else text
+
+
 def _checked(lines: Iterator[tuple[int, list | dict]], path: str) -> Iterator[tuple[int, list | dict]]:
     """The same, with what may be wrong with a file in one line."""
     number = 0
     try:
         for number, fields in lines:
             yield number, fields
-    except UnicodeDecodeError as error:
-        raise BertJaxError(f"{path}: not UTF-8 after line {number} (byte 0x{error.object[error.start]:02x})") from None
     except csv.Error as error:
         raise BertJaxError(f"{path}: after line {number}: {error}") from None
     except (json.JSONDecodeError, RecursionError) as error:
@@ -149,25 +157,25 @@ def _text(field: Any, where: str, lists: bool) -> str | tuple[str, ...]:
     return text
 
 
-def _plain(file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
+def _plain(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(file, start=1):
         yield number, [line]
 
 
-def _tabs(file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
+def _tabs(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(file, start=1):
         if line.strip("\r\n"):
             yield number, line.rstrip("\r\n").split("\t")
 
 
-def _commas(file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(file, strict=True)
+def _commas(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((part for line in file for part in io.StringIO(line, newline="")), strict=True)
     for fields in reader:
         if fields:
             yield reader.line_num, fields
 
 
-def _objects(file: io.TextIOWrapper) -> Iterator[tuple[int, dict]]:
+def _objects(file: Iterator[str]) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             found = json.loads(line)

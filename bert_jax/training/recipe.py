@@ -19,9 +19,9 @@ from bert_jax.tasks.choice import Choice, Questions
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.columns import Columns, Lists, a_word_a_line, conllu, iob2
 from bert_jax.tasks.question_answering import AnswersQuestions, QuestionAnswering
-from bert_jax.tasks.regression import Regression
+from bert_jax.tasks.regression import Regression, values_of
 from bert_jax.tasks.squad import Squad
-from bert_jax.tasks.tables import FORMATS, Rows, Table, kind_of, labels_of
+from bert_jax.tasks.tables import FORMATS, Table, kind_of, labels_of
 from bert_jax.tasks.tagging import Tagging, Tags
 from bert_jax.tokenizers import Tokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
@@ -213,7 +213,11 @@ def _task(
             return Choice(encoder((), "pooler", "choice"), **shared)
     if (kind or kind_of(data)) == "classification":
         return Classification(encoder(labels_of(data), *sentences), **shared)
-    values = _values(data.path, training.read())
+    for part in (data, *([heldout] if heldout.path != data.path else [])):
+        values_of(part.read(), part)  # of the whole file, before a model is made for a part of it
+    values = values_of(training.read(), training)
+    if np.ptp(values) == 0:
+        raise BertJaxError(f"{data.path}: every row has the value {values[0]:g}: there is nothing to learn")
     return Regression(
         encoder((data.label,), *sentences), **shared, offset=float(values.mean()), scale=float(values.std())
     )
@@ -234,14 +238,3 @@ def _split(data: Own, heldout: Own | None) -> tuple[Own, Own]:
             few = "articles" if field == "articles" else "rows"
             raise BertJaxError(f"{data.path}: too few {few} to hold some out: name another file (--heldout)") from None
     return parts[0], parts[1]
-
-
-def _values(path: str, rows: Rows) -> np.ndarray:
-    try:
-        values = np.array([float(label) for label in rows.labels])
-    except ValueError as error:
-        raise BertJaxError(f"{path}: a regression needs numbers, and {error}") from None
-    if not np.isfinite(values).all() or values.std() == 0:
-        wrong = "one value alone: there is nothing to learn" if np.isfinite(values).all() else "values that are not finite"
-        raise BertJaxError(f"{path}: the labels have {wrong}")
-    return values

@@ -134,7 +134,7 @@ def test_what_is_refused(tmp_path, start):
     with pytest.raises(BertJaxError, match="label 'red', task.encoder.labels are blue, green"):
         next(ClassificationTask(config, start).train_batches(4, 0))
     value = Regression(finetuned_encoder(start.config, ("x",)), "tiny", data, heldout, lengths=(8, 16))
-    with pytest.raises(BertJaxError, match="row 1 has the value 'red'"):
+    with pytest.raises(BertJaxError, match="a regression needs numbers, not so rows 1, 2, .*, the first is 'red'"):
         next(RegressionTask(value, start).train_batches(4, 0))
     with pytest.raises(BertJaxError, match="from 1 to the position table, 16"):
         dataclasses.replace(config, lengths=(8, 64))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tasks.tables import Rows, Table, kind_of, labels_of, listed, place
+from bert_jax.tasks.tables import Rows, Table, in_file, kind_of, labels_of, listed, place
 
 
 def write(path: Path, text: str | bytes) -> str:
@@ -163,6 +163,15 @@ def test_a_few_labels_that_are_no_numbers_make_no_classes(tmp_path):
     with pytest.raises(BertJaxError, match="99 labels are numbers, not so row 1,"):
         kind_of(labelled(tmp_path, ["label", *"01" * 49, "1"]))
     assert kind_of(labelled(tmp_path, ["1"] * 9 + ["x"])) == "classification", "a tenth may be a class"
+
+
+def test_rows_of_a_part_have_their_numbers_in_the_file(tmp_path):
+    """Rows with the same texts are told apart by their order."""
+    path = write(tmp_path / "x.tsv", "".join(f"text {k % 40}\t{k}\n" for k in range(100)))
+    for part, share in (((), (0.0, 0.5)), ((), (0.5, 1.0)), ((30, 90), (0.2, 0.7)), ((7, 9), ()), ((), ())):
+        table = Table(path, ("0",), "1", part, share)
+        rows = table.read()
+        assert in_file(table, rows, range(1, len(rows.texts) + 1)) == [int(label) + 1 for label in rows.labels]
 
 
 def test_rows_in_messages():

@@ -159,6 +159,36 @@ def test_a_line_says_what_is_trained(model, tmp_path):
     assert described(squad) == "question answering: 22 rows, 2 held out"
 
 
+def test_what_is_wrong_with_a_row_is_said_with_its_number_in_the_file(model, tmp_path):
+    path = tmp_path / "x.csv"
+    data = own_data(str(path), ["text"], "y")
+
+    def write(texts, values):
+        path.write_text("text,y\n" + "".join(f'{text},"{value}"\n' for text, value in zip(texts, values, strict=True)))
+
+    texts, values = [f"cat {k}" for k in range(100)], [f"{k / 2}" for k in range(100)]
+    write(texts, values)
+    task = recipe(model, "m", data).task
+    for part in (task.data, task.heldout):
+        row = texts.index(part.read().texts[1][0])
+        for wrong in ("N/A", "0,0", "nan", "1e39"):
+            write(texts, [wrong if k == row else value for k, value in enumerate(values)])
+            message = f"x.csv: a regression needs numbers, not so row {row + 1}, the first is '{wrong}'"
+            with pytest.raises(BertJaxError, match=message):
+                recipe(model, "m", data, kind="regression")
+            with pytest.raises(BertJaxError, match=message):
+                made = finetuning_task(task, model)
+                _ = made.training, made.evaluation
+        write(["\u200b" if k == row else text for k, text in enumerate(texts)], values)
+        made = finetuning_task(task, model)
+        with pytest.raises(BertJaxError, match=f"x.csv: row {row + 1}: the text has no character that the tokenizer keeps"):
+            _ = made.training, made.evaluation
+        write(texts, values)
+    write(texts, ["3.5"] * 100)
+    with pytest.raises(BertJaxError, match="x.csv: every row has the value 3.5: there is nothing to learn"):
+        recipe(model, "m", data)
+
+
 def test_shorter_lengths_make_longer_epochs(model, tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("\n".join("".join(f"{word} {'AB'[k % 2]}\n" for k, word in enumerate(WORDS * 6)) for _ in range(40)))
