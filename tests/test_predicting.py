@@ -331,6 +331,9 @@ def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
     refused("a.tsv: no column 'text'; there are id, review", "id\treview\n1\tcat\n", "a.tsv", "--texts", "text")
     refused("a.tsv: name the column of the text (--texts); there are id, review", "id\treview\n1\tcat\n", "a.tsv")
     refused("a.tsv: line 3 has 1 fields, the first line 2", "id\treview\n1\tcat\n2\n", "a.tsv", "--texts", "review")
+    for options in ((), ("--texts", "question", "context")):
+        refused("qa.json: one JSON document (SQuAD's form) is not read here: give *.jsonl", '{"data": []}', "qa.json", *options)
+    refused("qa.json.gz: one JSON document", gzip.compress(b"{}"), "qa.json.gz")
     refused("a.tsv: no rows below the names", "id\treview\n", "a.tsv", "--texts", "review")
     refused("a.tsv: no column 2; there are 0 to 1", "1\tcat\n", "a.tsv", "--texts", "2")
     refused("a.csv: after line 1: ", 'review\n"cat', "a.csv")

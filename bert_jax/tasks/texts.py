@@ -81,10 +81,17 @@ def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = Non
 
 
 def form_of(path: str, form: Form | None = None) -> Form:
-    """How a file is written: as ``form`` says, else its name."""
+    """How a file is written: as ``form`` says, else its name.
+
+    Raises:
+      BertJaxError: one JSON document, such as SQuAD's form: as lines its texts would be braces and quotation marks.
+    """
     if form is not None:
         return form
     suffix = Path(path.removesuffix(".gz")).suffix.removeprefix(".")
+    if suffix == "json" and path != STDIN:
+        raise BertJaxError(f"{path}: one JSON document (SQuAD's form) is not read here: give *.jsonl with objects such as "
+                           "{\"question\": ..., \"context\": ...}, or say --format")
     return suffix if suffix in ("tsv", "csv", "jsonl") and path != STDIN else "lines"
 
 
