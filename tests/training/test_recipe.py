@@ -5,7 +5,11 @@ import dataclasses
 import gzip
 import json
 import logging
+import re
+import shlex
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +17,8 @@ import bert_jax
 from bert_jax import cli
 from bert_jax import config as configuration
 from bert_jax.errors import BertJaxError
+from bert_jax.finetuning import check_assignments
+from bert_jax.models import api
 from bert_jax.tasks import Choice, QuestionAnswering, Tagging
 from bert_jax.tasks.choice import Questions
 from bert_jax.tasks.columns import Columns, Lists, conllu, iob2
@@ -21,6 +27,7 @@ from bert_jax.tasks.tables import Table
 from bert_jax.training.finetune import finetuning_task
 from bert_jax.training.recipe import described, own_data, recipe
 
+GUIDE = Path(__file__).parents[2] / "docs" / "finetuning.md"
 WORDS = "the cat dog bird sat ran sang on in mat road tree".split()
 
 
@@ -187,6 +194,30 @@ def test_what_is_wrong_with_a_row_is_said_with_its_number_in_the_file(model, tmp
     write(texts, ["3.5"] * 100)
     with pytest.raises(BertJaxError, match="x.csv: every row has the value 3.5: there is nothing to learn"):
         recipe(model, "m", data)
+
+
+def test_what_the_guide_sets_is_understood(tiny_checkpoint, tmp_path):
+    """Each line of the block of docs/finetuning.md that begins with --set, for a checkpoint of twelve layers."""
+    start = bert_jax.load(tiny_checkpoint)
+    config = dataclasses.replace(start.config, layers=12)
+    model = start._replace(config=config, params=jax.tree.map(np.asarray, api.init(config, jax.random.key(0))))
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\n" + "".join(f"{word} {k},{'ab'[k % 2]}\n" for k, word in enumerate(WORDS * 9)))
+    lines = [line for line in GUIDE.read_text("utf-8").splitlines() if line.startswith("--set ")]
+    plain, changed = configuration.to_json(recipe(model, "m", own_data(str(path), ["text"], "label"))), []
+    for line in lines:
+        words = shlex.split(line)
+        assert set(words[::2]) == {"--set"}
+        check_assignments(words[1::2], "m")
+        made = recipe(model, "m", own_data(str(path), ["text"], "label"), assignments=words[1::2])
+        assert {type(trick).__name__ for trick in made.task.tricks} == set(re.findall('"kind": "([A-Za-z]+)"', line))
+        assert finetuning_task(made.task, model).start(jax.random.key(0))
+        changed.append({name for name, *_ in configuration.differences(plain, configuration.to_json(made))})
+    rate, parts = "optimizer.learning_rate", "task.encoder."
+    assert changed == [
+        {"task.tricks"}, {"task.tricks"}, {"task.tricks", f"{parts}dropout"}, {f"{parts}lora_rank", rate},
+        {"optimizer.layer_decay"}, {f"{parts}read_layers"},  # mix is what it is without
+    ]
 
 
 def test_shorter_lengths_make_longer_epochs(model, tmp_path):
