@@ -116,7 +116,9 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         return data
     if origin is tuple:
         if not isinstance(data, (list, tuple)):
-            raise BertJaxError(f"{where}: expected a list, got {data!r}")
+            several = typing.get_args(arguments[0])
+            form = f" such as [{_form(several, data)}]" if several and all(map(dataclasses.is_dataclass, several)) else ""
+            raise BertJaxError(f"{where}: expected a list{form}, got {data!r}")
         return tuple(_read(arguments[0], v, f"{where}.{i}") for i, v in enumerate(data))
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, data, where)
@@ -129,6 +131,12 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     return data
 
 
+def _form(choices: typing.Sequence[Any], data: Any) -> str:
+    """How a value of one of several dataclasses is written: the one that ``data`` seems to name, else the first."""
+    names = [choice.__name__ for choice in choices]
+    return json.dumps({"kind": [*difflib.get_close_matches(str(data), names, n=1, cutoff=0.5), *names][0]})
+
+
 def _read_union(arguments: tuple, data: Any, where: str) -> Any:
     if data is None and type(None) in arguments:
         return None
@@ -136,8 +144,12 @@ def _read_union(arguments: tuple, data: Any, where: str) -> Any:
     if len(choices) == 1:
         return _read(choices[0], data, where)
     by_name = {c.__name__: c for c in choices}
-    name = data.get("kind") if isinstance(data, dict) else None
-    if name not in by_name:
+    if not isinstance(data, dict) or "kind" not in data:
+        raise BertJaxError(
+            f"{where}: expected an object such as {_form(choices, data)}, got {data!r}; kinds are {', '.join(by_name)}"
+        )
+    name = data["kind"]
+    if not isinstance(name, str) or name not in by_name:
         raise BertJaxError(f"{where}: unknown kind {name!r}{_nearest(str(name), by_name)}")
     return _read(by_name[name], data, where)
 

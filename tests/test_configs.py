@@ -154,7 +154,7 @@ def _task():
     ("best.kind=Pear", "there is no field 'best.kind'"),
     ('best={"kind": "Peer"}', "unknown kind 'Peer'; did you mean 'Pear'?"),
     ('best={"kind": "Pear", "color": "green"}', "unknown key 'color' in Pear; did you mean 'colour'?"),
-    ("fruits=3", "config.fruits: expected a list, got 3"),
+    ("fruits=3", 'config.fruits: expected a list such as [{"kind": "Apple"}], got 3'),
 ])
 def test_refused_overrides(assignment, message):
     with pytest.raises(BertJaxError) as error:
