@@ -26,16 +26,9 @@ _MAY_DIFFER = {"dropout", "attention_dropout", "head_dropout", "init_std", "comp
 _LABELLED = ("classifier", "tagger")  # heads as wide as there are labels
 
 
-def fitted(encoder: EncoderConfig, model: EncoderConfig) -> EncoderConfig:
-    """``encoder`` in the sizes of a checkpoint's ``model``: heads, labels, dropout and all else that says how it is trained and
-    computed stay, so that a configuration need not repeat what the checkpoint knows."""
-    return dataclasses.replace(encoder, **{
-        field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name not in _MAY_DIFFER
-    })
-
-
 def of_the_checkpoint(field: str) -> bool:
-    """Whether :func:`fitted` takes a field of an encoder from the checkpoint."""
+    """Whether a checkpoint decides about a field of an encoder; heads, labels, dropout and all else that says how it is trained
+    and computed are the run's."""
     return field not in _MAY_DIFFER
 
 
