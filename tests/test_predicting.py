@@ -329,6 +329,8 @@ def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
     refused("b.jsonl: line 3 is not UTF-8", b'{"a": "cat"}\n\n{"a": "d\xffg"}\n', "b.jsonl")
     refused("a.txt: plain lines have no columns text", "cat\n", "a.txt", "--texts", "text")
     refused("a.tsv: no column 'text'; there are id, review", "id\treview\n1\tcat\n", "a.tsv", "--texts", "text")
+    for columns in (("text",), ("0", "1")):
+        refused("are its fields apart by ';'? in *.csv", "text;label\na;b\n", "c.csv", "--texts", *columns)
     refused("a.tsv: name the column of the text (--texts); there are id, review", "id\treview\n1\tcat\n", "a.tsv")
     refused("a.tsv: line 3 has 1 fields, the first line 2", "id\treview\n1\tcat\n2\n", "a.tsv", "--texts", "review")
     for options in ((), ("--texts", "question", "context")):

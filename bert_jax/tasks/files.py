@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bert_jax.errors import BertJaxError
@@ -46,3 +46,10 @@ def objects_of(text: str, path: str) -> Iterator[tuple[int, dict]]:
         if not isinstance(found, dict):
             raise BertJaxError(f"{path}: line {number} is no JSON object: {{\"field\": ..., ...}} is needed")
         yield number, found
+
+
+def other_separator(header: Sequence[str], form: str) -> str:
+    """A hint for a message, where the one column of ``*.csv`` or ``*.tsv`` looks like several, with something else between."""
+    if len(header) != 1 or (sign := next((sign for sign in ";\t,|" if sign in header[0]), None)) is None:
+        return ""
+    return f": are its fields apart by {sign!r}? in *.{form} they have to be by {'commas' if form == 'csv' else 'tabs'}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tasks.files import objects_of, text_of
+from bert_jax.tasks.files import objects_of, other_separator, text_of
 
 logger = logging.getLogger("bert_jax")
 
@@ -116,7 +116,8 @@ class Table:
             yield from self._objects(text, wanted)
             return
         lines = _tab_separated(text) if form.endswith(".tsv") else self._comma_separated(text)
-        begun = next(lines, (0, []))
+        if (begun := next(lines, None)) is None:
+            raise BertJaxError(f"{self.path}: no rows: it is empty")
         columns, named = self._columns(begun[1], wanted)
         width = len(begun[1])
         if not named:
@@ -152,8 +153,9 @@ class Table:
         """Numbers of the columns, texts first, and whether the first line has their names."""
         if all(name.isdigit() for name in wanted):
             columns = [int(name) for name in wanted]
-            if first and max(columns) >= len(first):
-                raise BertJaxError(f"{self.path}: no column {max(columns)}; there are 0 to {len(first) - 1}")
+            if max(columns) >= len(first):
+                hint = other_separator(first, self._form)
+                raise BertJaxError(f"{self.path}: no column {max(columns)}; there are 0 to {len(first) - 1}{hint}")
             return columns, False
         header = [name.strip() for name in first]
         for name in wanted:
@@ -164,7 +166,12 @@ class Table:
         return [header.index(name) for name in wanted], True
 
     def _no_column(self, name: str, present: Sequence[str] | dict[str, Any], where: str) -> BertJaxError:
-        return BertJaxError(f"{self.path}: no column {name!r}; {where}{', '.join(map(str, present)) or 'none'}")
+        hint = "" if isinstance(present, dict) else other_separator(present, self._form)
+        return BertJaxError(f"{self.path}: no column {name!r}; {where}{', '.join(map(str, present)) or 'none'}{hint}")
+
+    @property
+    def _form(self) -> str:
+        return self.path.removesuffix(".gz").rpartition(".")[2]
 
 
 def _tab_separated(text: str) -> Iterator[tuple[int, list[str]]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 from bert_jax.errors import BertJaxError
+from bert_jax.tasks.files import other_separator
 
 Form = Literal["tsv", "csv", "jsonl", "lines"]
 STDIN = "-"
@@ -66,7 +67,8 @@ def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = Non
     header = list(first[1]) if isinstance(first[1], dict) else [name.strip() for name in first[1]]
     if isinstance(first[1], list) and columns and all(name.isdigit() for name in columns):
         if max(map(int, columns)) >= len(header):
-            raise BertJaxError(f"{path}: no column {max(columns, key=int)}; there are 0 to {len(header) - 1}")
+            hint = other_separator(header, form)
+            raise BertJaxError(f"{path}: no column {max(columns, key=int)}; there are 0 to {len(header) - 1}{hint}")
         return Texts(_rows(first, lines, [int(name) for name in columns], path, len(header)), columns, size, counted)
     if not columns and len(header) > 1:
         raise BertJaxError(f"{path}: name the column of the text (--texts); there are {', '.join(header)}")
@@ -74,7 +76,8 @@ def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = Non
     for name in columns:
         if header.count(name) != 1:
             what = "no column" if name not in header else f"{header.count(name)} columns"
-            raise BertJaxError(f"{path}: {what} {name!r}; there are {', '.join(header)}")
+            hint = other_separator(header, form) if isinstance(first[1], list) else ""
+            raise BertJaxError(f"{path}: {what} {name!r}; there are {', '.join(header)}{hint}")
     if isinstance(first[1], dict):
         return Texts(_rows(first, lines, list(columns), path, None, lists), columns, size, counted)
     return Texts(_rows(None, lines, [header.index(name) for name in columns], path, len(header)), columns, size, counted)

@@ -5,6 +5,7 @@ it is taken per layer here; a plain ``optax.lamb`` on stacked parameters would s
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ class AdamW:
     freeze_encoder: bool = False
 
     def __post_init__(self):
-        _check_layers(self)
+        _check(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +74,12 @@ class Lamb:
     freeze_encoder: bool = False
 
     def __post_init__(self):
-        _check_layers(self)
+        _check(self)
 
 
-def _check_layers(config: AdamW | Lamb) -> None:
+def _check(config: AdamW | Lamb) -> None:
+    if not 0 < config.learning_rate < math.inf:
+        raise BertJaxError(f"optimizer.learning_rate is {config.learning_rate}: it must be above 0, and finite")
     if config.layer_decay is not None and not 0 < config.layer_decay <= 1:
         raise BertJaxError(f"optimizer.layer_decay is {config.layer_decay}: above 0, and at most 1")
     if config.unfreeze_every is not None and config.unfreeze_every < 1:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,8 +128,8 @@ def recipe(
       BertJaxError: data that cannot be read, without a label, with too few rows or but one label or value; assignments that do
         not fit.
     """
-    if not epochs > 0:
-        raise BertJaxError(f"epochs is {epochs:g}: it must be above 0")
+    if not 0 < epochs < math.inf:
+        raise BertJaxError(f"epochs is {epochs:g}: it must be above 0, and finite")
     if heldout is not None and type(heldout) is not type(data):
         raise BertJaxError(f"{heldout.path}: what is held out must be in the form of {data.path}")
     if model.tokenizer is None:
@@ -206,6 +207,8 @@ def _task(
             )
         case Columns() | Lists():
             known = data.labels()
+            if len(known) < 2:
+                raise BertJaxError(f"{data.path}: every word has the tag {known[0]!r}: there is nothing to learn")
             if new := [tag for tag in heldout.labels() if tag not in known]:
                 logger.warning("%s has tags that %s lacks: they are not learnt: %s", heldout.path, data.path, ", ".join(new))
             return Tagging(encoder((*known, *new), "tagger"), **shared)
@@ -235,6 +238,13 @@ def _split(data: Own, heldout: Own | None) -> tuple[Own, Own]:
         except BertJaxError as error:
             if not str(error).startswith((f"{data.path}: no rows in share=", f"{data.path}: no questions in articles=")):
                 raise
-            few = "articles" if field == "articles" else "rows"
+            few = "articles" if field == "articles" else _what_is_few(data)
             raise BertJaxError(f"{data.path}: too few {few} to hold some out: name another file (--heldout)") from None
     return parts[0], parts[1]
+
+
+def _what_is_few(data: Own) -> str:
+    """Rows, or different texts where some are the same: these stay together."""
+    rows = [texts[:1] if isinstance(data, Questions) else texts for texts in data.read().texts]
+    different = len(set(rows))
+    return "rows" if different == len(rows) else f"different texts ({different} in {len(rows)} rows; the same stay together)"

@@ -33,9 +33,12 @@ def test_every_format(tmp_path, end):
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("x.tsv", "a\tb\n1\t2\n", "no column 'label'; there are a, b"),
-    ("x.tsv", "", "no column 'a'; there are none"),
-    ("x.csv", "", "no column 'a'; there are none"),
+    ("x.tsv", "", "x.tsv: no rows: it is empty"),
+    ("x.csv", "\n", "x.csv: no rows: it is empty"),
     ("x.jsonl", "\n", "no rows"),
+    ("x.csv", "a;label\nx;1\n", "no column 'a'; there are a;label: are its fields apart by ';'. in .*csv they have"),
+    ("x.tsv.gz", "a,label\nx,1\n", "are its fields apart by ','. in .*tsv they have to be by tabs"),
+    ("x.csv", "other\nx\n", "no column 'a'; there are other$"),
     ("x.tsv", "a\tlabel\n", "no rows"),
     ("x.tsv", "a\tlabel\nx\n", "line 2 has 1 fields, the first line 2"),
     ("x.csv", 'a,label\n"x\ny",1\nx,y,z\n', "line 4 has 3 fields, the first line 2"),

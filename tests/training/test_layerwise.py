@@ -192,7 +192,9 @@ def test_what_is_refused():
     from tests.tiny_albert import get_config
 
     for wrong, message in (({"layer_decay": 1.5}, "above 0, and at most 1"), ({"unfreeze_every": 0}, "at least 1 update"),
-                           ({"freeze_encoder": True, "layer_decay": 0.9}, "trains no layers")):
+                           ({"freeze_encoder": True, "layer_decay": 0.9}, "trains no layers"),
+                           ({"learning_rate": 0.0}, "learning_rate is 0.0: it must be above 0, and finite"),
+                           ({"learning_rate": -1e-4}, "it must be above 0"), ({"learning_rate": float("inf")}, "and finite")):
         for kind in (AdamW, Lamb):
             with pytest.raises(BertJaxError, match=message):
                 kind(**wrong)

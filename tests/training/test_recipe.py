@@ -299,6 +299,21 @@ def test_what_is_too_few(model, tmp_path):
     )):
         with pytest.raises(BertJaxError, match="too few (articles|rows) to hold some out: name another file"):
             recipe(model, "m", data)
+    path = tmp_path / "few.csv"
+    path.write_text("text,label\n" + "".join(f"cat,{'ab'[k % 2]}\n" for k in range(40)))
+    message = "few.csv: too few different texts .1 in 40 rows; the same stay together. to hold some out: name another file"
+    with pytest.raises(BertJaxError, match=message):
+        recipe(model, "m", own_data(str(path), ["text"], "label"))
+    path.write_text("q,a,b,l\n" + "".join(f"cat,a {k},b,0\n" for k in range(40)))
+    with pytest.raises(BertJaxError, match=message):
+        recipe(model, "m", own_data(str(path), ["q", "a", "b"], "l"))
+    path = tmp_path / "one.jsonl"
+    path.write_text("".join(json.dumps({"words": [f"cat{k}"], "tags": ["O"]}) + "\n" for k in range(40)))
+    with pytest.raises(BertJaxError, match="one.jsonl: every word has the tag 'O': there is nothing to learn"):
+        recipe(model, "m", own_data(str(path), kind="tagging"))
+    for epochs in (float("inf"), float("nan"), 0.0):
+        with pytest.raises(BertJaxError, match=f"epochs is {epochs:g}: it must be above 0, and finite"):
+            recipe(model, "m", data, epochs=epochs)
     with pytest.raises(BertJaxError, match="no tokenizer beside its weights"):
         recipe(model._replace(tokenizer=None), "m", data)
 
