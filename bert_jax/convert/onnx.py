@@ -57,8 +57,10 @@ def write(
     hf.write(params, config, tokenizer, directory, origin=origin, dtype="float32")
     path = directory / FOLDER / FILE
     path.parent.mkdir()
-    console = Console(stderr=True)
-    with console.status("tracing and checking the ONNX graph") if console.is_terminal else nullcontext(), _quiet():
+    console, doing = Console(stderr=True), "tracing and checking the ONNX graph"
+    if not console.is_terminal:
+        console.print(doing)
+    with console.status(doing) if console.is_terminal else nullcontext(), _quiet():
         _trace(config, origin, directory, path)
         difference = _largest_difference(params, config, path)
     if not difference <= LARGEST_DIFFERENCE:

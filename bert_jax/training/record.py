@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from bert_jax.task import Ratio
 
 METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 15.0  # between lines where the output is no terminal
+WIDE = 120  # columns of a terminal in which a bar has room
 DRAW_SECONDS = 10.0  # between pictures of the curves; the last one is always drawn
 
 
@@ -36,14 +38,13 @@ class Record:
         self._board = _tensorboard()(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
         self._drawn, self._complete = self._started, False  # when the curves were, and whether they have every row
         self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self._console, speed_estimate_period=120, disable=not self._console.is_terminal,
-        )
+        self._progress = progress_bar(self._console)
         self._bar = self._progress.add_task("training", total=steps, completed=start, state="compiling")
-        self._first, self._last_line = start, 0.0
+        self._start, self._last_line = start, 0.0
+        self._timed: tuple[int, float] | None = None  # the first step, which compiles, and when it was done
         self._progress.start()
+        if not self._console.is_terminal and start < steps:
+            self.say(f"step {start}/{steps} compiling")
 
     @property
     def seconds(self) -> float:
@@ -54,11 +55,13 @@ class Record:
         """Updates the progress bar; without a terminal, a line every quarter of a minute."""
         self._progress.update(self._bar, completed=step, state=state)
         now = time.monotonic()
+        if self._timed is None and step > self._start:
+            self._timed = step, now
         if not self._console.is_terminal and (now - self._last_line > PLAIN_SECONDS or step == self._steps):
             self._last_line = now
-            done = max(step - self._first, 1)
-            left = (now - self._started) / done * (self._steps - step)
-            self.say(f"step {step}/{self._steps} {state} left {_clock(left)}")
+            first, since = self._timed or (step, now)
+            left = f" left {_clock((now - since) / (step - first) * (self._steps - step))}" if step > first else ""
+            self.say(f"step {step}/{self._steps} {state}{left}")
 
     def say(self, line: str) -> None:
         """One line above the progress bar."""
@@ -87,6 +90,19 @@ class Record:
     def _draw(self) -> None:
         draw(self._path, self._workdir / "curves.png")
         self._drawn, self._complete = time.monotonic(), True
+
+
+def progress_bar(console: Console) -> Progress:
+    """Steps, state and time left in one line of a terminal: where it is narrow without a bar, and with as much of the state as
+    has room."""
+    whole = Column(no_wrap=True)
+    bar = (BarColumn(),) if console.width >= WIDE else ()
+    return Progress(
+        TextColumn("{task.description}"), *bar, MofNCompleteColumn(table_column=whole.copy()),
+        TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        TimeElapsedColumn(table_column=whole.copy()), TextColumn("left"), TimeRemainingColumn(table_column=whole.copy()),
+        console=console, speed_estimate_period=120, disable=not console.is_terminal, expand=True,
+    )
 
 
 class NoRecord:

@@ -104,7 +104,8 @@ def test_the_directory_is_one_of_hugging_face(packages, tmp_path, capsys):
     )
     bert_jax.save(model, tmp_path / "half", dtype="float16", format="sentence-transformers")
     assert main(["convert", "--from", str(tmp_path / "half"), "--to", str(tmp_path / "m"), "--format", "onnx"]) == 0
-    assert "written as onnx" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "written as onnx" in out and "tracing and checking the ONNX graph" in err.splitlines()
     files = {str(path.relative_to(tmp_path / "m")) for path in (tmp_path / "m").rglob("*") if path.is_file()}
     assert {"onnx/model.onnx", "config.json", "model.safetensors", "tokenizer.json", "modules.json"} <= files
     content = (tmp_path / "m" / "onnx" / "model.onnx").read_bytes()

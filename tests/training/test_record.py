@@ -1,9 +1,11 @@
 """The record of a run: what is drawn when, and what starting it does not cost."""
 
+import io
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from bert_jax.training import record
 
@@ -42,3 +44,35 @@ def test_curves_are_drawn_now_and_then_and_in_the_end(tmp_path, monkeypatch):
     kept.write(3, "train", {"mlm_loss": 2.0})
     kept.close()
     assert drawn == [3, 4]
+
+
+STATE = "classifier acc 0.750 loss 0.685 3,369 tokens/s"
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_steps_and_time_left_are_whole_however_narrow_the_terminal_is(width):
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    progress = record.progress_bar(console)
+    bar = progress.add_task("training", total=120_000, state="compiling")
+    for step in (1, 60_000):
+        progress.update(bar, completed=step, state=STATE)
+    with console.capture() as captured:
+        console.print(progress.get_renderable())
+    line = captured.get().rstrip("\n")
+    assert "\n" not in line and len(line) <= width
+    assert "60000/120000" in line and "classifier acc 0.750 loss" in line and " left " in line and line.count(":") == 4, line
+    assert (STATE in line) == (width > 80) and ("\u2501" in line) == (width >= record.WIDE)
+
+
+def test_time_left_begins_after_the_step_that_compiles(tmp_path, monkeypatch, capfd):
+    now = [100.0]
+    monkeypatch.setattr(record.time, "monotonic", lambda: now[0])
+    kept = record.Record(tmp_path, 101, 0)
+    for step, seconds in ((1, 60.0), (2, 20.0), (3, 20.0)):
+        now[0] += seconds
+        kept.show(step, "loss 1.0")
+    kept.close()
+    assert capfd.readouterr().err.splitlines() == [
+        "step 0/101 compiling", "step 1/101 loss 1.0", "step 2/101 loss 1.0 left 0:33:00", "step 3/101 loss 1.0 left 0:32:40",
+    ]
