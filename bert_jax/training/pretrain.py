@@ -20,7 +20,8 @@ from bert_jax.parallel.cluster import Cluster
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.step import EVAL_SEED, make_eval_step
-from bert_jax.training.train import Result, evaluate, has_checkpoint, to_devices, train
+from bert_jax.training.train import Result, evaluate, to_devices, train
+from bert_jax.training.workdirs import has_checkpoint
 
 log = logging.getLogger("bert_jax")
 

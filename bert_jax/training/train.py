@@ -13,9 +13,7 @@ import functools
 import json
 import logging
 import math
-import shutil
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,11 @@ from jax.sharding import Mesh
 from bert_jax import config as configuration
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import BertJaxError
-from bert_jax.model import BEST, CHECKPOINTS, EXPERIMENT, TOKENIZER
+from bert_jax.model import CHECKPOINTS, EXPERIMENT
 from bert_jax.parallel.cluster import Cluster, local_rows
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
 from bert_jax.task import Batch, Params, Ratio, Task
-from bert_jax.training import together
+from bert_jax.training import together, workdirs
 from bert_jax.training.best import Best, check_metric
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import AdamW, Lamb, frozen, make_optimizer, schedule
@@ -40,9 +38,6 @@ from bert_jax.training.step import abstract_state, init_state, make_eval_step, m
 
 log = logging.getLogger("bert_jax")
 
-# Of the task, what may change while a run goes on: neither parameters nor data depend on it. ALBERT ended without dropout.
-CHANGEABLE = ("task.encoder.dropout", "task.encoder.attention_dropout")
-VISIBLE_SECONDS = 30.0  # until a file that one host wrote is seen by another; network file systems cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,21 +95,21 @@ def train(
         key = jax.random.wrap_key_data(key_data(seeds or settings.seed))
         return init_state(task, optimizer, abstract, key, _begin(task, settings.seed, seeds))
 
-    # All that may refuse comes before `_claim`: a refusal changes nothing, and where nothing was there leaves nothing.
+    # All that may refuse comes before the claim: a refusal changes nothing, and where nothing was there leaves nothing.
     folders = (workdir, *(runs or {}).values())
-    state, fresh = None, cluster.from_first(lambda: [_check_experiment(folder, experiment) for folder in folders][0])
+    state, fresh = None, cluster.from_first(lambda: [workdirs.check_experiment(folder, experiment) for folder in folders][0])
     if fresh:
         state = begin()
         _check_best(settings.best, task, eval_step, state.params, mesh, heldout)
     else:
-        _check_shared(workdir, cluster, CHECKPOINTS, trained)
+        workdirs.check_shared(workdir, cluster, CHECKPOINTS, workdirs.trained)
 
     checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=settings.keep)
     identity = task.identity() | ({"seeds": ", ".join(map(str, seeds))} if seeds else {})
     restored = checkpoints.restore({"params": abstract.params, "optimizer": abstract.optimizer})
     start = 0
     if restored is not None:
-        _check_identity(restored.metadata, identity, workdir)
+        workdirs.check_identity(restored.metadata, identity, workdir)
         if restored.step > settings.steps:
             raise BertJaxError(
                 f"{workdir} has been trained for {restored.step} steps, train.steps is {settings.steps}: give at least as "
@@ -133,8 +128,8 @@ def train(
         check_metric(settings.best, best.evaluation)
     elif not fresh:
         _check_best(settings.best, task, eval_step, state.params, mesh, heldout)
-    cluster.from_first(lambda: _claim(workdir, experiment, task))
-    _check_shared(workdir, cluster, EXPERIMENT, lambda folder: _experiment_of(folder) == experiment)
+    cluster.from_first(lambda: workdirs.claim(workdir, experiment, task))
+    workdirs.check_shared(workdir, cluster, EXPERIMENT, lambda folder: workdirs.experiment_of(folder) == experiment)
     record = Record(workdir, settings.steps, start) if cluster.first else NoRecord()
     if not len(heldout):
         log.warning("the data has no held-out documents: this run is not evaluated")
@@ -259,7 +254,7 @@ def _leave(
     rows: list[dict[str, Any]],
 ) -> None:
     """Makes ``workdir`` that of a finished run: its experiment, record and last checkpoint."""
-    _claim(workdir, experiment, task)
+    workdirs.claim(workdir, experiment, task)
     (workdir / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw(workdir / METRICS, workdir / "curves.png")
     with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=1)) as checkpoints:
@@ -325,74 +320,3 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
         return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, of_device)
 
     return {name: place(rows) for name, rows in batch.items()}
-
-
-def trained(workdir: Path) -> bool:
-    """Whether a run has come so far that it left something: a whole checkpoint, its best parameters, or records of steps."""
-    return has_checkpoint(workdir / CHECKPOINTS) or has_checkpoint(workdir / BEST) or bool(read(workdir / METRICS))
-
-
-def has_checkpoint(directory: Path) -> bool:
-    """Whether one of the checkpoints below ``directory`` is whole."""
-    with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        return bool(checkpoints.steps())
-
-
-def _experiment_of(workdir: Path) -> Experiment | None:
-    """What the work directory says it holds; None where it says nothing."""
-    path = workdir / EXPERIMENT
-    return configuration.load(Experiment, path) if path.exists() else None
-
-
-def _changes(workdir: Path, experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Fields in which ``experiment`` differs from the one that the work directory holds, and how."""
-    before = _experiment_of(workdir)
-    if before is not None:
-        for field, old, new in configuration.differences(configuration.to_json(before), configuration.to_json(experiment)):
-            yield field, f"{field} was {old}, is now {new}"
-
-
-def _check_experiment(workdir: Path, experiment: Experiment) -> bool:
-    """Whether nothing was trained there; BertJaxError if another model or task was. What has only been claimed may be claimed
-    by another."""
-    if not trained(workdir):
-        return True
-    for field, change in _changes(workdir, experiment):
-        if field.startswith("task") and field not in CHANGEABLE:
-            raise BertJaxError(f"{workdir} holds another experiment: {change}; choose another --workdir")
-    return False
-
-
-def _claim(workdir: Path, experiment: Experiment, task: Task) -> None:
-    """Writes assets and experiment.json, and says what has changed since an earlier start."""
-    changes = [change for _, change in _changes(workdir, experiment)]
-    if trained(workdir):
-        for change in changes:
-            log.warning("continuing with a changed setting: %s", change)
-    else:
-        if changes:
-            log.warning("the run that was begun in %s trained nothing, this one takes its place: %s", workdir, changes[0])
-        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
-    workdir.mkdir(parents=True, exist_ok=True)
-    task.save_assets(workdir)
-    configuration.save(experiment, workdir / EXPERIMENT)
-
-
-def _check_shared(workdir: Path, cluster: Cluster, name: str, seen: Callable[[Path], bool]) -> None:
-    """What process 0 has under ``name`` must be there for all: every process writes and reads its part of a checkpoint."""
-    deadline = time.monotonic() + VISIBLE_SECONDS
-    while not cluster.first and not seen(workdir):
-        if time.monotonic() > deadline:
-            raise BertJaxError(f"process 0 has {workdir / name}, which is not here: --workdir must be shared by all hosts")
-        time.sleep(0.5)
-
-
-def _check_identity(saved: Mapping[str, Any], now: Mapping[str, str], workdir: Path) -> None:
-    """Compares the identity in the metadata of a checkpoint with that of this run."""
-    where = f" (it lay at {saved['source']})" if saved.get("source") else ""
-    for name, value in now.items():
-        if (before := saved["identity"].get(name)) != value:
-            raise BertJaxError(
-                f"{workdir} was trained with {name} {before}, this run has {name} {value}: use the same one{where}, or "
-                "another --workdir"
-            )

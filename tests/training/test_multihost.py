@@ -85,14 +85,14 @@ REFUSALS = {
                    "another experiment than process 0 on .*: train.batch_size is 16 there, 32 here"),
     "code": (1, "import bert_jax.parallel.cluster as c; c.code_hash = lambda: 'abc'",
              "another software than process 0 on .*: hash of bert_jax's code is [0-9a-f]{16} there, abc here"),
-    "first": (0, "from bert_jax.errors import BertJaxError; from bert_jax.training import train\n"
-              "def refuse(*_): raise BertJaxError('the disk is gone')\ntrain._claim = refuse", "the disk is gone"),
+    "first": (0, "from bert_jax.errors import BertJaxError; from bert_jax.training import workdirs\n"
+              "def refuse(*_): raise BertJaxError('the disk is gone')\nworkdirs.claim = refuse", "the disk is gone"),
     "data": (1, "from bert_jax.objectives.pretraining import PretrainingTask as P; i = P.identity\n"
              "P.identity = lambda s: i(s) | {'data': 'abc'}", "another data than process 0 on .*: data is .* there, abc here"),
     "devices": (1, "import os; os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'",
                 "another machine than process 0 on .*: number of devices is 1 there, 2 here"),
-    "workdir": (1, "from bert_jax.training import train; c = train._check_shared; train.VISIBLE_SECONDS = 1\n"
-                "train._check_shared = lambda w, *a: c(w / 'elsewhere', *a)", "--workdir must be shared by all hosts"),
+    "workdir": (1, "from bert_jax.training import workdirs; c = workdirs.check_shared; workdirs.VISIBLE_SECONDS = 1\n"
+                "workdirs.check_shared = lambda w, *a: c(w / 'elsewhere', *a)", "--workdir must be shared by all hosts"),
 }
 
 

@@ -19,8 +19,10 @@ from bert_jax.data.prepare import prepare
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.objectives import Capitalisation
+from bert_jax.parallel.cluster import Cluster
 from bert_jax.tokenizers.wordpiece import WordPieceTokenizer
 from bert_jax.training import train as train_module
+from bert_jax.training import workdirs
 from bert_jax.training.pretrain import evaluate_checkpoint, pretrain
 from bert_jax.training.record import read
 
@@ -204,6 +206,15 @@ def test_what_was_claimed_and_never_trained_is_free(run_tiny, tmp_path, other_st
     shutil.move(tmp_path / "apart", workdir / "best")
     with pytest.raises(BertJaxError, match="holds another experiment"):
         run_tiny(workdir, "task.encoder.layers=1")
+
+
+def test_every_host_must_see_what_the_first_one_sees(finished, tmp_path, monkeypatch):
+    """Before a run goes on: else another host would make a work directory of its own and fail to read a checkpoint in it."""
+    monkeypatch.setattr(workdirs, "VISIBLE_SECONDS", 0)
+    other = Cluster(index=1, count=2)
+    workdirs.check_shared(finished[0], other, "checkpoints", workdirs.trained)
+    with pytest.raises(BertJaxError, match="process 0 has .*elsewhere/checkpoints, which is not here: --workdir must"):
+        workdirs.check_shared(tmp_path / "elsewhere", other, "checkpoints", workdirs.trained)
 
 
 @pytest.mark.parametrize(("init", "told"), [

@@ -1,0 +1,95 @@
+"""The work directory of a run: whose it is, what lies there, and whether all hosts see it."""
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bert_jax import config as configuration
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.errors import BertJaxError
+from bert_jax.model import BEST, CHECKPOINTS, EXPERIMENT, TOKENIZER
+from bert_jax.parallel.cluster import Cluster
+from bert_jax.task import Task
+from bert_jax.training.experiment import Experiment
+from bert_jax.training.record import METRICS, read
+
+log = logging.getLogger("bert_jax")
+
+# Of the task, what may change while a run goes on: neither parameters nor data depend on it. ALBERT ended without dropout.
+CHANGEABLE = ("task.encoder.dropout", "task.encoder.attention_dropout")
+VISIBLE_SECONDS = 30.0  # until a file that one host wrote is seen by another; network file systems cache
+
+
+def trained(workdir: Path) -> bool:
+    """Whether a run has come so far that it left something: a whole checkpoint, its best parameters, or records of steps."""
+    return has_checkpoint(workdir / CHECKPOINTS) or has_checkpoint(workdir / BEST) or bool(read(workdir / METRICS))
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether one of the checkpoints below ``directory`` is whole."""
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        return bool(checkpoints.steps())
+
+
+def experiment_of(workdir: Path) -> Experiment | None:
+    """What the work directory says it holds; None where it says nothing."""
+    path = workdir / EXPERIMENT
+    return configuration.load(Experiment, path) if path.exists() else None
+
+
+def _changes(workdir: Path, experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Fields in which ``experiment`` differs from the one that the work directory holds, and how."""
+    before = experiment_of(workdir)
+    if before is not None:
+        for field, old, new in configuration.differences(configuration.to_json(before), configuration.to_json(experiment)):
+            yield field, f"{field} was {old}, is now {new}"
+
+
+def check_experiment(workdir: Path, experiment: Experiment) -> bool:
+    """Whether nothing was trained there; BertJaxError if another model or task was. What has only been claimed may be claimed
+    by another."""
+    if not trained(workdir):
+        return True
+    for field, change in _changes(workdir, experiment):
+        if field.startswith("task") and field not in CHANGEABLE:
+            raise BertJaxError(f"{workdir} holds another experiment: {change}; choose another --workdir")
+    return False
+
+
+def claim(workdir: Path, experiment: Experiment, task: Task) -> None:
+    """Writes assets and experiment.json, and says what has changed since an earlier start."""
+    changes = [change for _, change in _changes(workdir, experiment)]
+    if trained(workdir):
+        for change in changes:
+            log.warning("continuing with a changed setting: %s", change)
+    else:
+        if changes:
+            log.warning("the run that was begun in %s trained nothing, this one takes its place: %s", workdir, changes[0])
+        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    task.save_assets(workdir)
+    configuration.save(experiment, workdir / EXPERIMENT)
+
+
+def check_shared(workdir: Path, cluster: Cluster, name: str, seen: Callable[[Path], bool]) -> None:
+    """What process 0 has under ``name`` must be there for all: every process writes and reads its part of a checkpoint."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not cluster.first and not seen(workdir):
+        if time.monotonic() > deadline:
+            raise BertJaxError(f"process 0 has {workdir / name}, which is not here: --workdir must be shared by all hosts")
+        time.sleep(0.5)
+
+
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, str], workdir: Path) -> None:
+    """Compares the identity in the metadata of a checkpoint with that of this run."""
+    where = f" (it lay at {saved['source']})" if saved.get("source") else ""
+    for name, value in now.items():
+        if (before := saved["identity"].get(name)) != value:
+            raise BertJaxError(
+                f"{workdir} was trained with {name} {before}, this run has {name} {value}: use the same one{where}, or "
+                "another --workdir"
+            )
