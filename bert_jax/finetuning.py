@@ -24,14 +24,16 @@ from rich.console import Console
 
 from bert_jax import config as configuration
 from bert_jax.convert import hf
-from bert_jax.convert.settings import CONFIG
+from bert_jax.convert.reading import Origin
+from bert_jax.convert.settings import CONFIG, family_of
 from bert_jax.convert.tensors import read_json
 from bert_jax.errors import BertJaxError
-from bert_jax.model import EXPERIMENT, Model, load, save
+from bert_jax.model import EXPERIMENT, EXPORTED, PLAN, Model, load, save
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.predicting import EXPORTED, PLAN, Answering
+from bert_jax.predicting import Answering
 from bert_jax.reporting import card, judged, page, plots, table
+from bert_jax.reporting.table import SCORES
 from bert_jax.tasks import TASKS, Classification, Regression, Tagging
 from bert_jax.tasks.base import Finetuning, FinetuningTask
 from bert_jax.tasks.columns import entities
@@ -71,6 +73,7 @@ def fit(
     Raises:
       BertJaxError: no fine-tuning, no such checkpoint, or see :func:`check_assignments`.
     """
+    _check_kind(experiment)
     if not isinstance(experiment.task, Finetuning):
         raise BertJaxError(f"the task is {type(experiment.task).__name__}: finetune runs {_kinds()}; pretrain runs the others")
     check_assignments(assignments, checkpoint)
@@ -80,6 +83,15 @@ def fit(
     # All together, and only then checked: what is set must fit the checkpoint, and need not fit the configuration's sizes.
     sizes = [f"task.encoder.{name}={json.dumps(configuration.to_json(getattr(model.config, name)))}" for name in _SIZES]
     return configuration.override(experiment, [*assignments, *init, *sizes]), model
+
+
+def _check_kind(experiment: Any, others: Sequence[str] = ()) -> None:
+    if others or not isinstance(experiment, Experiment):
+        wrong = f"no {', '.join(others)}" if others else f"an experiment, not {experiment!r}"
+        raise BertJaxError(
+            f"finetune takes {wrong}: bert_jax.training.recipe.recipe makes an experiment of a model and own_data(FILE, ...), "
+            "bert_jax.training.pretrain.load_config of a configuration file"
+        )
 
 
 def check_assignments(assignments: Sequence[str], checkpoint: str | None) -> None:
@@ -100,20 +112,22 @@ def _kinds() -> str:
 
 def finetune(
     experiment: Experiment, workdir: Path | str, *, seeds: int = 5, at_once: int = 1, model: Model | None = None,
-    export: Export = "first", command: Sequence[str] = (),
+    export: Export = "first", command: Sequence[str] = (), **others: Any,
 ) -> Finetuned:
-    """Fine-tunes ``experiment`` with as many seeds, from ``train.seed`` on, or goes on with what is in ``workdir``.
+    """Fine-tunes ``experiment`` with as many seeds, from ``train.seed`` on, or goes on with what is in ``workdir``. Seeds that
+    are finished there count too, be ``seeds`` fewer.
 
     Args:
       at_once: seeds that train as one program (:mod:`bert_jax.training.together`), which takes as many times the memory, and on
         a large device with a small model little more time than one.
       model: of an experiment that :func:`fit` made, what it gave with it; None: it is fitted here.
       export: whose model is written: that of the first seed, or of the best by the held-out data, which flatters it.
-      command: the words of what was called, for the report.
+      command: the words of what was called, for the report. others: refused, with what to give instead.
 
     Raises:
       BertJaxError: see :func:`bert_jax.training.train.train`; ``workdir`` holds something else, or was begun with other data.
     """
+    _check_kind(experiment, sorted(others))
     workdir, console = Path(workdir), Console(stderr=True)
     for name, value in (("seeds", seeds), ("at_once", at_once)):
         if value < 1:
@@ -124,28 +138,31 @@ def finetune(
     task = finetuning_task(experiment.task, model)
     plan = {"experiment": configuration.to_json(experiment), "identity": task.identity()}
     _check(workdir, plan)
+    console.print("tokenising the data")
     _ = task.training, task.evaluation  # what is wrong with the data is said before anything is written
     answering = Answering(task.predictor, experiment.train.eval_batch_size or experiment.train.batch_size)
-    begun = not workdir.exists()
+    new = [path for path in (workdir / PLAN, workdir) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / PLAN).write_text(json.dumps(plan, indent=2) + "\n", "utf-8")
-    results: dict[int, dict[str, Any]] = {}
+    results = _finished(workdir)
+    if others_there := sorted(results.keys() - set(numbers)):
+        console.print(f"with seeds {', '.join(map(str, others_there))}, which are finished here", highlight=False)
+    _warn_of_form(task.config.encoder, model.origin, workdir / EXPORTED)
     kept: dict[int, api.Params] = {}  # of the one seed that may be exported
     primary = primary_score(experiment)
     for group in _groups(numbers, at_once, workdir):
         console.print(f"seeds {', '.join(map(str, group))} together", highlight=False)
-        with _leaving_no_refusal(workdir, begun):
+        with _leaving_no_refusal(workdir, new):
             finished = _together(task, experiment, group, workdir)
         if not finished:
             return Finetuned(False, None, workdir)
     for seed in numbers:
         folder = workdir / f"seed-{seed}"
-        if (folder / RESULT).is_file():
-            results[seed] = read_json(folder / RESULT)
+        if seed in results:
             continue
         if seeds > 1:
             console.print(f"seed {seed}, {seed - numbers[0] + 1} of {seeds}", highlight=False)
-        with _leaving_no_refusal(workdir, begun):
+        with _leaving_no_refusal(workdir, new):
             params, results[seed] = _run(task, _with_seed(experiment, seed), folder)
         if params is None:
             return Finetuned(False, None, workdir)
@@ -153,12 +170,19 @@ def finetune(
         _write_json(folder / RESULT, results[seed])
         if seed == numbers[0] or (export == "best" and _better(results, primary) == seed):
             kept = {seed: params}
-    scores = table.gather({seed: result["scores"] for seed, result in results.items()})
+    results = dict(sorted(results.items()))
+    labels = task.config.encoder.labels if isinstance(task.config, Classification) else ()
+    scores = table.gather({seed: result["scores"] for seed, result in results.items()}, labels)
     chosen = _better(results, primary) if export == "best" else numbers[0]
     if chosen not in kept:
         kept = {chosen: _run(task, _with_seed(experiment, chosen), workdir / f"seed-{chosen}")[0]}
         if kept[chosen] is None:
             return Finetuned(False, None, workdir)
+    before = read_json(workdir / SCORES).get("exported_seed") if (workdir / SCORES).is_file() else chosen
+    if before != chosen:
+        console.print(f"{workdir / EXPORTED} was that of seed {before}, now of seed {chosen}", highlight=False, markup=False,
+                      soft_wrap=True)
+    console.print("writing the report")
     _report(task, experiment, scores, results, chosen, export, model, kept[chosen], answering, workdir, command)
     return Finetuned(True, scores, workdir)
 
@@ -199,18 +223,47 @@ def _check(workdir: Path, plan: dict[str, Any]) -> None:
         raise BertJaxError(f"{workdir} exists and is no work directory of finetune: choose another --workdir")
 
 
+def _finished(workdir: Path) -> dict[int, dict[str, Any]]:
+    """The results of the seeds that are finished."""
+    folders = {path.parent.name.removeprefix("seed-"): path for path in workdir.glob(f"seed-*/{RESULT}")}
+    return {int(seed): read_json(path) for seed, path in folders.items() if seed.isdecimal()}
+
+
+_OWN_FORM = "%s: in the form of bert_jax, not for transformers: %s"
+
+
+def _warn_of_form(encoder: EncoderConfig, origin: Origin | None, folder: Path) -> None:
+    """Says before training that ``folder`` will not be for transformers."""
+    plain: list[EncoderConfig] = []
+
+    def shapes() -> api.Params:
+        params, config = api.plain(api.init(encoder, jax.random.key(0)), encoder)
+        plain.extend([config, dataclasses.replace(config, position_offset=0)])  # either may be written
+        return params
+
+    try:
+        jax.eval_shape(shapes)
+        try:
+            family_of(plain[0], origin)
+        except BertJaxError:
+            family_of(plain[1], origin)
+    except BertJaxError as error:
+        logger.warning(_OWN_FORM, folder, error)
+
+
 def _with_seed(experiment: Experiment, seed: int) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, seed=seed))
 
 
 @contextlib.contextmanager
-def _leaving_no_refusal(workdir: Path, begun: bool) -> Iterator[None]:
-    """What is refused before it has trained leaves no ``workdir`` that has ``begun`` with it."""
+def _leaving_no_refusal(workdir: Path, new: Sequence[Path]) -> Iterator[None]:
+    """What is refused before it has trained takes away what is ``new``: the plan, and ``workdir`` where it was absent."""
     try:
         yield
     except BertJaxError:
-        if begun and [path.name for path in workdir.iterdir()] == [PLAN]:
-            shutil.rmtree(workdir)
+        if new and [path.name for path in workdir.iterdir()] == [PLAN]:
+            for path in new:
+                path.rmdir() if path == workdir else path.unlink()
         raise
 
 
@@ -232,7 +285,7 @@ def _together(task: FinetuningTask, experiment: Experiment, seeds: Sequence[int]
     for folder in folders.values():
         if not (workdir / folder.name).exists():  # else this had been interrupted
             folder.rename(workdir / folder.name)
-    shutil.rmtree(joint / "checkpoints")
+    shutil.rmtree(joint)
     return True
 
 
@@ -321,7 +374,7 @@ def _export(model: Model, task: FinetuningTask, folder: Path, describe: Callable
         try:
             hf.write(model.params, model.config, model.tokenizer, partial, origin=model.origin, dtype="float32")
         except BertJaxError as error:
-            logger.warning("%s is written in the form of bert_jax, not for transformers: %s", folder, error)
+            logger.warning(_OWN_FORM, folder, error)
             save(model, partial, format="bert_jax")
         else:
             if isinstance(task.config, Classification | Regression):  # what pipelines decide by, else by the number of labels

@@ -3,6 +3,7 @@
 import ast
 import csv
 import dataclasses
+import html
 import html.parser
 import json
 import os
@@ -239,6 +240,15 @@ def test_code_for_pairs_and_for_our_own_form_runs(kind, transformers, run, tmp_p
     assert run_snippet(f"```python\n{card._use(task, 2, transformers)}\n```", model, changes, capsys)
 
 
+def test_table_report_and_card_say_of_which_label_f1_is(run):
+    note, folder = "f1 is that of the label 'blue'.", run("Classification")
+    for name in ("scores.md", "README.md", "model/README.md"):
+        assert f"|\n\n{note}\n" in (folder / name).read_text()
+    assert f"<p>{html.escape(note)}</p>" in (folder / "report.html").read_text()
+    for kind in ("Tagging", "QuestionAnswering"):
+        assert "f1" in (run(kind) / "scores.md").read_text() and "f1 is that" not in (run(kind) / "report.html").read_text()
+
+
 def texts() -> list[str]:
     return [row[0] for row in sentences(13, 1)]
 
@@ -296,8 +306,7 @@ def test_seeds_at_once_come_to_the_same_table(run, tiny_checkpoint, tmp_path):
     found, expected = (json.loads((one / "scores.json").read_text())["scores"] for one in (folder, run("Classification")))
     for name, row in expected.items():
         assert found[name]["seeds"] == pytest.approx(row["seeds"], abs=1e-3), name
-    assert {path.name for path in folder.iterdir()} == {path.name for path in run("Classification").iterdir()} | {"seeds-0-1"}
-    assert not (folder / "seeds-0-1/checkpoints").exists()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in run("Classification").iterdir()}
     assert cli.main([*arguments, "--seeds", "3", "--at-once", "2"]) == 0  # one more: alone
     assert sorted(json.loads((folder / "scores.json").read_text())["scores"]["accuracy"]["seeds"]) == ["0", "1", "2"]
     assert bert_jax.load(folder / "seed-1").config.labels == ("red", "blue")
@@ -311,6 +320,41 @@ def test_seeds_at_once_that_are_refused_leave_nothing(run, tiny_checkpoint, tmp_
     assert "end together" in capfd.readouterr().err and not folder.exists()
     assert cli.main([*arguments, "--at-once", "0"]) == 1
     assert "at_once is 0" in capfd.readouterr().err and not folder.exists()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_wrong_score_is_refused_before_training_and_the_folder_stays_free(before, tiny_checkpoint, tmp_path, capfd):
+    config, folder = make("Classification", tmp_path), tmp_path / "run"
+    arguments = ["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--workdir", str(folder), "--seeds", "1"]
+    if before:
+        folder.mkdir()
+    assert cli.main([*arguments, "--set", "train.best=acc"]) == 1
+    err = capfd.readouterr().err
+    assert "train.best is 'acc'; an evaluation of this task has accuracy," in err and "step 1" not in err
+    assert list(folder.iterdir()) == [] if before else not folder.exists()
+    assert cli.main([*arguments, "--set", "train.best=accuracy"]) == 0
+
+
+def test_the_work_directory_is_read_everywhere(run, tmp_path, capfd):
+    """As its ``model`` is, by every verb that takes a checkpoint."""
+    folder = run("Classification")
+    found, wanted = bert_jax.load(folder), bert_jax.load(folder / "model")
+    assert found.config == wanted.config and jax.tree.all(jax.tree.map(np.array_equal, found.params, wanted.params))
+    capfd.readouterr()
+    assert cli.main(["inspect", str(folder)]) == 0 and f"Hugging Face directory {folder / 'model'}" in capfd.readouterr().out
+    for words in (["export", str(folder), str(tmp_path / "out")],
+                  ["convert", "--from", str(folder), "--to", str(tmp_path / "own"), "--format", "bert_jax"]):
+        assert cli.main(words) == 0
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (folder / "model/model.safetensors").read_bytes()
+    experiment, model = fit(load_config(folder.parent / "Classification.py"), str(folder))
+    begun = finetuning_task(experiment.task, model).start(jax.random.key(5))
+    assert np.array_equal(begun["classifier"]["dense"]["kernel"], wanted.params["classifier"]["dense"]["kernel"])
+    with pytest.raises(BertJaxError, match=f"name one, as in {folder}/seed-0@6"):
+        bert_jax.load(f"{folder}@6")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/finetune.json").write_bytes((folder / "finetune.json").read_bytes())
+    with pytest.raises(BertJaxError, match="begun: its fine-tuning is not finished: the same bert-jax finetune continues it"):
+        bert_jax.inspect(tmp_path / "begun")
 
 
 def test_a_choice_model_loads(run):
@@ -417,11 +461,43 @@ def test_a_second_stage_of_a_regression_begins_with_the_values_of_the_first(firs
     assert rmse == pytest.approx(np.sqrt(np.mean(np.square(np.subtract(wanted, labels)))), abs=1e-3)
 
 
-def test_what_transformers_does_not_have_is_written_in_our_form(run, tiny_checkpoint, tmp_path, caplog):
+def test_fewer_seeds_lose_none_and_what_is_replaced_is_said(tiny_checkpoint, tmp_path, capfd):
+    folder = tmp_path / "run"
+    arguments = ["finetune", "--config", make("Regression", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
+                 str(folder)]
+    assert cli.main([*arguments, "--seeds", "3", "--export", "best"]) == 0
+    scores = json.loads((folder / "scores.json").read_text())
+    best, table = scores["exported_seed"], scores["scores"]
+    names = {"scores.md", "scores.tsv", "model/model.safetensors"}
+    before = {name: (folder / name).read_bytes() for name in names}
+    capfd.readouterr()
+    assert cli.main([*arguments, "--seeds", "1", "--export", "best"]) == 0
+    err = capfd.readouterr().err
+    assert "with seeds 1, 2, which are finished here" in err and "was that of seed" not in err
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["scores"] == table and scores["exported_seed"] == best
+    result = folder / "seed-2" / "result.json"  # now the best
+    found = json.loads(result.read_text())
+    found["scores"]["rmse"] = 0.0
+    result.write_text(json.dumps(found))
+    assert cli.main([*arguments, "--seeds", "1", "--export", "best"]) == 0
+    capfd.readouterr()
+    assert cli.main([*arguments, "--seeds", "1"]) == 0
+    assert f"{folder / 'model'} was that of seed 2, now of seed 0" in capfd.readouterr().err
+    assert json.loads((folder / "scores.json").read_text())["exported_seed"] == 0
+
+
+def test_what_transformers_does_not_have_is_written_in_our_form(run, tiny_checkpoint, tmp_path, caplog, monkeypatch):
+    def train_once(*words, **options):
+        assert "model: in the form of bert_jax, not for transformers: heads that read" in caplog.text, "said first"
+        return train_module.train(*words, **options)
+
+    monkeypatch.setattr(finetuning, "train", train_once)
     config = str(run("Classification").parent / "Classification.py")
     assert cli.main(["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--workdir",
                      str(tmp_path / "mix"), "--set", "task.encoder.read_layers=[1,2]"]) == 0
-    assert "is written in the form of bert_jax, not for transformers" in caplog.text
+    assert caplog.text.count("in the form of bert_jax") == 1
     assert (tmp_path / "mix" / "model" / "model.json").is_file()
     assert 'library_name: "bert_jax"' in (tmp_path / "mix" / "model" / "README.md").read_text()
     answers = list(bert_jax.predict(tmp_path / "mix", texts()))
@@ -440,6 +516,15 @@ def test_a_configuration_need_not_repeat_the_encoder(run, tiny_checkpoint, tmp_p
         fit(experiment, str(tiny_checkpoint), ["task.encoder.layers=3"])
     with pytest.raises(BertJaxError, match="the task is Pretraining: finetune runs Classification"):
         fit(load_config(pathlib.Path(__file__).parent / "tiny_bert.py"))
+
+
+def test_what_python_gives_instead_of_an_experiment_is_said(tmp_path):
+    wanted = r"recipe.recipe makes an experiment of a model and own_data\(FILE, ...\), bert_jax.training.pretrain.load_config"
+    with pytest.raises(BertJaxError, match=f"takes an experiment, not 'tiny': .*{wanted}"):
+        bert_jax.finetune("tiny", tmp_path / "run")
+    with pytest.raises(BertJaxError, match=f"takes no data, label: .*{wanted}"):
+        bert_jax.finetune("tiny", tmp_path / "run", data="reviews.csv", label="stars")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_set_must_fit_the_checkpoint_and_not_the_configuration(run, tiny_checkpoint):
@@ -490,7 +575,10 @@ def test_this_csv_in_one_command(label, kind, tiny_checkpoint, tmp_path, capfd):
     words = ["finetune", "--checkpoint", str(tiny_checkpoint), "--data", str(data), "--texts", "review", "--label", label,
              "--workdir", str(tmp_path / "run"), "--epochs", "2", "--set", "train.batch_size=16"]
     assert cli.main(words) == 0
-    out, _ = capfd.readouterr()
+    out, err = capfd.readouterr()
+    lines = [" ".join(word for word in line.split() if "/" not in word) for line in err.splitlines()]
+    order = [lines.index(line) for line in ("tokenising the data", "step compiling", "writing the report")]
+    assert order == sorted(order) and order[-1] == len(lines) - 1, err
     last = record.read(tmp_path / "run" / "seed-0" / "metrics.jsonl")[-2]
     assert last["kind"] == "train" and last["epoch"] == pytest.approx(2, abs=0.2)
     assert ("accuracy" if label == "stars" else "pearson") in out
@@ -547,7 +635,8 @@ def test_what_is_refused(tiny_checkpoint, tmp_path, capfd):
         words = [str(word) for name, value in options.items() if value is not None for word in (f"--{name}", value)]
         before = sorted(tmp_path.rglob("*"))
         assert cli.main(["finetune", *words]) == 1
-        lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("bert-jax: WARNING")]
+        begun = ("bert-jax: WARNING", "classification of 2 labels", "tokenising the data")  # what is said on the way
+        lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(begun)]
         assert len(lines) == 1 and lines[0].startswith("bert-jax: error: "), lines
         assert all(str(part) in lines[0] for part in parts), lines[0]
         assert sorted(tmp_path.rglob("*")) == before

@@ -26,6 +26,7 @@ def write(
     sections = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p>",
         _table(head, body, "numbers"),
+        *([f"<p>{html.escape(scores.note)}</p>"] if scores.note else []),
         *(f"<figure><img alt={_quoted(what)} src='data:image/png;base64,{_base64(picture)}'>"
           f"<figcaption>{html.escape(what)}</figcaption></figure>" for what, picture in pictures),
     ]

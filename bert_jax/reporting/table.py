@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from rich.table import Table as Lines
 
 from bert_jax.errors import BertJaxError
 
+SCORES = "scores.json"
 LOWER = ("loss", "rmse")  # the smaller, the better
 
 
@@ -27,9 +28,10 @@ class Row(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What runs that differ only in their seeds came to: a row for each score."""
+    """What runs that differ only in their seeds came to: a row for each score. note: what the names do not say."""
 
     rows: list[Row]
+    note: str = ""
 
     def __getitem__(self, name: str) -> Row:  # of a tuple, but nobody wants its first field by number
         return next(row for row in self.rows if row.name == name)
@@ -39,9 +41,9 @@ class Scores(NamedTuple):
         return list(self.rows[0].seeds)
 
 
-def gather(evaluations: Mapping[int, Mapping[str, float]]) -> Scores:
+def gather(evaluations: Mapping[int, Mapping[str, float]], labels: Sequence[str] = ()) -> Scores:
     """The table of the evaluations of each seed. Losses and accuracies of single terms, which the loop records, are left out
-    where they only say ``loss`` and a score again.
+    where they only say ``loss`` and a score again. ``labels``: of classes; where there are two, F1 is that of the second.
 
     Raises:
       BertJaxError: seeds that were not measured alike, as by another version.
@@ -62,7 +64,7 @@ def gather(evaluations: Mapping[int, Mapping[str, float]]) -> Scores:
         deviation = statistics.stdev(every) if len(every) > 1 and all(map(math.isfinite, every)) else None
         best = None if name.endswith("_threshold") else (min if name in LOWER else max)(every)
         rows.append(Row(name, statistics.fmean(every), deviation, best, values))
-    return Scores(rows)
+    return Scores(rows, f"f1 is that of the label {labels[1]!r}." if len(labels) == 2 and "f1" in names else "")
 
 
 def of_seed(seed: int) -> str:
@@ -82,14 +84,15 @@ def _number(value: float | None) -> str:
 
 
 def markdown(scores: Scores) -> str:
-    """A table of GitHub's Markdown."""
+    """A table of GitHub's Markdown, and the note under it."""
     head, body = cells(scores)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    note = f"\n{scores.note}\n" if scores.note else ""
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + note
 
 
 def show(scores: Scores, console: Console) -> None:
-    """Prints it."""
+    """Prints it, and the note under it."""
     head, body = cells(scores)
     lines = Lines(*head)
     for column in lines.columns[1:]:
@@ -97,6 +100,8 @@ def show(scores: Scores, console: Console) -> None:
     for row in body:
         lines.add_row(*row)
     console.print(lines)
+    if scores.note:
+        console.print(scores.note, markup=False, highlight=False, soft_wrap=True)
 
 
 def write(scores: Scores, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -104,7 +109,7 @@ def write(scores: Scores, folder: Path, facts: Mapping[str, Any]) -> None:
     content = dict(facts) | {"scores": {
         row.name: {"mean": row.mean, "deviation": row.deviation, "best": row.best, "seeds": row.seeds} for row in scores.rows
     }}
-    (folder / "scores.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    (folder / SCORES).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     (folder / "scores.md").write_text(markdown(scores), "utf-8")
     lines = [["score", "mean", "deviation", "best", *map(of_seed, scores.seeds)]]
     lines += [[row.name, *("" if value is None else repr(value) for value in (row.mean, row.deviation, row.best,

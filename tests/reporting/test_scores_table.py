@@ -36,6 +36,13 @@ def test_mean_deviation_best(tmp_path):
     assert "0.2828" in terminal.getvalue() and "seed 3" in terminal.getvalue()
 
 
+def test_the_note_says_of_which_label_f1_is():
+    found, terminal = {0: {"accuracy": 1.0, "f1": 0.5}}, io.StringIO()
+    table.show(table.gather(found, ("no", "[b]yes")), Console(file=terminal, width=20))
+    assert terminal.getvalue().endswith("f1 is that of the label '[b]yes'.\n")
+    assert not table.gather(found, ("no", "yes", "both")).note and not table.gather({0: {"accuracy": 1.0}}, ("no", "yes")).note
+
+
 def test_seeds_that_were_measured_otherwise_are_refused():
     with pytest.raises(BertJaxError, match=r"seed 3 was measured otherwise than seed 0 \(f1\): remove result.json"):
         table.gather({0: {"accuracy": 1.0}, 3: {"accuracy": 1.0, "f1": 0.5}})
