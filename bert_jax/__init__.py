@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 from bert_jax.errors import BertJaxError
 
 if TYPE_CHECKING:
-    from bert_jax.embedding.texts import embed
     from bert_jax.finetuning import finetune
     from bert_jax.inspection import inspect
     from bert_jax.model import Model, load, save
     from bert_jax.predicting import predict
+    from bert_jax.vectors import embed
 
 __version__ = "0.1.0"
 __all__ = ["BertJaxError", "Model", "embed", "finetune", "inspect", "load", "predict", "save"]
 
 
 _HOMES = {"Model": "model", "load": "model", "save": "model", "inspect": "inspection", "finetune": "finetuning",
-          "predict": "predicting", "embed": "embedding.texts"}
+          "predict": "predicting", "embed": "vectors"}
 
 
 def __getattr__(name: str):

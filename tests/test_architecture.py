@@ -79,6 +79,7 @@ ALLOWED = {
         "bert_jax.errors", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings",
         "bert_jax.convert", "bert_jax.checkpoint",
     ),
+    "bert_jax.vectors": ("bert_jax.errors", "bert_jax.embedding", "bert_jax.model"),
     "bert_jax.inspection": (
         "bert_jax.errors",
         "bert_jax.model", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings", "bert_jax.convert",
