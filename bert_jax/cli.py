@@ -284,21 +284,23 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     from bert_jax import config
     from bert_jax.planning.chips import target
-    from bert_jax.planning.plan import describe, fit, plan
+    from bert_jax.planning.plan import HEADER, describe, fit, plan, row
     from bert_jax.training.pretrain import load_config
 
     experiment = config.override(load_config(arguments.config), arguments.assignments)
     devices = target(arguments.topology)
     with Console(stderr=True).status("compiling") as status:
         if arguments.fit:
-            found = fit(experiment, devices, report=lambda line: status.update(f"compiling: {line}"))
+            status.console.print(HEADER, highlight=False)  # as it is found: an interruption must not lose an hour's rows
+            found = fit(experiment, devices, report=lambda line: status.update(f"compiling: {line}"),
+                        found=lambda one: status.console.print(row(one), highlight=False, soft_wrap=True))
         else:
             found = plan(experiment, devices)
     if not arguments.fit:
         print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
         return 0 if found.fits else 1
-    print(json.dumps([row.to_json() for row in found], indent=2) if arguments.json else describe(found))
-    return 0 if any(row.per_device for row in found) else 1
+    print(json.dumps([one.to_json() for one in found], indent=2) if arguments.json else describe(found))
+    return 0 if any(one.per_device for one in found) else 1
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

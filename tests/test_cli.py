@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -533,3 +534,17 @@ def test_warnings_of_a_process(exported, tmp_path):
     first, second = done.stderr.splitlines()
     assert first.startswith("bert-jax: WARNING: ") and "no tokenizer lies beside the weights" in first
     assert second == f"bert-jax: WARNING: {source / 'model.safetensors'}: not part of our encoder and left out: surplus"
+
+
+def test_an_interrupted_fit_has_shown_what_it_found(monkeypatch, capsys):
+    from bert_jax.planning import plan as planning
+
+    def fit(experiment, devices, report, found):
+        report("remat none, 1 a device")
+        found(planning.Fit("none", 0, types.SimpleNamespace(refusal="needs 3 GiB")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planning, "fit", fit)
+    assert cli.main(["plan", "--config", str(ROOT / "tests/tiny_bert.py"), "--topology", "cpu:8", "--fit"]) == 130
+    error = capsys.readouterr().err
+    assert error.index("remat  ") < error.index("needs 3 GiB") < error.index("interrupted")
