@@ -24,7 +24,7 @@ from bert_jax import config as configuration
 from bert_jax import model as models
 from bert_jax.convert.tensors import read_json
 from bert_jax.errors import BertJaxError
-from bert_jax.model import Model
+from bert_jax.model import EXPORTED, PLAN, Model
 from bert_jax.models import api
 from bert_jax.reporting import answers
 from bert_jax.tasks import TASKS, AnyFinetuning
@@ -43,7 +43,6 @@ from bert_jax.tasks.texts import Form, form_of, open_texts
 
 logger = logging.getLogger("bert_jax")
 
-PLAN, EXPORTED = "finetune.json", "model"  # in the work directory of bert-jax finetune: what was asked for, what came out
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
 WORD_A_LINE = (".conllu", ".iob2", ".conll", ".bio", ".iob")
 CHUNK = 32  # batches that are sorted by length together
