@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,11 @@ def train(
         settings.batch_size, seeds or settings.seed, local_rows(sharding, settings.batch_size),
         settings.accumulate * batch_shards(mesh),
     )
-    heldout = task.eval_batches(eval_size, settings.eval_batches, local_rows(sharding, eval_size))
+
+    def heldout_of(limit: int | None) -> Collection[dict[str, np.ndarray]]:
+        return task.eval_batches(eval_size, limit, local_rows(sharding, eval_size))
+
+    heldout = heldout_of(settings.eval_batches)
 
     def begin() -> TrainState:
         key = jax.random.wrap_key_data(key_data(seeds or settings.seed))
@@ -100,7 +104,7 @@ def train(
     state, fresh = None, cluster.from_first(lambda: [workdirs.check_experiment(folder, experiment) for folder in folders][0])
     if fresh:
         state = begin()
-        _check_best(settings.best, task, eval_step, state.params, mesh, heldout)
+        _check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
     else:
         workdirs.check_shared(workdir, cluster, CHECKPOINTS, workdirs.trained)
 
@@ -127,7 +131,7 @@ def train(
     if settings.best and best.evaluation:
         check_metric(settings.best, best.evaluation)
     elif not fresh:
-        _check_best(settings.best, task, eval_step, state.params, mesh, heldout)
+        _check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
     cluster.from_first(lambda: workdirs.claim(workdir, experiment, task))
     workdirs.check_shared(workdir, cluster, EXPERIMENT, lambda folder: workdirs.experiment_of(folder) == experiment)
     record = Record(workdir, settings.steps, start) if cluster.first else NoRecord()
@@ -284,17 +288,19 @@ def evaluate(
 
 
 def _check_best(
-    metric: str | None, task: Task, eval_step: Any, params: Params, mesh: Mesh, heldout: Collection[dict[str, np.ndarray]]
+    metric: str | None, task: Task, eval_step: Any, params: Params, mesh: Mesh,
+    heldout_of: Callable[[int | None], Collection[dict[str, np.ndarray]]],
 ) -> None:
-    """Raises BertJaxError where evaluations have no value ``metric`` (``train.best``): a batch of them says so before the
-    first update, and all of them where it has no such value, for some scores need an example of their kind."""
+    """Raises BertJaxError where evaluations have no value ``metric`` (``train.best``): an evaluation of a batch of whole
+    examples says so before the first update, and one of all where it has no such value, for some scores need an example of
+    their kind."""
     if not metric:
         return
-    if not len(heldout):
+    if not len(heldout_of(1)):
         raise BertJaxError(f"train.best is {metric!r}, and there is no held-out data to find it with")
     with jax.set_mesh(mesh):
-        for batches in ([next(iter(heldout))], list(heldout)):
-            found = evaluate(task, eval_step, params, mesh, batches)
+        for limit in (1, None):
+            found = evaluate(task, eval_step, params, mesh, heldout_of(limit))
             if metric.removeprefix("-") in found:
                 return
     check_metric(metric, found)

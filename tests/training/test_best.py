@@ -110,6 +110,6 @@ def test_what_is_refused(run_tiny, tmp_path):
 def test_a_score_that_the_first_batch_lacks_is_found_in_the_others(monkeypatch):
     monkeypatch.setattr(train_module, "evaluate", lambda *words: {"loss": 1.0} | ({"rare": 0.5} if 2 in words[-1] else {}))
     mesh = train_module.make_mesh(train_module.Experiment.__dataclass_fields__["mesh"].default)
-    train_module._check_best("-rare", None, None, None, mesh, [1, 2])
+    train_module._check_best("-rare", None, None, None, mesh, lambda limit: [1, 2][:limit])
     with pytest.raises(BertJaxError, match="train.best is 'rare'; an evaluation of this task has loss"):
-        train_module._check_best("rare", None, None, None, mesh, [1, 3])
+        train_module._check_best("rare", None, None, None, mesh, lambda limit: [1, 3][:limit])
