@@ -85,12 +85,11 @@ def fit(
     return configuration.override(experiment, [*assignments, *init, *sizes]), model
 
 
-def _check_kind(experiment: Any, others: Sequence[str] = ()) -> None:
-    if others or not isinstance(experiment, Experiment):
-        wrong = f"no {', '.join(others)}" if others else f"an experiment, not {experiment!r}"
+def _check_kind(experiment: Any) -> None:
+    if not isinstance(experiment, Experiment):
         raise BertJaxError(
-            f"finetune takes {wrong}: bert_jax.training.recipe.recipe makes an experiment of a model and own_data(FILE, ...), "
-            "bert_jax.training.pretrain.load_config of a configuration file"
+            f"finetune takes an experiment, not {experiment!r}: bert_jax.training.recipe.recipe makes an "
+            "experiment of a model and own_data(FILE, ...), bert_jax.training.pretrain.load_config of a configuration file"
         )
 
 
@@ -112,7 +111,7 @@ def _kinds() -> str:
 
 def finetune(
     experiment: Experiment, workdir: Path | str, *, seeds: int = 5, at_once: int = 1, model: Model | None = None,
-    export: Export = "first", command: Sequence[str] = (), **others: Any,
+    export: Export = "first", command: Sequence[str] = (),
 ) -> Finetuned:
     """Fine-tunes ``experiment`` with as many seeds, from ``train.seed`` on, or goes on with what is in ``workdir``. Seeds that
     are finished there count too, be ``seeds`` fewer.
@@ -122,12 +121,12 @@ def finetune(
         a large device with a small model little more time than one.
       model: of an experiment that :func:`fit` made, what it gave with it; None: it is fitted here.
       export: whose model is written: that of the first seed, or of the best by the held-out data, which flatters it.
-      command: the words of what was called, for the report. others: refused, with what to give instead.
+      command: the words of what was called, for the report.
 
     Raises:
       BertJaxError: see :func:`bert_jax.training.train.train`; ``workdir`` holds something else, or was begun with other data.
     """
-    _check_kind(experiment, sorted(others))
+    _check_kind(experiment)
     workdir, console = Path(workdir), Console(stderr=True)
     for name, value in (("seeds", seeds), ("at_once", at_once)):
         if value < 1:

@@ -522,8 +522,6 @@ def test_what_python_gives_instead_of_an_experiment_is_said(tmp_path):
     wanted = r"recipe.recipe makes an experiment of a model and own_data\(FILE, ...\), bert_jax.training.pretrain.load_config"
     with pytest.raises(BertJaxError, match=f"takes an experiment, not 'tiny': .*{wanted}"):
         bert_jax.finetune("tiny", tmp_path / "run")
-    with pytest.raises(BertJaxError, match=f"takes no data, label: .*{wanted}"):
-        bert_jax.finetune("tiny", tmp_path / "run", data="reviews.csv", label="stars")
     assert not (tmp_path / "run").exists()
 
 
