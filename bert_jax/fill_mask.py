@@ -25,8 +25,11 @@ def fill_mask(
     """The ``top`` most probable pieces for every [MASK] in ``text``, in order; special pieces are not offered.
 
     Raises:
-      BertJaxError: no mask in the text, no masked-language-model head, or a text longer than the position table.
+      BertJaxError: no mask in the text, no masked-language-model head, a text longer than the position table, or ``top``
+        below 1.
     """
+    if top < 1:
+        raise BertJaxError(f"{top} guesses for a mask: at least 1")
     if tokenizer is None:
         raise BertJaxError("this checkpoint has no tokenizer: name one (--tokenizer)")
     if "mlm" not in params:

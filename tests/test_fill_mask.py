@@ -49,6 +49,8 @@ def test_all_pieces_and_no_special_ones(params):
 def test_refused_texts(params):
     with pytest.raises(BertJaxError, match=r"the text has no \[MASK\]: put one"):
         fill_mask(params, CONFIG, TOKENIZER, "the cat")
+    with pytest.raises(BertJaxError, match="^0 guesses for a mask: at least 1$"):
+        fill_mask(params, CONFIG, TOKENIZER, "the [MASK]", top=0)
     with pytest.raises(BertJaxError, match="the text has 13 tokens, the position table 12"):
         fill_mask(params, CONFIG, TOKENIZER, "[MASK]" + " a" * 10)
     with pytest.raises(BertJaxError, match="no masked-language-model head$"):

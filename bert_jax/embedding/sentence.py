@@ -234,16 +234,11 @@ def _sequences(
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], lowercase: bool) -> list[np.ndarray]:
-    """int32 ids of each text, nothing added. Special pieces are rare in texts: only those that hold one take
-    the slower way in which they are recognised."""
-    special = re.compile("|".join(re.escape(tokenizer.piece(i)) for i in tokenizer.special_ids))
+    """int32 ids of each text, nothing added; special pieces in a text are recognised."""
     if lowercase and not tokenizer.lowercase:
+        special = re.compile("|".join(re.escape(tokenizer.piece(i)) for i in tokenizer.special_ids))
         texts = [_lowercased(text, special) for text in texts]
-    ids = tokenizer.encode_batch(texts)
-    for i, text in enumerate(texts):
-        if special.search(text):
-            ids[i] = tokenizer.encode(text, special=True).ids
-    return ids
+    return tokenizer.encode_batch(texts, special=True)
 
 
 def _lowercased(text: str, special: re.Pattern[str]) -> str:

@@ -64,9 +64,9 @@ def test_tokenised_in_a_thread(encoder, sentences):
     threads = []
 
     class Watched(type(encoder.tokenizer)):
-        def encode_batch(self, texts):
+        def encode_batch(self, texts, *, special=False):
             threads.append(threading.current_thread())
-            return super().encode_batch(texts)
+            return super().encode_batch(texts, special=special)
 
     watched = copy.copy(encoder.tokenizer)
     watched.__class__ = Watched
