@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from bert_jax import config as configuration
 from bert_jax import tokenizers
@@ -37,6 +36,7 @@ from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives import MaskedLM, NextSentence
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
+from bert_jax.progress import tracked
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
 from bert_jax.training.pretrain import heldout_majorities
@@ -144,8 +144,7 @@ def _write_corpus(path: Path) -> None:
     seen: set[str] = set()
     temporary = path.with_suffix(".tmp")
     with ProcessPoolExecutor() as pool, temporary.open("w") as out:
-        for texts in track(pool.map(_docstrings, files, chunksize=64), "docstrings", total=len(files),
-                           console=Console(stderr=True)):
+        for texts in tracked(pool.map(_docstrings, files, chunksize=64), "reading docstrings", len(files)):
             for text in texts:
                 if text not in seen:
                     seen.add(text)

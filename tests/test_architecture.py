@@ -49,12 +49,13 @@ def within(module: str, *packages: str) -> bool:
 # What each part of the package may import of it, anywhere in its files. A part may always import itself.
 ALLOWED = {
     "bert_jax.errors": (),
+    "bert_jax.progress": (),
     "bert_jax.functional": (),
     "bert_jax.config": ("bert_jax.errors",),
     "bert_jax.task": (),
     "bert_jax.models": ("bert_jax.errors", "bert_jax.config", "bert_jax.functional"),
-    "bert_jax.tokenizers": ("bert_jax.errors", "bert_jax.config"),
-    "bert_jax.data": ("bert_jax.errors", "bert_jax.config", "bert_jax.tokenizers"),
+    "bert_jax.tokenizers": ("bert_jax.errors", "bert_jax.progress", "bert_jax.config"),
+    "bert_jax.data": ("bert_jax.errors", "bert_jax.progress", "bert_jax.config", "bert_jax.tokenizers"),
     "bert_jax.parallel": ("bert_jax.errors", "bert_jax.config"),
     "bert_jax.objectives": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
@@ -68,11 +69,12 @@ ALLOWED = {
         "bert_jax.data.randomness", "bert_jax.data.sources", "bert_jax.data.best_fit", "bert_jax.warm_start",
     ),
     "bert_jax.embedding": (
-        "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.models", "bert_jax.tokenizers",
-        "bert_jax.data.best_fit",
+        "bert_jax.errors", "bert_jax.progress", "bert_jax.config", "bert_jax.functional", "bert_jax.models",
+        "bert_jax.tokenizers", "bert_jax.data.best_fit",
     ),
     "bert_jax.convert": (
-        "bert_jax.errors", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings",
+        "bert_jax.errors", "bert_jax.progress", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers",
+        "bert_jax.embedding.settings",
     ),
     "bert_jax.checkpoint": ("bert_jax.errors", "bert_jax.parallel"),
     "bert_jax.model": (
@@ -88,7 +90,7 @@ ALLOWED = {
     "bert_jax.planning": (
         "bert_jax.errors", "bert_jax.models", "bert_jax.objectives", "bert_jax.parallel", "bert_jax.training",
     ),
-    "bert_jax.reporting": ("bert_jax.errors", "bert_jax.tasks"),
+    "bert_jax.reporting": ("bert_jax.errors", "bert_jax.progress", "bert_jax.tasks"),
     "bert_jax.predicting": (
         "bert_jax.errors", "bert_jax.config", "bert_jax.convert.tensors", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
         "bert_jax.reporting.answers",
@@ -99,7 +101,7 @@ ALLOWED = {
     ),
     "bert_jax.fill_mask": ("bert_jax.errors", "bert_jax.models", "bert_jax.tokenizers"),
     "bert_jax.training": (
-        "bert_jax.errors", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
+        "bert_jax.errors", "bert_jax.progress", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
         "bert_jax.tokenizers", "bert_jax.data", "bert_jax.objectives", "bert_jax.tasks", "bert_jax.parallel", "bert_jax.model",
         "bert_jax.checkpoint",
     ),

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from bert_jax.convert.reading import (
     LAYERS,
@@ -50,6 +48,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.heads import HEADS
+from bert_jax.progress import tracked
 from bert_jax.tokenizers import Tokenizer
 from bert_jax.tokenizers.base import to_json
 
@@ -138,9 +137,7 @@ def write(
         )
     settings = write_settings(config, tokenizer, origin, dtype)
     entries = _entries(params, config, origin)
-    console = Console(stderr=True)
-    shown = track(entries, "writing", total=len(entries), console=console, disable=not console.is_terminal, transient=True)
-    write_safetensors(directory / SAFETENSORS, entries, DTYPES[dtype], shown)
+    write_safetensors(directory / SAFETENSORS, entries, DTYPES[dtype], tracked(entries, "writing"))
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
     if tokenizer is not None:
         tokenizer.save(directory)

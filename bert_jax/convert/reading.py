@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from bert_jax.config import from_json, to_json
 from bert_jax.convert.table import Row
@@ -19,6 +17,7 @@ from bert_jax.convert.tensors import DTYPES, Tensors
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
+from bert_jax.progress import tracked
 
 logger = logging.getLogger("bert_jax")
 
@@ -152,7 +151,7 @@ def read_plan(plan: Plan, *, allow_missing: bool) -> dict[str, np.ndarray]:
     flat: dict[str, np.ndarray] = {}
     if plan.missing:
         flat |= flatten(api.init_parts(functools.partial(api.init, plan.config), jax.random.key(0), parts))
-    for row in _progress([row for row in plan.rows if row.part not in parts], f"reading {path.name}"):
+    for row in tracked([row for row in plan.rows if row.part not in parts], f"reading {path.name}"):
         places = plan.places if row.part in LAYERS else [{}]
         arrays = (read_finite(plan.tensors, plan.names[row.theirs.format(**place)]) for place in places)
         if row.ours not in shapes:
@@ -255,8 +254,3 @@ def _empty(shape: tuple[int, ...]) -> np.ndarray:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return f"{', '.join(names[:4])}{more}"
-
-
-def _progress(rows: list[Row], what: str) -> Iterable[Row]:
-    console = Console(stderr=True)
-    return track(rows, what, total=len(rows), console=console, disable=not console.is_terminal, transient=True)

@@ -17,21 +17,18 @@ import logging
 import os
 import pathlib
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from bert_jax.data import phrases, randomness
 from bert_jax.data.gazetteer import Gazetteer, read_names
 from bert_jax.data.prepare import one_line
-from bert_jax.data.store import ANNOTATIONS, PARTIAL, SHOW_AFTER, Annotation, Split, TokenStore, digests
+from bert_jax.data.store import ANNOTATIONS, PARTIAL, Annotation, Split, TokenStore, digests
 from bert_jax.data.writer import locked, write_whole
 from bert_jax.errors import BertJaxError
+from bert_jax.progress import Progress
 
 logger = logging.getLogger("bert_jax")
 
@@ -146,7 +143,7 @@ def _annotate(path: pathlib.Path, channel: str, options: dict[str, Any], find: F
         partial = path / (folder + PARTIAL)
         partial.mkdir(parents=True)
         try:
-            with _bar(progress, {name: split.tokens for name, split in store.manifest.splits.items()}) as report:
+            with _reporting(progress, {name: split.tokens for name, split in store.manifest.splits.items()}) as report:
                 units_of, entries, best = find(store, partial, report)
                 units, share = {}, {}
                 for name in store.splits:
@@ -295,24 +292,15 @@ def _write_split(
 
 
 @contextlib.contextmanager
-def _bar(progress: bool, tokens: dict[str, int]) -> Iterator[phrases.Report]:
-    """Says on stderr what is being done and how far it is, after two seconds and if it is a terminal."""
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(compact=True))
-    bar = Progress(*columns, console=console, transient=True)
-    began, tasks = time.monotonic(), {}
+def _reporting(progress: bool, tokens: dict[str, int]) -> Iterator[phrases.Report]:
+    """What takes a part of the work, one of ``tokens`` each, and how much more of it is done."""
+    parts: list[str] = []
+    with Progress("annotating", show=progress) as shown:
 
-    def report(what: str, done: int) -> None:
-        if what not in tasks:
-            for task in tasks.values():
-                bar.update(task, visible=False)
-            tasks[what] = bar.add_task(what, total=tokens[what.rpartition(" ")[2] if what.startswith("marking") else "train"])
-        bar.advance(tasks[what], done)
-        if progress and console.is_terminal and not bar.live.is_started and time.monotonic() - began > SHOW_AFTER:
-            bar.start()
+        def report(what: str, done: int) -> None:
+            if what not in parts:
+                parts.append(what)
+                shown.begin(what, tokens[what.rpartition(" ")[2] if what.startswith("marking") else "train"])
+            shown.advance(done)
 
-    try:
         yield report
-    finally:
-        if bar.live.is_started:
-            bar.stop()

@@ -24,14 +24,10 @@ import logging
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
-
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bert_jax.data.blocks import Block, BlockWriter, StoreFile, plan
 from bert_jax.data.prepare import one_line
@@ -40,6 +36,7 @@ from bert_jax.data.stages import Assembly, Recipe, Work, check_sides, parts, tas
 from bert_jax.data.store import MANIFEST, PARTIAL, Manifest, SplitInfo, digests
 from bert_jax.data.writer import check_not_empty, locked, manifest_of
 from bert_jax.errors import BertJaxError
+from bert_jax.progress import Progress
 
 try:
     import apache_beam as beam
@@ -425,12 +422,8 @@ def _build(pipeline: beam.Pipeline, job: _Job, sizes: set[bool]) -> None:
 def _run(job: _Job, large: set[bool], options: PipelineOptions, progress: bool) -> dict:
     """Runs the pipeline and returns its record."""
     own = None if options.view_as(StandardOptions).runner else FnApiRunner()  # "DirectRunner" would fetch a program
-    columns = (SpinnerColumn(), TextColumn("Beam job running"), TimeElapsedColumn())
-    console = Console(file=sys.stderr)
-    shown = progress and console.is_terminal
     try:
-        with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
-            bar.add_task("", total=None)  # what share is done only the runner knows
+        with Progress("Beam job running", show=progress):  # what share is done only the runner knows
             pipeline = beam.Pipeline(runner=own, options=options)
             _build(pipeline, job, large)
             result = pipeline.run()

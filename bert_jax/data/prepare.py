@@ -20,15 +20,11 @@ import multiprocessing
 import os
 import pathlib
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bert_jax.data.parallel import ParallelCorpus
 from bert_jax.data.sources import Corpus, Group
@@ -36,13 +32,13 @@ from bert_jax.data.stages import Assembly, Part, Recipe, Tokenised, Work, check_
 from bert_jax.data.store import PARTIAL, Manifest
 from bert_jax.data.writer import STATE, StoreWriter, chained, locked
 from bert_jax.errors import BertJaxError
+from bert_jax.progress import Progress
 
 if TYPE_CHECKING:
     from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
 
-PLAIN_SECONDS = 15.0  # between lines where the output is no terminal
 
 
 def prepare(
@@ -178,12 +174,13 @@ def _run(
     groups = _unwritten(corpus, writer)
     assembly = Assembly(writer)
     waiting: collections.deque[tuple[list[Part], Callable[[], Tokenised], int]] = collections.deque()
-    with _workers(workers, tokenizer, recipe) as start, _Bar(corpus.total_bytes, writer, show) as bar:
+    text_before, began = writer.text_bytes, time.monotonic()
+    with _workers(workers, tokenizer, recipe) as start, Progress("prepare", corpus.total_bytes, show) as progress:
 
         def write_oldest() -> None:
             group, result, position = waiting.popleft()
             assembly.write(group, result())
-            bar.update(position)
+            progress.update(position, _state(writer, text_before, began))
 
         for group in tasks(parts(groups, recipe.heldout)):
             waiting.append((group, start([part.texts for part in group]), corpus.position))
@@ -195,42 +192,11 @@ def _run(
             write_oldest()
 
 
-class _Bar:
-    """Documents, megabytes of text, tokens, speed and time left."""
-
-    def __init__(self, total: int, writer: StoreWriter, show: bool):
-        self.writer = writer
-        self.progress = Progress(
-            BarColumn(bar_width=12),
-            TextColumn("{task.percentage:>3.0f}% {task.fields[done]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=Console(file=sys.stderr),
-            disable=not show,
-        )
-        self.show = show
-        self.last_line = time.monotonic()
-        self.task = self.progress.add_task("", total=total or None, done="")
-        self.text_before = writer.text_bytes
-
-    def __enter__(self):
-        self.progress.start()
-        return self
-
-    def __exit__(self, *raised) -> None:
-        self.progress.stop()
-
-    def update(self, position: int) -> None:
-        writer = self.writer
-        elapsed = self.progress.tasks[0].elapsed or 1e-9
-        rate = (writer.text_bytes - self.text_before) / 1e6 / elapsed
-        megabytes, tokens = writer.text_bytes / 1e6, sum(split.tokens for split in writer.splits.values()) / 1e6
-        done = f"{writer.consumed:,} documents  {megabytes:,.1f} MB  {tokens:,.1f}M tokens  {rate:.1f} MB/s"
-        self.progress.update(self.task, completed=position, done=done)
-        if self.show and not self.progress.console.is_terminal and time.monotonic() - self.last_line > PLAIN_SECONDS:
-            self.last_line = time.monotonic()
-            share = position / self.progress.tasks[0].total if self.progress.tasks[0].total else 1.0
-            self.progress.console.print(f"prepare {share:.0%} {done}", highlight=False, soft_wrap=True)
+def _state(writer: StoreWriter, text_before: int, began: float) -> str:
+    """Documents, megabytes of text, tokens and speed."""
+    megabytes, tokens = writer.text_bytes / 1e6, sum(split.tokens for split in writer.splits.values()) / 1e6
+    rate = (writer.text_bytes - text_before) / 1e6 / max(time.monotonic() - began, 1e-9)
+    return f"{writer.consumed:,} documents  {megabytes:,.1f} MB  {tokens:,.1f}M tokens  {rate:.1f} MB/s"
 
 
 @contextlib.contextmanager

@@ -28,16 +28,13 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
-import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from bert_jax.errors import BertJaxError
+from bert_jax.progress import Progress
 
 if TYPE_CHECKING:
     from bert_jax.tokenizers import Tokenizer
@@ -51,7 +48,6 @@ ADVICE = {
     "phrases": "run `bert-jax annotate STORE --phrases`",
     "entities": "run `bert-jax annotate STORE --gazetteer FILE`",
 }
-SHOW_AFTER = 2.0  # seconds without a progress bar
 RESTORE = "copy the store again, or prepare it again"
 PARTIAL = ".partial"  # what `prepare` adds to the folder's name until all is written
 
@@ -313,33 +309,22 @@ class TokenStore:
 
 
 def digests(root: pathlib.Path, names: list[str], verb: str) -> dict[str, str]:
-    """The blake2b digest, 16 bytes in hex, of each file; a progress bar called `verb` appears after two seconds."""
-    columns = (TextColumn(verb), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(file=sys.stderr), transient=True)
-    task = progress.add_task("", total=sum((root / name).stat().st_size for name in names))
-    began = time.monotonic()
+    """The blake2b digest, 16 bytes in hex, of each file; progress is called `verb`."""
 
     def of_file(name: str) -> str:
         state = hashlib.blake2b(digest_size=16)
         with open(root / name, "rb") as file:
             while block := file.read(1 << 22):
                 state.update(block)
-                progress.advance(task, len(block))
+                progress.advance(len(block))
         return state.hexdigest()
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        futures = {name: pool.submit(of_file, name) for name in names}
-        waiting = set(futures.values())
+    total = sum((root / name).stat().st_size for name in names)
+    with Progress(verb, total) as progress, concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the lock
         try:
-            while waiting:
-                waiting = concurrent.futures.wait(waiting, timeout=0.5).not_done
-                if time.monotonic() - began > SHOW_AFTER:
-                    progress.start()
+            return dict(zip(names, pool.map(of_file, names), strict=True))
         finally:
-            if progress.live.is_started:  # stopping what never started would print an empty line
-                progress.stop()
             pool.shutdown(wait=True, cancel_futures=True)
-    return {name: future.result() for name, future in futures.items()}
 
 
 def _read_manifest(path: pathlib.Path) -> Manifest:

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers.normalizers import Lowercase
 
 from bert_jax.data.best_fit import best_fit
@@ -21,6 +19,7 @@ from bert_jax.embedding.settings import Pooling, SentenceSettings
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
+from bert_jax.progress import Progress
 from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
@@ -97,7 +96,7 @@ def embed(
       params, config: an encoder; its heads are not run. Give arrays on the device where calls are many and small.
       prompt: the name of one of ``settings.prompts``; None takes the default prompt, if there is one.
       batch_size: texts in a batch, or four times the rows that short texts share.
-      progress: a bar on stderr, where that is a terminal.
+      progress: whether stderr says how far it is, from two seconds on.
 
     Raises:
       BertJaxError: an unknown prompt, a prompt that leaves no room for text, a text that is not a string, or ids that
@@ -118,12 +117,8 @@ def embed(
             raise BertJaxError(f"the prompt {opening!r} fills all {limit} tokens: nothing of a text would be pooled")
         first = len(alone) - (alone[-1] in tokenizer.special_ids)
 
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
     portions = _sequences(tokenizer, texts, opening, settings.lowercase, limit)
-    with bar, contextlib.closing(portions):
-        task = bar.add_task("embedding", total=len(texts))
+    with Progress("embedding", len(texts), progress) as bar, contextlib.closing(portions):
         encoder = jax.device_put({part: params[part] for part in _ENCODER if part in params})
         run = functools.partial(
             _sentence_vectors, encoder, first=first, config=config, pooling=settings.pooling, normalize=settings.normalize
@@ -135,7 +130,7 @@ def embed(
             computed = np.asarray(computed)
             there = rows >= 0  # of texts that share rows [B, P]; else all
             vectors[rows[there]] = computed[: len(rows)][there]
-            bar.update(task, advance=int(there.sum()))
+            bar.advance(int(there.sum()))
 
         def compute(batches):
             for rows, batch in batches:

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from bert_jax.errors import BertJaxError
+from bert_jax.progress import Progress
 from bert_jax.reporting.judged import one_line
 
 FORMS = (".tsv", ".jsonl")
@@ -40,14 +38,8 @@ def write(
       out: ``*.tsv`` or ``*.jsonl``, made when all is there; None: standard output, as TSV.
       size, read: bytes of the input and how many were read, for the time that is left; None: not known.
     """
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.fields[rows]:,} rows"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
-    )
-    count, shown = 0, bar.add_task("predicting", total=size, rows=0)
-    json_lines = out is not None and out.suffix == ".jsonl"
-    with bar, _open(out) as file:
+    count, json_lines = 0, out is not None and out.suffix == ".jsonl"
+    with _open(out) as file, Progress("predicting", size) as progress:
         for count, (texts, answer) in enumerate(rows, start=1):
             names = [*_names(columns, len(texts)), *(f"predicted {name}" if name in columns else name for name in answer)]
             values = [*texts, *answer.values()]
@@ -58,7 +50,7 @@ def write(
                     file.write("\t".join(map(one_line, names)) + "\n")
                 file.write("\t".join(map(one_line, values)) + "\n")
             if count % 256 == 0:
-                bar.update(shown, completed=read(), rows=count)
+                progress.update(read(), f"{count:,} rows")
     return count
 
 

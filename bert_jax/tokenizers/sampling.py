@@ -4,10 +4,8 @@ import logging
 import random
 from collections.abc import Iterable
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
 from bert_jax.errors import BertJaxError
+from bert_jax.progress import Progress
 
 logger = logging.getLogger("bert_jax")
 
@@ -25,8 +23,7 @@ def training_lines(texts: Iterable[str], max_characters: int = MAX_CHARACTERS) -
     draw = random.Random(0).random
     kept: list[tuple[float, str]] = []
     threshold, size, total_lines, total_characters = 1.0, 0, 0, 0
-    with training_progress() as progress:
-        task = progress.add_task("reading texts", total=None)
+    with Progress("reading texts") as progress:
         for n, text in enumerate(texts):
             if not isinstance(text, str):
                 raise BertJaxError(f"text {n} of the training corpus is a {type(text).__name__}, not a string")
@@ -45,8 +42,7 @@ def training_lines(texts: Iterable[str], max_characters: int = MAX_CHARACTERS) -
                     kept = [entry for entry in kept if entry[0] < threshold] or kept[:1]
                     size = sum(len(entry[1]) for entry in kept)
             if n % 1000 == 0:
-                description = f"reading texts: {total_characters / 1e6:.1f} M characters"
-                progress.update(task, completed=n, description=description)
+                progress.update(n, f"{total_characters / 1e6:.1f} M characters")
     if not kept:
         raise BertJaxError("the training corpus holds no text: a vocabulary needs at least one non-empty line")
     if len(kept) < total_lines:
@@ -55,10 +51,3 @@ def training_lines(texts: Iterable[str], max_characters: int = MAX_CHARACTERS) -
             len(kept), total_lines, size / 1e6, total_characters / 1e6,
         )  # fmt: skip
     return [line for _, line in kept]
-
-
-def training_progress() -> Progress:
-    """A spinner with the time spent: neither the length of a stream nor the library's own steps are known."""
-    console = Console(stderr=True)
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), TaskProgressColumn(show_speed=True)]
-    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)

@@ -26,8 +26,9 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from bert_jax.errors import BertJaxError
+from bert_jax.progress import Progress
 from bert_jax.tokenizers.base import Tokenizer, begins_word, to_json, write_files
-from bert_jax.tokenizers.sampling import training_lines, training_progress
+from bert_jax.tokenizers.sampling import training_lines
 
 SPECIALS = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 SPACE = "▁"
@@ -151,8 +152,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, *, lowercase: boo
     unwanted = str.maketrans({"\0": " ", SPACE: " "})
     lines = [normalize(line.translate(unwanted)) for line in training_lines(texts)]
     longest = max(len(line.encode()) for line in lines)
-    with training_progress() as progress:
-        progress.add_task("learning SentencePiece", total=None)
+    with Progress("learning SentencePiece"):
         output = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(

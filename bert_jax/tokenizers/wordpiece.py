@@ -4,7 +4,7 @@ import functools
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from bert_jax.errors import BertJaxError
+from bert_jax.progress import Progress
 from bert_jax.tokenizers.base import Tokenizer, to_json, write_files
-from bert_jax.tokenizers.sampling import training_lines, training_progress
+from bert_jax.tokenizers.sampling import training_lines
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -128,9 +129,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=CONTINUATION,
     )
-    with training_progress() as progress:
-        task = progress.add_task("learning WordPiece", total=len(lines))
-        pipeline.train_from_iterator(_counted(lines, progress, task), trainer, length=len(lines))
+    with Progress("learning WordPiece") as progress:  # of what follows the reading, the library says nothing
+        pipeline.train_from_iterator(_counted(lines, progress), trainer, length=len(lines))
     vocabulary = pipeline.get_vocab()
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
     if len(pieces) < vocab_size:
@@ -140,10 +140,10 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -
     return WordPieceTokenizer(pieces, lowercase=lowercase)
 
 
-def _counted(lines, progress, task):
+def _counted(lines: list[str], progress: Progress) -> Iterator[str]:
     for n, line in enumerate(lines, 1):
         if n % 1000 == 0:
-            progress.update(task, completed=n)
+            progress.update(n, f"{n:,} of {len(lines):,} lines")
         yield line
 
 

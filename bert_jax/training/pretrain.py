@@ -4,12 +4,9 @@ import dataclasses
 import logging
 import runpy
 import traceback
-from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import jax
-from rich.console import Console
-from rich.progress import track
 
 from bert_jax import config as configuration
 from bert_jax.data.store import TokenStore
@@ -18,6 +15,7 @@ from bert_jax.model import CHECKPOINTS, EXPERIMENT, find, load_run
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.parallel.cluster import Cluster
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.progress import tracked
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.step import EVAL_SEED, make_eval_step
 from bert_jax.training.train import Result, evaluate, to_devices, train
@@ -113,7 +111,7 @@ def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limi
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     step = make_eval_step(task, mesh)
     with jax.set_mesh(mesh):
-        values = evaluate(task, step, model.params, mesh, _progress(task.eval_batches(batch_size, limit), "evaluating"))
+        values = evaluate(task, step, model.params, mesh, tracked(task.eval_batches(batch_size, limit), "evaluating"))
     return values | heldout_majorities(task, batch_size, limit)
 
 
@@ -125,11 +123,5 @@ def heldout_majorities(task: PretrainingTask, batch_size: int, limit: int | None
     corrupt = jax.jit(lambda batch, i: task.corrupt(batch, jax.random.fold_in(jax.random.key(EVAL_SEED), i), None))
     return task.majority_baselines(
         corrupt(to_devices(batch, mesh), i)
-        for i, batch in enumerate(_progress(task.eval_batches(batch_size, limit), "counting labels"))
+        for i, batch in enumerate(tracked(task.eval_batches(batch_size, limit), "counting labels"))
     )
-
-
-def _progress(batches: Collection[dict], what: str) -> Iterable[dict]:
-    """Batches done and time left on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    return track(batches, what, total=len(batches), console=console, disable=not console.is_terminal, transient=True)

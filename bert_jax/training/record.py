@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from bert_jax.progress import LINE_SECONDS, clock, redirects_stdout
 from bert_jax.task import Ratio
 
 METRICS = "metrics.jsonl"
-PLAIN_SECONDS = 15.0  # between lines where the output is no terminal
 WIDE = 120  # columns of a terminal in which a bar has room
 DRAW_SECONDS = 10.0  # between pictures of the curves; the last one is always drawn
 
@@ -57,10 +57,10 @@ class Record:
         now = time.monotonic()
         if self._timed is None and step > self._start:
             self._timed = step, now
-        if not self._console.is_terminal and (now - self._last_line > PLAIN_SECONDS or step == self._steps):
+        if not self._console.is_terminal and (now - self._last_line > LINE_SECONDS or step == self._steps):
             self._last_line = now
             first, since = self._timed or (step, now)
-            left = f" left {_clock((now - since) / (step - first) * (self._steps - step))}" if step > first else ""
+            left = f" left {clock((now - since) / (step - first) * (self._steps - step))}" if step > first else ""
             self.say(f"step {step}/{self._steps} {state}{left}")
 
     def say(self, line: str) -> None:
@@ -102,6 +102,7 @@ def progress_bar(console: Console) -> Progress:
         TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         TimeElapsedColumn(table_column=whole.copy()), TextColumn("left"), TimeRemainingColumn(table_column=whole.copy()),
         console=console, speed_estimate_period=120, disable=not console.is_terminal, expand=True,
+        redirect_stdout=redirects_stdout(),
     )
 
 
@@ -224,9 +225,3 @@ def draw(metrics: Path, picture: Path) -> None:
     figure.savefig(temporary, dpi=110)
     temporary.replace(picture)
     pyplot.close(figure)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from bert_jax import progress
 from bert_jax.data import prepare as preparing
 from bert_jax.data import stages, writer
 from bert_jax.data.prepare import prepare
@@ -71,11 +72,11 @@ def test_the_same_bytes_whatever_the_workers_and_pieces(text, tokenizer, tmp_pat
 
 def test_lines_where_there_is_no_terminal(text, tokenizer, tmp_path, monkeypatch, capsys):
     path, _ = text(200)
-    monkeypatch.setattr(preparing, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.001)
     monkeypatch.setattr(stages, "TASK", 2_000)
     prepare([path], tmp_path / "store", tokenizer, heldout=0.2, workers=1)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prepare ")]
-    assert len(lines) > 3 and "documents" in lines[0] and lines[-1].startswith("prepare 100%")
+    assert len(lines) > 3 and "documents" in lines[-2] and lines[-1].startswith("prepare 100%")
 
 
 def test_a_long_document_is_shared_among_tasks(text, tokenizer, tmp_path, monkeypatch):
