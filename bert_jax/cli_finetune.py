@@ -48,7 +48,8 @@ def add(command, start_jax: Callable[[], None]) -> None:
                      default=None,
                      help="with --data; default: by the name of the file, choice where there are more than two texts, "
                           "regression where labels are numbers with a fraction, else classification")
-    sub.add_argument("--epochs", type=float, default=None, help="with --data: passes over it; default: 3")
+    sub.add_argument("--epochs", type=float, default=None,
+                     help="with --data: passes over it; default: 3, of small data what 200 updates take, at most 20")
 
     sub = command("predict", functools.partial(_predict, start_jax), "answer about new texts with a fine-tuned model",
                   "Classes, values, tags, answers or choices for every row of a file, in its order, with memory that does not "
@@ -95,7 +96,7 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
     from bert_jax.reporting import table
     from bert_jax.tasks.tables import Table
     from bert_jax.training.pretrain import load_config
-    from bert_jax.training.recipe import EPOCHS, described, own_data, paths_of, recipe
+    from bert_jax.training.recipe import described, own_data, paths_of, recipe
 
     if arguments.data is None:
         if given := [name for name in _OWN if getattr(arguments, name) is not None]:
@@ -112,12 +113,11 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
         for given in filter(None, sources):
             given.read()  # what is wrong with it is said before a large checkpoint is loaded
         model = load(arguments.checkpoint)
-        epochs = EPOCHS if arguments.epochs is None else arguments.epochs
         kind = arguments.kind if isinstance(sources[0], Table) else None
         experiment = recipe(
-            model, arguments.checkpoint, *sources, kind=kind, epochs=epochs, assignments=arguments.assignments
+            model, arguments.checkpoint, *sources, kind=kind, epochs=arguments.epochs, assignments=arguments.assignments
         )
-        Console(stderr=True, soft_wrap=True).print(described(experiment.task), highlight=False, markup=False)
+        Console(stderr=True, soft_wrap=True).print(described(experiment), highlight=False, markup=False)
     seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
     command = ["bert-jax", *(arguments.command_line or sys.argv[1:])]
     done = finetune(

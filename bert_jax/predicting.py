@@ -120,13 +120,20 @@ def predict_file(
         name = "name them (--texts)" if tabular else "give *.tsv, *.csv or *.jsonl, and name its columns (--texts)"
         raise BertJaxError(f"{model} needs {wanted}, not {len(source.columns)} column{'s' * (len(source.columns) > 1)} "
                            f"({', '.join(source.columns)}): {name}")
-    rows = (_flat(row, tags) for row in source.rows)
-    found = Answering(ready.predictor, batch_size).stream(ready.params, rows, f"{path}: row")
+    taken = 0  # rows that have been read, ahead of those that are answered
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        nonlocal taken
+        for row in source.rows:
+            taken += 1
+            yield _flat(row, tags)
+
+    found = Answering(ready.predictor, batch_size).stream(ready.params, rows(), f"{path}: row")
     if tags:
         found = (((" ".join(words),), answer) for words, answer in found)
     elif listed:
         found = (((first, tuple(choices)), answer) for (first, *choices), answer in found)
-    return answers.write(source.columns, found, target, source.size, source.read)
+    return answers.write(source.columns, found, target, source.size, lambda count: source.read() * count / taken)
 
 
 def _flat(row: tuple[str | tuple[str, ...], ...], words: bool) -> tuple[str, ...]:

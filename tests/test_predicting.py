@@ -17,6 +17,7 @@ import bert_jax
 from bert_jax import cli, config, predicting
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
+from bert_jax.reporting import answers
 from bert_jax.tasks import Classification
 from bert_jax.tasks.base import finetuned_encoder, predict
 from bert_jax.tasks.datasets import Named
@@ -269,6 +270,23 @@ def test_every_form_of_input(name, saved, classifier, tmp_path, monkeypatch, cap
         printed = capsys.readouterr().out.splitlines()
         assert printed[0] == "text\tlabel\tprobability\tprobability of red\tprobability of blue" and len(printed) == 22
         assert [line.split("\t")[0] for line in printed[1:]] == rows
+
+
+def test_how_far_it_is_is_what_is_answered_not_what_is_read(saved, tmp_path, monkeypatch):
+    """Chunks are read ahead of those that are answered: half of a file was said to be done when all of it had been read."""
+    path, shown = tmp_path / "x.txt", {}
+    path.write_text("".join(f"{text}\n" for text in texts(1500)))
+
+    class Watched(answers.Progress):
+        def update(self, done, note):
+            shown[int(note.split()[0].replace(",", ""))] = done / self._total
+            super().update(done, note)
+
+    monkeypatch.setattr(answers, "Progress", Watched)
+    assert predicting.predict_file(str(saved), str(path), str(tmp_path / "out.tsv"), batch_size=16) == 1500
+    assert list(shown) == [256, 512, 768, 1024, 1280]
+    for count, share in shown.items():
+        assert share == pytest.approx(count / 1500, rel=0.1)
 
 
 def test_tabs_in_texts_become_blanks_in_tsv_and_stay_in_json(saved, tmp_path):

@@ -27,7 +27,7 @@ def check(out: Path | None) -> None:
 
 def write(
     columns: Sequence[str], rows: Iterable[tuple[tuple[str, ...], dict[str, Any]]], out: Path | None,
-    size: int | None, read: Callable[[], int],
+    size: int | None, done: Callable[[int], float],
 ) -> int:
     """Writes each row's texts and answer, and says how many.
 
@@ -36,7 +36,7 @@ def write(
 
     Args:
       out: ``*.tsv`` or ``*.jsonl``, made when all is there; None: standard output, as TSV.
-      size, read: bytes of the input and how many were read, for the time that is left; None: not known.
+      size: bytes of the input; None: not known. done: of how many of them so many rows are the answers, for the time left.
     """
     count, json_lines = 0, out is not None and out.suffix == ".jsonl"
     with _open(out) as file, Progress("predicting", size) as progress:
@@ -50,7 +50,7 @@ def write(
                     file.write("\t".join(map(one_line, names)) + "\n")
                 file.write("\t".join(map(one_line, values)) + "\n")
             if count % 256 == 0:
-                progress.update(read(), f"{count:,} rows")
+                progress.update(done(count), f"{count:,} rows")
     return count
 
 

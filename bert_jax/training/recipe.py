@@ -35,6 +35,8 @@ LONGEST = 512  # tokens; shorter texts take no more than they need
 SHOWN, LABEL = 6, 30  # labels that a line shows, and characters of each
 WINDOW = 384  # tokens of question and context
 EPOCHS, WARM = 3.0, 0.1
+FEWEST_UPDATES, MOST_EPOCHS = 200, 20.0  # small tables: as many epochs as that takes, at most 20
+EVALUATIONS = 10  # at most
 QUESTIONS, TAGS, CHOICES = "question-answering", "tagging", "choice"
 
 SentenceKind = Literal["classification", "regression"]
@@ -110,16 +112,18 @@ def _no_columns(path: str, texts: Sequence[str], label: str | None) -> str:
 
 def recipe(
     model: Model, checkpoint: str, data: Own, heldout: Own | None = None, *, kind: SentenceKind | None = None,
-    epochs: float = EPOCHS, assignments: Sequence[str] = (),
+    epochs: float | None = None, assignments: Sequence[str] = (),
 ) -> Experiment:
     """How to fine-tune ``model`` on labelled data: 3 epochs of 32 rows (16 questions with choices) at 2e-5 or, of answers and
     tags, 5e-5, all from Devlin et al. 2019 (sections 4.1, 4.2, 4.4, appendix A.3), and with the bias correction of Mosbach et
     al. 2021; SQuAD 2.0 as 1.1; warm-up over a tenth of the updates (run_classifier.py of google-research/bert), then linearly
-    to 0; weight decay 0.01. Small tables want more epochs: 20 in Mosbach et al. Dropout is the checkpoint's.
+    to 0; weight decay 0.01. Dropout is the checkpoint's. Small tables have more epochs, as many as 200 updates take, at most
+    the 20 of Mosbach et al.: after the 57 updates of three epochs of 600 rows, MiniLM-L6 has learnt nothing yet.
 
     Args:
       checkpoint: the name of ``model``. heldout: None: a tenth of ``data``, which examples with the same texts share; of
         SQuAD's form the last tenth of the articles.
+      epochs: None: as above.
       kind: of a table; None: what the labels say (:func:`bert_jax.tasks.tables.kind_of`).
       assignments: as ``--set`` has them. Updates, warm-up, how often is evaluated, and how many shapes are compiled follow from
         rows of an update and lengths of texts as these have them, where they do not say it themselves.
@@ -128,7 +132,7 @@ def recipe(
       BertJaxError: data that cannot be read, without a label, with too few rows or but one label or value; assignments that do
         not fit.
     """
-    if not 0 < epochs < math.inf:
+    if epochs is not None and not 0 < epochs < math.inf:
         raise BertJaxError(f"epochs is {epochs:g}: it must be above 0, and finite")
     if heldout is not None and type(heldout) is not type(data):
         raise BertJaxError(f"{heldout.path}: what is held out must be in the form of {data.path}")
@@ -141,10 +145,12 @@ def recipe(
         TrainConfig(batch_size=batch, eval_batches=None, eval_batch_size=64, keep=1),
     )
     given = configuration.override(begun, [*assignments, f"task.init={json.dumps(checkpoint)}"])
-    rows = count_rows(given.task, model.tokenizer)
+    each = count_rows(given.task, model.tokenizer) / given.train.batch_size  # updates of an epoch
+    if epochs is None:
+        epochs = max(EPOCHS, min(FEWEST_UPDATES / each, MOST_EPOCHS))
     said = paths_of(assignments)
-    each = max(1, round(rows / given.train.batch_size))
-    steps = given.train.steps if said & {"train", "train.steps"} else max(1, round(epochs * rows / given.train.batch_size))
+    steps = given.train.steps if said & {"train", "train.steps"} else max(1, round(epochs * each))
+    each = max(1, round(each * math.ceil(steps / max(1, round(each)) / EVALUATIONS)))
     derived = {
         "train.steps": steps, "train.eval_every": each, "train.save_every": each,
         "train.log_every": max(1, min(50, each // 4)), "optimizer.warmup_steps": int(WARM * steps),
@@ -160,8 +166,9 @@ def paths_of(assignments: Sequence[str]) -> set[str]:
     return {assignment.partition("=")[0].strip() for assignment in assignments}
 
 
-def described(task: AnyFinetuning) -> str:
-    """A line about what is trained: its kind, labels and rows, so that a label or a row too many is seen before it is."""
+def described(experiment: Experiment) -> str:
+    """A line about what is trained: kind, labels, rows and updates, so that a label or a row too many is seen before it is."""
+    task, train = experiment.task, experiment.train
     labels = [label if len(label) <= LABEL else f"{label[:LABEL]}..." for label in task.encoder.labels]
     kind = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(task).__name__).lower()
     if isinstance(task, Regression):
@@ -169,7 +176,9 @@ def described(task: AnyFinetuning) -> str:
     elif labels:
         shown = labels if len(labels) <= SHOWN else [*labels[: SHOWN - 2], "...", labels[-1]]
         kind += f" of {len(labels)} labels ({', '.join(shown)})"
-    return f"{kind}: {len(task.data.read().texts):,} rows, {len(task.heldout.read().texts):,} held out"
+    rows, heldout = len(task.data.read().texts), len(task.heldout.read().texts)
+    updates = f"{train.steps:,} update{'s' * (train.steps > 1)} of {train.batch_size}"
+    return f"{kind}: {rows:,} rows, {heldout:,} held out; {updates}"
 
 
 def count_rows(task: AnyFinetuning, tokenizer: Tokenizer) -> int:

@@ -133,10 +133,11 @@ def test_what_is_set_comes_before_what_follows_from_it(model, tmp_path):
 
     assert 1000 < count < 1200
     for batch in (32, 8):
-        each, steps = round(count / batch), round(4 * count / batch)
+        each, steps = round(count / batch), round(4 * count / batch)  # four epochs
         expected = (steps, each, each, each // 4, steps // 10, max(2, steps // 100))
         assert found(f"train.batch_size={batch}") == expected, "as many epochs, evaluated after each"
-    assert found("train.steps=500") == (500, round(count / 32), round(count / 32), round(count / 32) // 4, 50, 5)
+    fifteen = round(2 * count / 32)  # epochs: evaluated after every second one
+    assert found("train.steps=500") == (500, fifteen, fifteen, fifteen // 4, 50, 5)
     own = ("train.steps=70", "train.eval_every=7", "train.save_every=9", "train.log_every=3", "optimizer.warmup_steps=5",
            "task.shapes=1")
     assert found(*own, "train.batch_size=8") == (70, 7, 9, 3, 5, 1)
@@ -146,24 +147,42 @@ def test_what_is_set_comes_before_what_follows_from_it(model, tmp_path):
     assert made.task.init == "m", "records name what was loaded"
 
 
+def test_small_tables_have_more_epochs(model, tmp_path):
+    """Three epochs of 600 sentences of SST-2 left MiniLM-L6 at the share of the larger class."""
+    path, found = tmp_path / "x.csv", {}
+    for rows in (40, 1100, 2400):
+        path.write_text("text,label\n" + "".join(f"{WORDS[k % 12]} {k},{'ab'[k % 2]}\n" for k in range(rows)))
+        made = recipe(model, "m", own_data(str(path), ["text"], "label"))
+        count = len(made.task.data.read().texts)
+        assert made.train.eval_every == made.train.save_every
+        found[rows] = made.train.steps, made.train.steps * 32 / count, -(-made.train.steps // made.train.eval_every)
+        assert recipe(model, "m", made.task.data, made.task.heldout, epochs=3).train.steps == round(3 * count / 32)
+    steps, epochs, evaluations = found[40]
+    assert steps < 30 and 19 < epochs < 21 and evaluations <= 10
+    steps, epochs, evaluations = found[1100]
+    assert steps == 200 and 6 < epochs < 7 and evaluations in (6, 7)
+    steps, epochs, evaluations = found[2400]
+    assert steps > 200 and 2.98 < epochs < 3.02 and evaluations == 3
+
+
 def test_a_line_says_what_is_trained(model, tmp_path):
     path, kinds = tmp_path / "x.csv", {"a": [f"{k % 2}" for k in range(200)], "b": [f"{k % 9}x" for k in range(200)],
                                        "c": [f"{1 + k % 2}.5" for k in range(200)]}
     rows = zip(*kinds.values(), strict=True)
     path.write_text("text,a,b,c\n" + "".join(f"cat {k},{','.join(row)}\n" for k, row in enumerate(rows)))
-    tasks = {label: recipe(model, "m", own_data(str(path), ["text"], label)).task for label in kinds}
-    trained, held = (len(part.read().texts) for part in (tasks["a"].data, tasks["a"].heldout))
+    made = {label: recipe(model, "m", own_data(str(path), ["text"], label)) for label in kinds}
+    trained, held = (len(part.read().texts) for part in (made["a"].task.data, made["a"].task.heldout))
     assert trained + held == 200 and 0 < held < 50
-    counts = f": {trained} rows, {held} held out"
-    assert described(tasks["a"]) == f"classification of 2 labels (0, 1){counts}"
-    assert described(tasks["b"]) == f"classification of 9 labels (0x, 1x, 2x, 3x, ..., 8x){counts}"
-    assert described(tasks["c"]).startswith("regression of c (mean 2") and described(tasks["c"]).endswith(counts)
-    turned = recipe(model, "m", own_data(str(path), ["text"], "a"), assignments=['task.encoder.labels=["1", "0"]']).task
+    counts = f": {trained} rows, {held} held out; {round(20 * trained / 32)} updates of 32"
+    assert described(made["a"]) == f"classification of 2 labels (0, 1){counts}"
+    assert described(made["b"]) == f"classification of 9 labels (0x, 1x, 2x, 3x, ..., 8x){counts}"
+    assert described(made["c"]).startswith("regression of c (mean 2") and described(made["c"]).endswith(counts)
+    turned = recipe(model, "m", own_data(str(path), ["text"], "a"), assignments=['task.encoder.labels=["1", "0"]'])
     assert described(turned) == f"classification of 2 labels (1, 0){counts}"
-    labelled = [finetuning_task(task, model).training.rows["label"] for task in (tasks["a"], turned)]
+    labelled = [finetuning_task(one.task, model).training.rows["label"] for one in (made["a"], turned)]
     np.testing.assert_array_equal(labelled[0], 1 - labelled[1])
-    squad = recipe(model, "m", own_data(str(write_squad(tmp_path / "x.json")))).task
-    assert described(squad) == "question answering: 22 rows, 2 held out"
+    squad = recipe(model, "m", own_data(str(write_squad(tmp_path / "x.json"))), epochs=3)
+    assert described(squad) == f"question answering: 22 rows, 2 held out; {squad.train.steps} updates of 32"
 
 
 def test_what_is_wrong_with_a_row_is_said_with_its_number_in_the_file(model, tmp_path):
@@ -228,8 +247,8 @@ def test_shorter_lengths_make_longer_epochs(model, tmp_path):
     for given, heldout, short in (
         (tags, tags, ["task.lengths=[12]"]), (squad, None, ["task.lengths=[20]", "task.answer_tokens=4"]),
     ):
-        whole = recipe(model, "m", given, heldout)
-        made = recipe(model, "m", given, heldout, assignments=short)
+        whole = recipe(model, "m", given, heldout, epochs=3)
+        made = recipe(model, "m", given, heldout, epochs=3, assignments=short)
         rows = len(finetuning_task(made.task, model).training.item)
         assert made.train.steps == round(3 * rows / 32) > whole.train.steps + 5
         assert made.optimizer.warmup_steps == made.train.steps // 10 and made.train.eval_every == round(rows / 32)
@@ -343,7 +362,7 @@ def test_from_a_file_to_answers_in_two_commands(kind, tiny_checkpoint, tmp_path,
     words = ["finetune", "--checkpoint", tiny_checkpoint, "--data", data, *extra, "--epochs", "1", "--workdir", out]
     assert cli.main([str(word) for word in words]) == 0
     shown = capfd.readouterr()
-    assert " rows, " in (line := shown.err.splitlines()[0]) and line.endswith(" held out")
+    assert " rows, " in (line := shown.err.splitlines()[0]) and re.search(r" held out; \d+ updates? of \d+$", line)
     assert score in shown.out.replace("_", " ") and (out / "report.html").is_file()
     assert cli.main(["predict", str(out), "--input", str(new), *columns, "--out", str(tmp_path / "a.jsonl")]) == 0
     answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
