@@ -18,10 +18,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.parallel.agreement import Agreement
 
 log = logging.getLogger("bert_jax")
+T = TypeVar("T")
 
 COMPLETE = "_CHECKPOINT_METADATA"  # Orbax's name for its own JSON, so that Orbax can read our folders too
 _SLICE = 2**20  # bytes: of an array that several devices have a copy of, each writes a part, unless parts were smaller
@@ -185,7 +186,7 @@ class Checkpoints:
     def _begin(self, folder: Path, items: dict[str, Any]) -> list[Any] | Exception:
         """Copies the arrays to the host and starts to write them. An error is kept for the round in which all meet."""
         try:
-            return [future for name, tree in items.items() for future in asyncio.run(
+            return [future for name, tree in items.items() for future in _awaited(
                 self._handler.async_save(epath.Path(folder / name), args=ocp.args.PyTreeSave(jax.tree.map(_own, tree)))
             )]
         except Exception as error:
@@ -360,6 +361,16 @@ def _own(x: jax.Array) -> jax.Array:
     From an accelerator Orbax copies to the host before ``async_save`` returns, and that copy is the snapshot.
     """
     return jnp.copy(x) if next(iter(x.sharding.device_set)).platform == "cpu" else x
+
+
+def _awaited(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What ``coroutine`` returns. In a notebook this thread has a loop that runs already, and takes no second one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def _outcome(writing: Any) -> Exception | None:

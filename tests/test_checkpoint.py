@@ -67,6 +67,21 @@ def test_what_was_saved_comes_back(saved):
         saved.restore({"params": abstract()}, 5)
 
 
+def test_in_a_notebook(tmp_path):
+    """Where a loop runs already, in the very thread that saves: no run in a notebook could save anything."""
+
+    async def cell():
+        checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+        checkpoints.save(1, at(1), {"note": 1})
+        restored = checkpoints.restore({"params": abstract()})
+        checkpoints.close()
+        return restored
+
+    restored = asyncio.run(cell())
+    assert restored.metadata["note"] == 1
+    jax.tree.map(np.testing.assert_array_equal, restored.items, at(1))
+
+
 @pytest.fixture
 def held(monkeypatch):
     """An event without which nothing is written: a slow disk."""
