@@ -1,19 +1,13 @@
 """The demo: the main job from raw text to PyTorch on an embedded default, in minutes, on any machine.
 
 The corpus is the documentation that a Python environment carries by construction: the docstrings of the standard library
-and of numpy, scipy, jax, flax and optax, one docstring a document, read from the source files without importing them.
+and of numpy, scipy, jax, flax and optax, one docstring a document.
 """
 
-import ast
 import dataclasses
-import importlib.util
 import json
 import logging
-import sysconfig
 import time
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +18,7 @@ from rich.console import Console
 from bert_jax import config as configuration
 from bert_jax import tokenizers
 from bert_jax.convert import hf
+from bert_jax.data.docstrings import write_docstrings
 from bert_jax.data.loader import heldout_batches
 from bert_jax.data.pairs import PairSpec
 from bert_jax.data.prepare import prepare
@@ -36,7 +31,6 @@ from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives import MaskedLM, NextSentence
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
-from bert_jax.progress import tracked
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
 from bert_jax.training.pretrain import heldout_majorities
@@ -45,7 +39,6 @@ from bert_jax.training.train import train
 
 log = logging.getLogger("bert_jax")
 
-PACKAGES = ("numpy", "scipy", "jax", "flax", "optax")
 SENTENCES = (
     "Returns the [MASK] of the array along the given axis.",
     "If True, the function raises an [MASK] when the file does not exist.",
@@ -89,7 +82,7 @@ def demo(directory: Path, assignments: list[str]) -> dict[str, Any]:
     corpus, tokenizer_path, store_path = directory / "docstrings.txt", directory / "tokenizer", directory / "store"
     if not corpus.exists():
         stage("1/6 collecting docstrings")
-        _write_corpus(corpus)
+        write_docstrings(corpus)
     if not tokenizer_path.exists():
         stage("2/6 training a tokenizer")
         documents = Corpus([corpus], documents="formfeed")
@@ -136,48 +129,6 @@ def demo(directory: Path, assignments: list[str]) -> dict[str, Any]:
     console.print(f"curves: {directory}/model/curves.png   PyTorch: transformers.AutoModelForPreTraining.from_pretrained"
                   f'("{exported}")', highlight=False, soft_wrap=True)
     return summary
-
-
-def _write_corpus(path: Path) -> None:
-    """All docstrings, each once, in the order of the sorted source files; documents separated by form feeds."""
-    files = list(_sources())
-    seen: set[str] = set()
-    temporary = path.with_suffix(".tmp")
-    with ProcessPoolExecutor() as pool, temporary.open("w") as out:
-        for texts in tracked(pool.map(_docstrings, files, chunksize=64), "reading docstrings", len(files)):
-            for text in texts:
-                if text not in seen:
-                    seen.add(text)
-                    out.write(text.replace("\f", " ") + "\n\f\n")
-    if not seen:
-        raise BertJaxError("found no docstrings: are the Python sources of the standard library installed?")
-    temporary.replace(path)
-
-
-def _sources() -> Iterator[Path]:
-    roots = [Path(sysconfig.get_paths()["stdlib"])]
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        if spec is None or not spec.submodule_search_locations:
-            log.warning("the demo's corpus goes without %s, which is not installed", name)
-            continue
-        roots += map(Path, spec.submodule_search_locations)
-    for root in roots:
-        for path in sorted(root.rglob("*.py")):
-            if not {"site-packages", "test", "tests"} & set(path.relative_to(root).parts):
-                yield path
-
-
-def _docstrings(path: Path) -> list[str]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's sources
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates and test inputs of the standard library that are no Python
-        return []
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
-    return [text for text in texts if text and len(text) > 40]
 
 
 def _compare_with_transformers(model: Model, store: TokenStore, experiment: Experiment, exported: Path) -> float | None:

@@ -30,6 +30,7 @@ from bert_jax.data.parallel import ParallelCorpus
 from bert_jax.data.sources import Corpus, Group
 from bert_jax.data.stages import Assembly, Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks, warn_of_unknown
 from bert_jax.data.store import PARTIAL, Manifest
+from bert_jax.data.workers import SPAWN
 from bert_jax.data.writer import STATE, StoreWriter, chained, locked
 from bert_jax.errors import BertJaxError
 from bert_jax.progress import Progress
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
-
 
 
 def prepare(
@@ -146,7 +146,7 @@ def _workers(count: int, tokenizer: "Tokenizer", recipe: Recipe):
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core, not threads in each as well
     pool = concurrent.futures.ProcessPoolExecutor(
-        count, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(tokenizer, recipe)
+        count, SPAWN, initializer=_start_worker, initargs=(tokenizer, recipe)
     )
     try:
         yield lambda texts: pool.submit(_do_work, texts).result
@@ -205,7 +205,7 @@ def one_line(folder: str | os.PathLike):
     try:
         yield
     except BrokenProcessPool as error:
-        raise BertJaxError("a worker process was killed (out of memory?): run again, with fewer workers") from error
+        raise BertJaxError("a worker process ended (out of memory?): run again, with fewer workers") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BertJaxError(f"{folder}: the disk is full: free some space and run again") from error

@@ -104,10 +104,24 @@ import sys
 from bert_jax import tokenizers
 from bert_jax.data.prepare import prepare
 
-if __name__ == "__main__":
-    tokenizer = tokenizers.load(sys.argv[3])
-    prepare([sys.argv[1]], sys.argv[2], tokenizer, heldout=0.1, workers=2, shard_tokens=20_000, progress=False)
+print("begun")
+tokenizer = tokenizers.load(sys.argv[3])
+prepare([sys.argv[1]], sys.argv[2], tokenizer, heldout=0.1, workers=2, shard_tokens=20_000, progress=False)
 """
+
+
+@pytest.mark.parametrize("way", ["script", "module"])
+def test_a_script_needs_no_guard(text, tokenizer, tmp_path, way):
+    """Workers ran the script again, which ended as "a worker process was killed (out of memory?)"."""
+    path, _ = text(300)
+    tokenizer.save(tmp_path / "tokenizer")
+    (tmp_path / "run.py").write_text(RUN)
+    root = pathlib.Path(__file__).resolve().parents[2]
+    command = [sys.executable, *(["-m", "run"] if way == "module" else ["run.py"]), path, "store", "tokenizer"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "begun\n"), done.stderr
+    prepare([path], tmp_path / "other", tokenizer, heldout=0.1, workers=1, shard_tokens=20_000, progress=False)
+    assert contents(tmp_path / "store") == contents(tmp_path / "other")
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(text, tokenizer, tmp_path, monkeypatch, warnings_of):
@@ -212,7 +226,7 @@ def test_a_full_disk(text, tokenizer, tmp_path, monkeypatch):
 
 def test_a_killed_worker(text, tokenizer, tmp_path):
     path, _ = text(20)
-    with pytest.raises(BertJaxError, match="a worker process was killed"):
+    with pytest.raises(BertJaxError, match="a worker process ended"):
         prepare([path], tmp_path / "store", Deadly(tokenizer), heldout=0, workers=2, progress=False)
     assert not list(tmp_path.glob("store*"))
 
