@@ -42,6 +42,8 @@ class Report(NamedTuple):
         width = max(len(what) for what, _ in self.lines)
         return "\n".join(f"{what:{width}}  {value}" for what, value in self.lines)
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def inspect(path: str | os.PathLike) -> Report:
     """Looks at anything that :func:`bert_jax.load` takes.

@@ -54,6 +54,13 @@ class Model(NamedTuple):
     sentence: SentenceSettings | None = None
     origin: Origin | None = None
 
+    def __repr__(self) -> str:
+        """A line: a notebook shows what a cell ends with, and would show every parameter."""
+        config, count = self.config, sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        heads = ", ".join(config.with_heads) or "none"
+        return (f"{type(self).__name__}({config.layers} layers of width {config.hidden_width}, {count:,} parameters, "
+                f"heads: {heads}, {self.tokenizer!r})")
+
 
 class Place(NamedTuple):
     """A checkpoint that was found: its kind, the path of its encoder, its sentence settings, and what was asked for of it."""

@@ -40,6 +40,10 @@ class Scores(NamedTuple):
     def seeds(self) -> list[int]:
         return list(self.rows[0].seeds)
 
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return markdown(self)
+
 
 def gather(evaluations: Mapping[int, Mapping[str, float]], labels: Sequence[str] = ()) -> Scores:
     """The table of the evaluations of each seed. Losses and accuracies of single terms, which the loop records, are left out

@@ -46,7 +46,7 @@ class Result:
     to stop). With ``train.best`` parameters and evaluation are the best ones, else the last."""
 
     step: int
-    params: Params
+    params: Params = dataclasses.field(repr=False)
     evaluation: dict[str, float]
     finished: bool
 
