@@ -88,7 +88,7 @@ def draw(task: AnyFinetuning, rows: Rows, answers: Sequence[dict[str, Any]], jud
     found = []
     for name, make in _PICTURES[next(kind for kind in type(task).__mro__ if kind in _PICTURES)]:
         path = folder / f"{name}.png"
-        _save(path, lambda pyplot, make=make: make(pyplot, task, rows, answers, judged))
+        _save(path, lambda figure, make=make: make(figure, task, rows, answers, judged))
         found.append(path)
     return found
 
@@ -98,8 +98,9 @@ def draw_curves(records: dict[int, list[dict]], scores: Sequence[str], path: Pat
     seed's metrics.jsonl."""
     panels = ["train loss", "loss", *(name for name in scores if name != "loss")][:6]
 
-    def make(pyplot):
-        figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
+    def make(figure):
+        figure.set_size_inches(4.2 * len(panels), 3.4)
+        axes = figure.subplots(1, len(panels), squeeze=False)
         for axis, panel in zip(axes[0], panels, strict=True):
             kind, name = ("train", "loss") if panel == "train loss" else ("eval", panel)
             for place, (seed, record) in enumerate(records.items()):
@@ -109,33 +110,32 @@ def draw_curves(records: dict[int, list[dict]], scores: Sequence[str], path: Pat
             axis.set(title=f"{'training' if kind == 'train' else 'held out'}: {name}", xlabel="updates")
             axis.grid(alpha=0.3)
         axes[0][0].legend(fontsize=7)
-        return figure
 
     _save(path, make)
 
 
 def _save(path: Path, make: Callable) -> None:
+    """Without pyplot, which a notebook shows its own pictures with: a backend set here would be set there."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"text.parse_math": False}):  # labels may hold dollar signs
-        figure = make(pyplot)
+    with matplotlib.rc_context({"text.parse_math": False}):  # labels may hold dollar signs
+        figure = Figure()
+        make(figure)
         figure.tight_layout()
         temporary = path.with_suffix(".tmp")
         figure.savefig(temporary, dpi=100, format="png")
         temporary.replace(path)
-        pyplot.close(figure)
 
 
-def _confusion(pyplot, task, rows, answers, judged):
+def _confusion(figure, task, rows, answers, judged):
     labels = sorted({one.label for one in judged} | {one.prediction for one in judged})
     labels = [label for label in task.encoder.labels if label in labels] or labels
     matrix = confusion([one.label for one in judged], [one.prediction for one in judged], labels)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = min(max(3.2, 0.6 * len(labels) + 2), 14)
-    figure, axis = pyplot.subplots(figsize=(size + 0.8, size))
+    figure.set_size_inches(size + 0.8, size)
+    axis = figure.subplots()
     figure.colorbar(axis.imshow(share, cmap="Blues", vmin=0, vmax=1), label="share of the right label's rows", shrink=0.8)
     axis.set(xlabel="predicted", ylabel="right", title=f"{len(judged):,} held-out examples")
     if len(labels) <= SHOWN_CLASSES:
@@ -144,12 +144,12 @@ def _confusion(pyplot, task, rows, answers, judged):
     if len(labels) <= 20:
         for i, j in np.ndindex(matrix.shape):
             axis.text(j, i, matrix[i, j], ha="center", va="center", fontsize=8, color="w" if share[i, j] > 0.5 else "k")
-    return figure
 
 
-def _reliability(pyplot, task, rows, answers, judged):
+def _reliability(figure, task, rows, answers, judged):
     found = calibration(np.array([one.probability for one in judged]), np.array([one.error == 0 for one in judged]))
-    figure, (axis, below) = pyplot.subplots(2, 1, figsize=(4.6, 5), sharex=True, height_ratios=(3, 1))
+    figure.set_size_inches(4.6, 5)
+    axis, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     heights, widths = np.nan_to_num(found.accuracy), np.diff(found.edges)
     axis.bar(found.edges[:-1], heights, widths, align="edge", edgecolor="w", label="accuracy")
     axis.plot([0, 1], [0, 1], "k--", lw=1)
@@ -158,37 +158,36 @@ def _reliability(pyplot, task, rows, answers, judged):
     axis.legend(fontsize=8, loc="upper left")
     below.bar(found.edges[:-1], found.count, widths, align="edge", color="C7", edgecolor="w")
     below.set(xlabel="probability of the prediction", ylabel="examples")
-    return figure
 
 
-def _scatter(pyplot, task, rows, answers, judged):
+def _scatter(figure, task, rows, answers, judged):
     wanted, said = _values(task, rows, answers)
-    figure, axis = pyplot.subplots(figsize=(4.8, 4.6))
+    figure.set_size_inches(4.8, 4.6)
+    axis = figure.subplots()
     axis.scatter(wanted, said, s=8, alpha=0.4)
     ends = [min(wanted.min(), said.min()), max(wanted.max(), said.max())]
     axis.plot(ends, ends, "k--", lw=1)
     axis.set(xlabel=f"{task.encoder.labels[0]}, held out", ylabel="predicted", title=f"{len(wanted):,} held-out examples")
     axis.grid(alpha=0.3)
-    return figure
 
 
-def _residuals(pyplot, task, rows, answers, judged):
+def _residuals(figure, task, rows, answers, judged):
     wanted, said = _values(task, rows, answers)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.6))
+    figure.set_size_inches(8, 3.6)
+    left, right = figure.subplots(1, 2)
     left.scatter(said, said - wanted, s=8, alpha=0.4)
     left.axhline(0, color="k", lw=1, ls="--")
     left.set(xlabel="predicted", ylabel="predicted - right")
     right.hist(said - wanted, bins=min(50, max(5, len(said) // 5)))
     error = said - wanted
     right.set(xlabel="predicted - right", ylabel="examples", title=f"mean {error.mean():.3g}, deviation {error.std():.3g}")
-    return figure
 
 
 def _values(task, rows, answers) -> tuple[np.ndarray, np.ndarray]:
     return np.array([float(label) for label in rows.labels]), np.array([answer[task.encoder.labels[0]] for answer in answers])
 
 
-def _span_errors(pyplot, task, rows, answers, judged):
+def _span_errors(figure, task, rows, answers, judged):
     counts, starts, ends = Counter(), [], []
     for gold, answer in zip(rows.labels, answers, strict=True):
         found = (answer["start"], answer["start"] + len(answer["text"])) if answer["text"] else None
@@ -199,7 +198,8 @@ def _span_errors(pyplot, task, rows, answers, judged):
         if nearest:
             starts.append(found[0] - nearest[0])
             ends.append(found[1] - nearest[1])
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    figure.set_size_inches(10, 4)
+    left, right = figure.subplots(1, 2)
     left.scatter(starts, ends, s=8, alpha=0.4)
     left.set_xscale("symlog", linthresh=10)
     left.set_yscale("symlog", linthresh=10)
@@ -211,26 +211,24 @@ def _span_errors(pyplot, task, rows, answers, judged):
     right.bar_label(bars)
     right.invert_yaxis()
     right.set(xlabel="questions")
-    return figure
 
 
-def _tag_bars(pyplot, task, rows, answers, judged):
+def _tag_bars(figure, task, rows, answers, judged):
     scores = f1_by_label(rows.labels, [answer["tags"] for answer in answers], task.encoder.labels)
-    figure, axis = pyplot.subplots(figsize=(5.5, 1 + 0.3 * len(scores)))
+    figure.set_size_inches(5.5, 1 + 0.3 * len(scores))
+    axis = figure.subplots()
     axis.bar_label(axis.barh(list(scores), list(scores.values())), fmt="%.3f")
     axis.invert_yaxis()
     axis.set(xlabel="F1", xlim=(0, 1.12))
-    return figure
 
 
-def _tag_confusion(pyplot, task, rows, answers, judged):
+def _tag_confusion(figure, task, rows, answers, judged):
     pairs = [
         Judged((), tag, said, None, 0.0) for tags, answer in zip(rows.labels, answers, strict=True)
         for tag, said in zip(tags, answer["tags"], strict=True)
     ]
-    figure = _confusion(pyplot, task, rows, answers, pairs)
+    _confusion(figure, task, rows, answers, pairs)
     figure.axes[0].set_title(f"{len(pairs):,} held-out words")
-    return figure
 
 
 def _short(label: str) -> str:

@@ -198,10 +198,7 @@ def read(path: Path) -> list[dict]:
 
 def draw(metrics: Path, picture: Path) -> None:
     """Draws every loss and accuracy of a metrics file over steps, training and held-out in one panel each."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot, whose backend is the notebook's
 
     rows = read(metrics)
     names = [n for n in dict.fromkeys(key for row in rows for key in row) if n.endswith(("_loss", "_accuracy"))]
@@ -209,7 +206,8 @@ def draw(metrics: Path, picture: Path) -> None:
         return
     columns = min(len(names), 2)
     lines = -(-len(names) // columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(5.5 * columns, 3.4 * lines), squeeze=False)
+    figure = Figure(figsize=(5.5 * columns, 3.4 * lines))
+    axes = figure.subplots(lines, columns, squeeze=False)
     for panel, name in zip(axes.flat, names, strict=False):
         for kind, style in (("train", {"alpha": 0.5, "linewidth": 1}), ("eval", {"marker": "o", "markersize": 3})):
             points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
@@ -224,4 +222,3 @@ def draw(metrics: Path, picture: Path) -> None:
     temporary = picture.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
     temporary.replace(picture)
-    pyplot.close(figure)

@@ -7,6 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from bert_jax.reporting import plots
 from bert_jax.training import record
 
 
@@ -25,6 +26,24 @@ def test_starting_a_run_imports_neither_torch_nor_scipy_stats(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["set() False", "2.0"]
     assert b"train/loss" in next((tmp_path / "tensorboard").glob("events.*")).read_bytes()
+
+
+def test_drawing_leaves_the_caller_s_pictures_alone(tmp_path):
+    """A notebook showed no picture of its own any more: pyplot's backend had been replaced."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    before = matplotlib.get_backend()
+    pyplot.switch_backend("svg")
+    try:
+        figures = pyplot.get_fignums()
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "time": 1.0, "mlm_loss": 2.0}\n')
+        record.draw(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+        plots.draw_curves({0: record.read(tmp_path / "metrics.jsonl")}, ["loss"], tmp_path / "seeds.png")
+        assert matplotlib.get_backend() == "svg" and pyplot.get_fignums() == figures
+        assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "seeds.png"))
+    finally:
+        pyplot.switch_backend(before)
 
 
 def test_curves_are_drawn_now_and_then_and_in_the_end(tmp_path, monkeypatch):
