@@ -1,14 +1,12 @@
 """The verbs of fine-tuning on the command line: what ``bert-jax finetune`` and ``predict`` take, and call."""
 
 import argparse
-import contextlib
 import functools
-import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from bert_jax.errors import BertJaxError
+from bert_jax.errors import BertJaxError, each_warning_once
 
 _OWN = ("texts", "label", "heldout", "kind", "epochs")  # options that go with --data
 
@@ -68,24 +66,7 @@ def add(command, start_jax: Callable[[], None]) -> None:
     sub.add_argument("--batch-size", type=int, default=64, help="rows that are computed together")
 
 
-@contextlib.contextmanager
-def _same_line_once() -> Iterator[None]:
-    """What is said of a file, a checkpoint or a seed is not said again, word for word, when it is read again."""
-    said: set[str] = set()
-
-    def new(record: logging.LogRecord) -> bool:
-        line = record.getMessage()
-        return not (line in said or said.add(line))
-
-    logger = logging.getLogger("bert_jax")
-    logger.addFilter(new)
-    try:
-        yield
-    finally:
-        logger.removeFilter(new)
-
-
-@_same_line_once()
+@each_warning_once()
 def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> int | None:
     start_jax()
     from rich.console import Console

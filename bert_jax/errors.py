@@ -1,5 +1,27 @@
-"""The one exception that users are meant to read: a single line that says what is wrong and what to do."""
+"""What users are meant to read: the one exception, a line that says what is wrong and what to do; and warnings, once each."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
 
 
 class BertJaxError(Exception):
     """Wrong input, configuration or environment. The command line prints it as one line and exits with status 1."""
+
+
+@contextlib.contextmanager
+def each_warning_once(whatever_its_numbers: bool = False) -> Iterator[None]:
+    """What is said of a file, a checkpoint or a seed is not said again, word for word, when it is read again; of parts of a
+    stream, not again with other numbers."""
+    said: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        line = record.msg if whatever_its_numbers else record.getMessage()
+        return not (line in said or said.add(line))
+
+    logger = logging.getLogger("bert_jax")
+    logger.addFilter(new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(new)

@@ -27,7 +27,7 @@ from bert_jax.convert import hf
 from bert_jax.convert.reading import Origin
 from bert_jax.convert.settings import CONFIG, family_of
 from bert_jax.convert.tensors import read_json
-from bert_jax.errors import BertJaxError
+from bert_jax.errors import BertJaxError, each_warning_once
 from bert_jax.model import EXPERIMENT, EXPORTED, PLAN, Model, load, save
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
@@ -109,6 +109,7 @@ def _kinds() -> str:
     return ", ".join(kind.__name__ for kind in TASKS)
 
 
+@each_warning_once()
 def finetune(
     experiment: Experiment, workdir: Path | str, *, seeds: int = 5, at_once: int = 1, model: Model | None = None,
     export: Export = "first", command: Sequence[str] = (),

@@ -8,7 +8,6 @@ compiled again. What is computed is that of an evaluation (:mod:`bert_jax.tasks.
 import contextlib
 import dataclasses
 import itertools
-import logging
 import os
 import queue
 import threading
@@ -23,7 +22,7 @@ import numpy as np
 from bert_jax import config as configuration
 from bert_jax import model as models
 from bert_jax.convert.tensors import read_json
-from bert_jax.errors import BertJaxError
+from bert_jax.errors import BertJaxError, each_warning_once
 from bert_jax.model import EXPORTED, PLAN, Model
 from bert_jax.models import api
 from bert_jax.reporting import answers
@@ -40,8 +39,6 @@ from bert_jax.tasks.regression import Values
 from bert_jax.tasks.tables import Source, Table
 from bert_jax.tasks.tagging import Tags
 from bert_jax.tasks.texts import Form, form_of, open_texts
-
-logger = logging.getLogger("bert_jax")
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
 WORD_A_LINE = (".conllu", ".iob2", ".conll", ".bio", ".iob")
@@ -289,7 +286,7 @@ class Answering:
             the predictor takes.
         """
         params = jax.device_put(params)
-        with _each_warning_once():
+        with each_warning_once(whatever_its_numbers=True):
             rows = None  # of a batch; fewer where all there is does not fill one
             for chunk, encoded in _ahead(self._encoded(iter(texts), called)):
                 count = len(encoded.item)
@@ -363,18 +360,3 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
     finally:
         over.set()
-
-
-@contextlib.contextmanager
-def _each_warning_once() -> Iterator[None]:
-    """What is said of one chunk is not said again of the next, with other numbers."""
-    said: set[str] = set()
-
-    def new(record: logging.LogRecord) -> bool:
-        return not (record.msg in said or said.add(record.msg))
-
-    logger.addFilter(new)
-    try:
-        yield
-    finally:
-        logger.removeFilter(new)

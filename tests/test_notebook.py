@@ -6,7 +6,7 @@ from tests.conftest import ROOT
 
 # What makes it small enough for a test, and nothing else.
 SMALLER = {
-    "STEPS = 400": "STEPS = 8", 'write_docstrings("docstrings.txt")': 'write_docstrings("docstrings.txt", ["optax"])',
+    "STEPS = 1_300": "STEPS = 8", 'write_docstrings("docstrings.txt")': 'write_docstrings("docstrings.txt", ["optax"])',
     "[:1000]": "[:40]", "eval_batches=10": "eval_batches=1",
 }
 
