@@ -82,7 +82,7 @@ def save(value: Any, path: Path | str) -> None:
 def load(kind: type[T], path: Path | str) -> T:
     """Reads what :func:`save` wrote."""
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise BertJaxError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -548,3 +548,15 @@ def test_an_interrupted_fit_has_shown_what_it_found(monkeypatch, capsys):
     assert cli.main(["plan", "--config", str(ROOT / "tests/tiny_bert.py"), "--topology", "cpu:8", "--fit"]) == 130
     error = capsys.readouterr().err
     assert error.index("remat  ") < error.index("needs 3 GiB") < error.index("interrupted")
+
+
+def test_without_a_place_for_compiled_programs_it_goes_on(tiny_checkpoint, tmp_path):
+    """And says so in a line; and no character that the terminal cannot show ends it."""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "XDG_CACHE_HOME": "/proc"}
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"} | plain
+    (folder := tmp_path / "naïve").symlink_to(tiny_checkpoint)
+    command = [sys.executable, "-m", "bert_jax", "inspect", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "na\\udcc3\\udcafve" in done.stdout, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("bert-jax: WARNING: /proc/bert_jax/xla cannot be written: compiled programs are not kept")

@@ -148,3 +148,13 @@ def test_answers_sent_to_a_file_arrive_there_while_the_terminal_has_the_bar(tmp_
 def test_answers_in_the_terminal_itself():
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", in_a_terminal(None, "80"))
     assert all(re.search(rf"\ba\s+{number}\b", shown) for number in (0, 300, 599))
+
+
+def test_answers_are_utf_8_whatever_the_locale():
+    script = r"""
+from bert_jax.reporting.answers import write
+write(["text"], [(("na\u00efve \U0001f98b",), {"label": "\u2581a"})], None, None, lambda count: 0)
+"""
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=plain, check=True)
+    assert done.stdout.decode("utf-8") == "text\tlabel\nnaïve 🦋\t▁a\n"

@@ -1,6 +1,7 @@
 """Answers about a file, written as they come: TSV or JSON lines, whole or not at all."""
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -64,6 +65,8 @@ def _names(columns: Sequence[str], count: int) -> list[str]:
 def _open(out: Path | None) -> Iterator[TextIO]:
     """Standard output, or a file that takes its name at the end and else disappears."""
     if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+            sys.stdout.reconfigure(encoding="utf-8")  # as a file would be, whatever the locale
         yield sys.stdout
         sys.stdout.flush()
         return
