@@ -46,8 +46,8 @@ class Progress:
             self._began = time.monotonic()
             self._first: tuple[float, float] | None = None  # what was done at first, and when that was
             if self._bar is not None:
-                self._bar.update(self._task, visible=False)
-                self._task = self._bar.add_task(doing, total=self._total, note="")
+                self._bar.stop()
+                self._start_bar()
 
     def advance(self, count: float = 1, note: str | None = None) -> None:
         """So much more is done; ``note`` replaces the one before."""
@@ -85,8 +85,11 @@ class Progress:
         if self._over.wait(BAR_SECONDS):
             return
         with self._lock:
-            self._bar = _bar(self._console, known=self._total is not None)
-            self._task = self._bar.add_task(self._doing, total=self._total, completed=self._done, note=self._note)
+            self._start_bar()
+
+    def _start_bar(self) -> None:
+        self._bar = _bar(self._console, known=self._total is not None)
+        self._task = self._bar.add_task(self._doing, total=self._total, completed=self._done, note=self._note)
         self._bar.start()
 
     def _lines(self) -> None:

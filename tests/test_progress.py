@@ -112,12 +112,24 @@ write(["text"], rows(), None, 1200, lambda count: count)
 """
 
 
-def in_a_terminal(stdout: int | None, columns: str) -> str:
-    """What a terminal of so many columns shows of SCRIPT; stdout is the terminal too where None is given."""
+PARTS = """
+import time
+from bert_jax import progress
+progress.BAR_SECONDS = 0.05
+with progress.Progress("annotating") as shown:
+    time.sleep(0.4)
+    shown.begin("counting words", 10)
+    shown.advance(5)
+    time.sleep(0.4)
+"""
+
+
+def in_a_terminal(stdout: int | None, columns: str, script: str = SCRIPT) -> str:
+    """What a terminal of so many columns shows of ``script``; stdout is the terminal too where None is given."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": columns, "TTY_COMPATIBLE": "1"}
     stdout = theirs if stdout is None else stdout
-    child = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=theirs, stdout=stdout, stderr=theirs, env=environment)
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=theirs, stdout=stdout, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
     while True:
@@ -148,6 +160,11 @@ def test_answers_sent_to_a_file_arrive_there_while_the_terminal_has_the_bar(tmp_
 def test_answers_in_the_terminal_itself():
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", in_a_terminal(None, "80"))
     assert all(re.search(rf"\ba\s+{number}\b", shown) for number in (0, 300, 599))
+
+
+def test_parts_with_and_without_a_total_in_a_terminal():
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", in_a_terminal(None, "80", PARTS))
+    assert re.search(r"annotating +0:00:00", shown) and re.search(r"counting words +50% +left", shown)
 
 
 def test_answers_are_utf_8_whatever_the_locale():
