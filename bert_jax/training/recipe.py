@@ -118,7 +118,7 @@ def recipe(
     tags, 5e-5, all from Devlin et al. 2019 (sections 4.1, 4.2, 4.4, appendix A.3), and with the bias correction of Mosbach et
     al. 2021; SQuAD 2.0 as 1.1; warm-up over a tenth of the updates (run_classifier.py of google-research/bert), then linearly
     to 0; weight decay 0.01. Dropout is the checkpoint's. Small tables have more epochs, as many as 200 updates take, at most
-    the 20 of Mosbach et al.: after the 57 updates of three epochs of 600 rows, MiniLM-L6 has learnt nothing yet.
+    the 20 of Mosbach et al.: after the 56 updates of three epochs of 600 rows, MiniLM-L6 has learnt nothing yet.
 
     Args:
       checkpoint: the name of ``model``. heldout: None: a tenth of ``data``, which examples with the same texts share; of
