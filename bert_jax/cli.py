@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--kind", choices=["wordpiece", "sentencepiece"], default="wordpiece",
                      help="wordpiece is BERT's; sentencepiece (unigram) is ALBERT's")
     sub.add_argument("--vocab-size", type=int, default=30000, help="pieces in the vocabulary, special ones included")
-    sub.add_argument("--cased", action="store_true", help="keep upper case and accents")
+    sub.add_argument("--cased", action="store_true", help="keep upper case and accents, which most languages but English want")
 
     sub = command("prepare", _prepare, "turn text into a token store",
                   "Splits text into documents and sentences, tokenizes it on all cores and writes a token store. An "

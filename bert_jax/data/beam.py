@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from bert_jax.data.blocks import Block, BlockWriter, StoreFile, plan
 from bert_jax.data.prepare import one_line
 from bert_jax.data.sources import Corpus, Group, Source, file_source, named
-from bert_jax.data.stages import Assembly, Recipe, Work, check_sides, parts, tasks, warn_of_unknown
+from bert_jax.data.stages import Assembly, Recipe, Work, check_sides, parts, tasks, warn_of_doubts
 from bert_jax.data.store import MANIFEST, PARTIAL, Manifest, SplitInfo, digests
 from bert_jax.data.writer import check_not_empty, locked, manifest_of
 from bert_jax.errors import BertJaxError
@@ -122,7 +122,7 @@ def prepare_with_beam(
         text = manifest_of(inputs, tokenizer, splits, outcome["without_tokens"], files).to_json()
         _put(f"{build}/{MANIFEST}", [text.encode()])
     if not _is_url(out):  # a bucket is not read again for it
-        warn_of_unknown(out)
+        warn_of_doubts(out)
     if outcome["without_tokens"]:
         logger.warning("%s: %d documents without any token were dropped", out, outcome["without_tokens"])
     return Manifest.from_json(text)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from bert_jax.data.parallel import ParallelCorpus
 from bert_jax.data.sources import Corpus, Group
-from bert_jax.data.stages import Assembly, Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks, warn_of_unknown
+from bert_jax.data.stages import Assembly, Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks, warn_of_doubts
 from bert_jax.data.store import PARTIAL, Manifest
 from bert_jax.data.workers import SPAWN
 from bert_jax.data.writer import STATE, StoreWriter, chained, locked
@@ -96,7 +96,7 @@ def prepare(
             raise
         os.rename(partial, out)
         (out / STATE).unlink()
-    warn_of_unknown(out)
+    warn_of_doubts(out)
     if manifest.documents_without_tokens:
         logger.warning("%s: %d documents without any token were dropped", out, manifest.documents_without_tokens)
     if isinstance(corpus, ParallelCorpus) and corpus.left_out:

@@ -12,8 +12,8 @@ pysbd 0.3.4         0.14     too slow for a corpus, so not looked at further
 
 nupunkt is pure Python, has no dependencies and takes about a third of `prepare`'s time. Its model is English:
 abbreviations of other languages ("z.B.") end sentences, which costs little, since sentences here only say where a
-segment may begin. It does not know CJK full stops, so those are split first. Text with one sentence a line needs no
-guessing: ``line``.
+segment may begin. It does not know the full stops of other scripts (CJK, Devanagari, Urdu, Ethiopic ...), so those are
+split first. Scripts without any (Thai, Lao) and text with one sentence a line want ``line``.
 """
 
 import functools
@@ -30,7 +30,11 @@ _LONG_RUN = re.compile(rf"\S{{{_RUN + 1},}}")
 _PARAGRAPH = re.compile(r"\n(?:[ \t\r]*\n)+")
 # Closing quotes belong to the sentence they close; a Japanese quotation followed by the particle と goes on. Possessive
 # quantifiers, so that a refused match does not come back without its closing quote.
-_CJK_END = re.compile(r"[。！？｡]++[”’」』）】》〉\"']*+(?!と)")
+# Unicode's Sentence_Terminal of scripts that are written today, but for those that also stand inside numbers. In order: CJK,
+# Armenian, Arabic and Urdu, Syriac, N'Ko, the dandas of India, Myanmar, Ethiopic, Canadian, Khmer, Mongolian, Ol Chiki, Lisu,
+# Vai, Javanese, Meetei.
+_STOPS = "。！？｡" "։" "؟۔" "܀܁܂" "߹" "।॥" "။" "።፧፨" "᙮" "។៕" "᠃᠉" "᱾᱿" "꓿" "꘎꘏" "꧈꧉" "꫰꫱꯫"
+_STOP = re.compile(rf"[{_STOPS}]++[”’」』）】》〉»\"']*+(?!と)")
 
 
 def splitter(mode: str) -> Callable[[str], list[str]]:
@@ -55,7 +59,7 @@ def split_punkt(document: str) -> list[str]:
     return [
         sentence
         for paragraph in _PARAGRAPH.split(document)
-        for part in _after_cjk_stops(paragraph)
+        for part in _after_stops(paragraph)
         for window in _windows(part)
         for sentence in find(window)
         if sentence and not sentence.isspace()
@@ -96,8 +100,8 @@ def in_step(documents: tuple[str, ...], limit: int) -> Iterator[tuple[str, ...]]
     yield tuple("\n".join(column) for column in zip(*rows[first:], strict=True))
 
 
-def _after_cjk_stops(paragraph: str) -> list[str]:
-    ends = [match.end() for match in _CJK_END.finditer(paragraph)]
+def _after_stops(paragraph: str) -> list[str]:
+    ends = [match.end() for match in _STOP.finditer(paragraph)]
     if not ends:
         return [paragraph]
     return [paragraph[start:end] for start, end in zip([0, *ends], [*ends, len(paragraph)], strict=True)]

@@ -28,6 +28,7 @@ logger = logging.getLogger("bert_jax")
 
 TASK = 1 << 19  # characters tokenised at once
 UNKNOWN = 0.01  # share of tokens
+LONG = 128  # tokens in an average sentence; a novel has 22
 STRETCH, STRETCHES = 4096, 1024
 _NOT_BLANK = re.compile(r"\S")
 WORDS = ("tokenizer", "whitespace")
@@ -140,10 +141,17 @@ def check_sides(corpus: Corpus | ParallelCorpus, heldout: float) -> None:
     )
 
 
-def warn_of_unknown(path: str | os.PathLike) -> None:
-    """One warning line for each language of a finished store (or the whole) of whose tokens more than `UNKNOWN` are unknown to
-    its tokenizer: counted in up to `STRETCHES` stretches of the train split, evenly spaced."""
+def warn_of_doubts(path: str | os.PathLike) -> None:
+    """One warning line where hardly an end of a sentence was found in a finished store, and one for each language (or all)
+    of whose tokens more than `UNKNOWN` are unknown to its tokenizer: counted in up to `STRETCHES` stretches of the train split,
+    evenly spaced."""
     store = TokenStore(path, verify=False)
+    info = store.manifest.splits["train"]
+    if store.manifest.options["sentences"] == "punkt" and info.tokens > LONG * info.sentences:
+        logger.warning(
+            "%s: a sentence has %d tokens on average, so hardly any end of one was found: put a sentence on a line and say "
+            "--sentences line, or do without objectives on sentences", path, info.tokens // info.sentences,
+        )  # fmt: skip
     split, tokenizer = store.split("train"), store.tokenizer
     names = split.languages or ("",)
     unknown, count = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)

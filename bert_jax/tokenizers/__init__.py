@@ -23,6 +23,7 @@ def train(kind: str, texts: Iterable[str], vocab_size: int, *, lowercase: bool =
 
     The same texts give the same vocabulary, whatever the machine's thread count or hash seed. Corpora above
     `sampling.MAX_CHARACTERS` are sampled line by line, deterministically; one warning line says how much was read.
+    `lowercase` also strips accents, as BERT's uncased models do; one warning line says where those are no accents but vowels.
 
     Raises BertJaxError for an unknown kind, an empty corpus, or a vocabulary size that the text cannot fill or that
     cannot hold its characters.

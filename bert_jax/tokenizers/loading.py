@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tokenizers import loose, tokenizer_json
+from bert_jax.tokenizers import loose, tokenizer_json, unigram
 from bert_jax.tokenizers.base import Tokenizer, to_json
 from bert_jax.tokenizers.pipeline import PipelineTokenizer
 from bert_jax.tokenizers.unigram import SentencePieceTokenizer
@@ -97,7 +97,7 @@ def is_in(directory: str | os.PathLike) -> bool:
 
 
 def _vocabulary_file(directory: pathlib.Path) -> pathlib.Path:
-    if (directory / "spiece.model").is_file() and not _adds_tokens(directory / "tokenizer.json"):
+    if (directory / "spiece.model").is_file() and not _is_needed(directory / "tokenizer.json", directory / "spiece.model"):
         return directory / "spiece.model"
     for name in ("tokenizer.json", _FAIRSEQ_MODEL, "merges.txt", "vocab.txt"):
         if (directory / name).is_file():
@@ -111,11 +111,13 @@ def _vocabulary_file(directory: pathlib.Path) -> pathlib.Path:
     )
 
 
-def _adds_tokens(file: pathlib.Path) -> bool:
-    """Whether a tokenizer.json has tokens that no spiece.model beside it can know."""
+def _is_needed(file: pathlib.Path, model: pathlib.Path) -> bool:
+    """Whether a tokenizer.json has tokens that the spiece.model beside it cannot know, or that is none of ALBERT's: XLNet's."""
     if not file.is_file():
         return False
     try:
+        if not {*unigram.SPECIALS} <= {piece.piece for piece in unigram.parse_model(_read(model)).pieces}:
+            return True
         rules = tokenizer_json.parse(_read(file))
         known = tokenizer_json.vocabulary(rules)
         return any(token["content"] not in known for token in tokenizer_json.added_tokens(rules, {}))

@@ -2,6 +2,9 @@
 
 import logging
 import random
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 
 from bert_jax.errors import BertJaxError
@@ -11,6 +14,8 @@ logger = logging.getLogger("bert_jax")
 
 # What sentencepiece's trainer can take under 1 GB: 30,000 pieces peak at 0.74 GB on 29 M characters, 1.4 GB on 58 M.
 MAX_CHARACTERS = 40_000_000
+LOOKED_AT = 2_000  # lines, for marks that lower-casing takes away
+STRIPPED = 0.01  # share of the characters above which that is said
 
 
 def training_lines(texts: Iterable[str], max_characters: int = MAX_CHARACTERS) -> list[str]:
@@ -51,3 +56,27 @@ def training_lines(texts: Iterable[str], max_characters: int = MAX_CHARACTERS) -
             len(kept), total_lines, size / 1e6, total_characters / 1e6,
         )  # fmt: skip
     return [line for _, line in kept]
+
+
+def warn_of_stripped(lines: list[str]) -> None:
+    """One warning line where stripping accents, which goes with lower-casing, takes signs that are no accents: vowels of
+    Devanagari and Thai, tones, the voicing of kana."""
+    text = unicodedata.normalize("NFD", "\n".join(lines[:: -(-len(lines) // LOOKED_AT)]))
+    signs = "".join(sorted(char for char in set(text) if _is_sign(char)))
+    found = Counter(re.findall(f"\\S[{signs}]+", text)) if signs else Counter()
+    share = sum(count * (len(cluster) - 1) for cluster, count in found.items()) / max(1, len("".join(text.split())))
+    if share > STRIPPED:
+        ((example, _),) = found.most_common(1)
+        logger.warning(
+            "lower-casing strips vowel signs and the like, %.0f%% of all characters (%s becomes %s): --cased (lowercase=False) "
+            "keeps them", 100 * share, unicodedata.normalize("NFC", example), example[0],
+        )  # fmt: skip
+
+
+def _is_sign(char: str) -> bool:
+    """Whether a mark belongs to its letter as Unicode orders marks: vowel signs 0, nuktas and voicing 7 and 8, viramas 9, signs
+    of single scripts from 84 to 132. Hebrew and Arabic points, which text leaves out at will, and accents have others."""
+    kind = unicodedata.combining(char)
+    return unicodedata.category(char) == "Mn" and (kind in (0, 7, 8, 9) or 84 <= kind <= 132) and (
+        "VARIATION" not in unicodedata.name(char, "")
+    )

@@ -28,7 +28,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from bert_jax.errors import BertJaxError
 from bert_jax.progress import Progress
 from bert_jax.tokenizers.base import Tokenizer, begins_word, to_json, write_files
-from bert_jax.tokenizers.sampling import training_lines
+from bert_jax.tokenizers.sampling import training_lines, warn_of_stripped
 
 SPECIALS = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 SPACE = "▁"
@@ -150,7 +150,10 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, *, lowercase: boo
     normalize = normalizers.Sequence(_preprocessing(lowercase, strip_accents=lowercase)).normalize_str
     # sentencepiece leaves out, without a word, lines that hold NUL or its own ▁ or that are longer than it was told.
     unwanted = str.maketrans({"\0": " ", SPACE: " "})
-    lines = [normalize(line.translate(unwanted)) for line in training_lines(texts)]
+    texts = training_lines(texts)
+    if lowercase:
+        warn_of_stripped(texts)
+    lines = [normalize(line.translate(unwanted)) for line in texts]
     longest = max(len(line.encode()) for line in lines)
     with Progress("learning SentencePiece"):
         output = io.BytesIO()

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from bert_jax.errors import BertJaxError
 from bert_jax.progress import Progress
 from bert_jax.tokenizers.base import Tokenizer, to_json, write_files
-from bert_jax.tokenizers.sampling import training_lines
+from bert_jax.tokenizers.sampling import training_lines, warn_of_stripped
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -110,6 +110,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -
     every number before the first merge.
     """
     lines = training_lines(texts)
+    if lowercase:
+        warn_of_stripped(lines)
     pipeline = _word_splitter(Pipeline(models.WordPiece(unk_token="[UNK]")), lowercase, lowercase, True)
     alphabet = _alphabet(lines, pipeline)
     if not alphabet:

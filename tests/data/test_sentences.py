@@ -37,6 +37,16 @@ def test_chinese_and_japanese():
     assert punkt("他说OK。Mr. Li left. Then 他走了。") == ["他说OK。", "Mr. Li left.", "Then 他走了。"]
 
 
+@pytest.mark.parametrize("text", [
+    "यह एक वाक्य है।| दूसरा वाक्य यहाँ है।| क्या यह तीसरा है?", "یہ ایک جملہ ہے۔| کیا یہ دوسرا ہے؟| ہاں۔",
+    "هل هذه جملة؟| نعم. |هذه جملة أخرى.", "ይህ ዓረፍተ ነገር ነው።| ሌላ ነው።", "Սա նախադասություն է։| Սա մյուսն է։",
+    "នេះជាប្រយោគ។| នេះជាប្រយោគទីពីរ។", "“यह सच है।”| उसने कहा।",
+])
+def test_stops_of_other_scripts(text):
+    expected = [sentence.strip() for sentence in text.split("|")]
+    assert [sentence.strip() for sentence in punkt(text.replace("|", ""))] == expected
+
+
 def test_lines():
     assert splitter("line")("One. Two.\n\n three \n") == ["One. Two.", " three "]
 

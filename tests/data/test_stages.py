@@ -142,3 +142,18 @@ def test_text_that_the_tokenizer_does_not_know_is_warned_of(tiny_store, tmp_path
     prepare([f"en={tmp_path}/known", f"ru={tmp_path}/foreign"], tmp_path / "b", tokenizer, heldout=0, workers=1, progress=False)
     said = [record.getMessage() for record in caplog.records if "unknown" in record.getMessage()]
     assert len(said) == 1 and "66.7% of the tokens in ru are unknown to the tokenizer ([UNK])" in said[0]
+
+
+def test_text_without_sentence_ends_is_warned_of(tiny_store, tmp_path, caplog):
+    """Not where lines are sentences, and not for a long sentence among others."""
+    from bert_jax import tokenizers
+
+    tokenizer = tokenizers.load(tiny_store)
+    endless = "the cat sat on the mat " * 50
+    (tmp_path / "endless").write_text(f"{endless}\n\n" * 20)
+    (tmp_path / "usual").write_text(f"{endless}\n\n" + "the cat sat .\n\n" * 100)
+    for name, sentences, said in (("usual", "punkt", False), ("endless", "line", False), ("endless", "punkt", True)):
+        caplog.clear()
+        prepare([tmp_path / name], tmp_path / f"{name}-{sentences}", tokenizer, heldout=0, sentences=sentences, workers=1,
+                progress=False)
+        assert ("a sentence has 300 tokens on average" in caplog.text) == said

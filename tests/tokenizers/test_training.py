@@ -1,5 +1,6 @@
 """Training: the same vocabulary in every process, exact sizes, sampling, and one-line refusals."""
 
+import contextlib
 import gzip
 import json
 import logging
@@ -12,7 +13,7 @@ import pytest
 
 from bert_jax import tokenizers
 from bert_jax.errors import BertJaxError
-from bert_jax.tokenizers.sampling import training_lines
+from bert_jax.tokenizers.sampling import training_lines, warn_of_stripped
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KINDS = ["wordpiece", "sentencepiece"]
@@ -110,3 +111,22 @@ def test_a_cased_model_keeps_accents():
     assert "".join(cased.piece(i) for i in cased.encode("Zürich").ids) == "▁Zürich"
     assert "".join(uncased.piece(i) for i in uncased.encode("Zürich").ids) == "▁zurich"
     assert not cased.strip_accents and uncased.strip_accents
+
+
+@pytest.mark.parametrize(("text", "becomes"), [
+    ("यह पुस्तक बहुत अच्छी है और मुझे पसंद है", "है becomes ह"), ("これはペンです。どこへ行くのですか。でも", "で becomes て"),
+    ("ที่นี่ดีมาก", "becomes"), ("Der Bär läuft über die Brücke", None), ("שָׁלוֹם עֲלֵיכֶם", None), ("l'été ☀️ où ça ❤️ déjà", None),
+])
+def test_lower_casing_that_strips_more_than_accents_is_warned_of(text, becomes, caplog):
+    """Accents, points, and the marks that make a character a picture are left out at will."""
+    warn_of_stripped([text] * 3)
+    assert len(caplog.records) == (becomes is not None)
+    assert becomes is None or (becomes in caplog.text and "--cased (lowercase=False)" in caplog.text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_training_warns_of_what_it_strips(kind, lowercase, caplog):
+    with contextlib.suppress(BertJaxError):  # of the size, which comes later
+        tokenizers.train(kind, ["यह पुस्तक बहुत अच्छी है और मुझे पसंद है"] * 30, 40, lowercase=lowercase)
+    assert ("lower-casing strips" in caplog.text) == lowercase
