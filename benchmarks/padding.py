@@ -9,6 +9,7 @@ batches that training and evaluation are given: of the second epoch, as the leng
 """
 
 import argparse
+import functools
 import itertools
 import json
 import logging
@@ -25,11 +26,14 @@ sys.path.insert(0, str(ROOT))
 from yields import smiles_tokenizer  # noqa: E402
 
 from bert_jax import tokenizers  # noqa: E402
+from bert_jax.models.config import EncoderConfig  # noqa: E402
 from bert_jax.tasks.base import Finetuning  # noqa: E402
 from bert_jax.tasks.batches import STRETCH, STRETCHES, Encoded, EvalBatches, TrainBatches, encode  # noqa: E402
+from bert_jax.tasks.columns import Columns, conllu, wikiann  # noqa: E402
 from bert_jax.tasks.datasets import Named  # noqa: E402
 from bert_jax.tasks.shared_rows import SharedRows, batches_for_training  # noqa: E402
 from bert_jax.tasks.tables import Table  # noqa: E402
+from bert_jax.tasks.tagging import Tags  # noqa: E402
 
 PAGE = ROOT / "docs" / "results" / "padding.md"
 BATCHES = (16, 32)
@@ -43,7 +47,12 @@ def sources(data: Path) -> dict[str, tuple]:
     stsb = [Table(str(data / "sts" / "stsb" / f"stsb-en-{split}.csv"), ("0", "1"), "2") for split in ("train", "dev")]
     suzuki = str(data / "chem" / "suzuki_random_split_0.tsv")
     yields = [Table(suzuki, ("rxn",), "y", rows) for rows in ((0, 4032), (4032, 5760))]
-    return glue | {"stsb": (MINILM, 128, *stsb), "Suzuki yields": (RXNFP, 300, *yields)}
+    ner = [wikiann(str(data / "ner" / "wikiann" / "de" / split), "de") for split in ("train", "dev")]
+    ewt = [conllu(str(data / "syntax" / "ewt" / f"en_ewt-ud-{split}.conllu")) for split in ("train", "dev")]
+    return glue | {
+        "stsb": (MINILM, 128, *stsb), "WikiANN de": (MINILM, 128, *ner), "UD EWT": (MINILM, 128, *ewt),
+        "Suzuki yields": (RXNFP, 300, *yields),
+    }
 
 
 def tokenizer_of(folder: Path) -> tokenizers.Tokenizer:
@@ -102,7 +111,9 @@ def main() -> None:
     rows = []
     for name, (folder, longest, *tables) in sources(arguments.data).items():
         tokenizer = tokenizer_of(arguments.weights / folder)
-        train, heldout = (encode(tokenizer, table.read().texts, longest) for table in tables)
+        tags = Tags(EncoderConfig(), tokenizer, longest)
+        plain = functools.partial(encode, tokenizer, length=longest)
+        train, heldout = ((tags.encode if isinstance(one, Columns) else plain)(one.read().texts) for one in tables)
         for batch_size in BATCHES:
             rows.append(measure(name, train, heldout, longest, batch_size))
             print(rows[-1], flush=True)
@@ -113,9 +124,9 @@ sequence 128, of reactions 300. Target: below 10%. Regenerate with `python bench
 
 "All to the longest" pads every row as run_classifier.py of google-research/bert does; "unsorted" pads each batch of a random
 order to its own longest row, which compiles a step for each length that occurs. "Shared" is the second epoch as this package
-makes batches of sentences and pairs: examples share rows, of the shape or shapes beside it (rows x tokens); a step is compiled
-for each. "By length" is the same with a row for each example (`task.packing=false`, and kinds that cannot share), and
-"evaluation" the held-out set: stretches of up to {STRETCH} batches, {STRETCHES} or more to an epoch, sorted by length, and the
+makes batches of sentences and pairs, to be tagged as well: examples share rows, of the shape or shapes beside it (rows x
+tokens); a step is compiled for each. "By length" is the same with a row for each example (`task.packing=false`, and kinds
+that cannot share), and "evaluation" the held-out set: stretches of up to {STRETCH} batches, {STRETCHES} or more to an epoch, sorted by length, and the
 fewest lengths that do it, at most {Finetuning.shapes}, of evaluation one for every four batches. Bold is what a run takes by
 default: shared rows, unless they need over a tenth more positions, as those of reactions do, of which hardly two fit into one.
 "Lengths" is their number in training, "its" in evaluation, whose padding includes the empty rows that fill a batch.

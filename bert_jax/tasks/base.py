@@ -65,7 +65,7 @@ class Finetuning:
     tricks: tuple[FreeLB | Smart | Mixout, ...] = ()
 
     needs: ClassVar[tuple[Head, ...]] = ("pooler", "classifier")  # heads of this kind
-    packs: ClassVar[bool] = False  # whether its losses are those of whole examples, side by side in a row [B, P] as well
+    packs: ClassVar[bool] = False  # whether its losses are those of tokens, or of whole examples, side by side in a row as well
 
     def __post_init__(self):
         if not self.lengths or max(self.lengths) > self.encoder.max_length or min(self.lengths) < 1:

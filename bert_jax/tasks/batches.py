@@ -2,8 +2,9 @@
 
 The examples of every epoch come in a new random order. A stretch of it, up to sixty-four batches, is sorted by length, cut
 into batches, and those come in random order: rows of a batch are about equally long, and a batch is padded to one of a few
-lengths, for each of which the step is compiled once. transformers does likewise with stretches of fifty
-(``get_length_grouped_indices``), never longer than a quarter of an epoch, so that the batches of every epoch are new.
+lengths, for each of which the step is compiled once. transformers cuts stretches of fifty batches
+(``get_length_grouped_indices``), a quarter of an epoch at most, and leaves their batches in order: its epochs are sweeps from
+long to short.
 
 Which examples a batch has is the seed's matter. How long the batches are that follow each other is the same for every seed, or
 nearly so: seeds share what is compiled, and train side by side (:mod:`bert_jax.training.together`).
@@ -178,14 +179,17 @@ class _Batches:
         longest = int(self.sizes[chosen[chosen >= 0]].max())
         return int(self.lengths[np.searchsorted(self.lengths, longest)])
 
+    def filling(self, name: str) -> int:
+        """What an array over tokens has where there is none."""
+        return self.pad_id if name == "input_ids" else IGNORED if name.endswith(("label", "labels")) else 0
+
     def make(self, chosen: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """The wanted rows of the batch of the examples ``chosen`` (int64 [B]; -1: an empty row), padded to ``length``."""
         mine = chosen[self.rows]
         real = np.flatnonzero(mine >= 0)
         batch = {"example": mine.astype(np.int32)}
         for name, arrays in self.data.tokens.items():
-            fill = self.pad_id if name == "input_ids" else IGNORED if name.endswith(("label", "labels")) else 0
-            batch[name] = np.full((len(mine), *arrays[0].shape[:-1], length), fill, arrays[0].dtype)
+            batch[name] = np.full((len(mine), *arrays[0].shape[:-1], length), self.filling(name), arrays[0].dtype)
             for row in real:
                 batch[name][row, ..., : self.sizes[mine[row]]] = arrays[mine[row]]
         if "attention_mask" not in batch:

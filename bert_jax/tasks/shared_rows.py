@@ -3,7 +3,8 @@
 A stretch of the random order (:mod:`bert_jax.tasks.batches`) is dealt out to its batches instead of cut: the longest examples
 first, each time the next ones to the batches with the fewest tokens. So every batch has short and long examples, and all have
 about the same number of tokens, which fill the same number of rows. Rows are those of :mod:`bert_jax.data.packing`: an
-example sees itself alone, its positions count from 0, and heads of whole examples read each one's own [CLS].
+example sees itself alone, its positions count from 0, heads of whole examples read each one's own [CLS], and those of tokens
+read all as ever.
 """
 
 from typing import NamedTuple
@@ -106,7 +107,7 @@ class SharedRows(TrainBatches):
         length, most = self.shape.length, self.shape.most
         batch = {"example": np.full((rows, most), IGNORED, np.int32)}
         for name, arrays in self.data.tokens.items():
-            batch[name] = np.full((rows, length), self.pad_id if name == "input_ids" else 0, arrays[0].dtype)
+            batch[name] = np.full((rows, length), self.filling(name), arrays[0].dtype)
         for name, values in self.data.rows.items():
             empty = IGNORED if values.dtype.kind == "i" else np.nan
             batch[name] = np.full((rows, most, *values.shape[1:]), empty, values.dtype)

@@ -33,6 +33,7 @@ class Tagging(Finetuning):
     heldout: Columns | Lists | Named
 
     needs: ClassVar[tuple[Head, ...]] = ("tagger",)
+    packs: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

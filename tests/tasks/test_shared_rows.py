@@ -94,7 +94,7 @@ def test_a_batch_that_needs_more_rows_has_them():
     assert len(batch["input_ids"]) > 2 and len(batch["input_ids"]) % 2 == 0 and (batch["example"] >= 0).sum() == 16
 
 
-@pytest.mark.parametrize("kind", ["Classification", "Regression"])
+@pytest.mark.parametrize("kind", ["Classification", "Regression", "Tagging"])
 @pytest.mark.parametrize("changes", [{}, {"positions": "relative"}], ids=["absolute", "relative"])
 def test_losses_and_gradients_are_those_of_rows_of_their_own(kind, changes):
     still = {"dropout": 0.0, "attention_dropout": 0.0, **changes}
@@ -125,7 +125,8 @@ def test_on_any_mesh_and_in_micro_batches():
 def test_where_examples_do_not_share_rows():
     on = {"packing": True}
     for task in (
-        make_task("Tagging", fields=on), make_task(tricks=(FreeLB(),), fields=on), make_task(fields={"packing": False}),
+        make_task("QuestionAnswering", fields=on), make_task(tricks=(FreeLB(),), fields=on),
+        make_task(fields={"packing": False}),
         make_task(fields=on | {"lengths": (8, 16)}),
     ):
         assert type(task.train_batches(8, 0)) is TrainBatches
