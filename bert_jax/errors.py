@@ -10,13 +10,13 @@ class BertJaxError(Exception):
 
 
 @contextlib.contextmanager
-def each_warning_once(whatever_its_numbers: bool = False) -> Iterator[None]:
+def each_warning_once(templates: set[str] | None = None) -> Iterator[None]:
     """What is said of a file, a checkpoint or a seed is not said again, word for word, when it is read again; of parts of a
-    stream, not again with other numbers."""
-    said: set[str] = set()
+    stream, which share their ``templates``, not again with other numbers."""
+    said = set() if templates is None else templates
 
     def new(record: logging.LogRecord) -> bool:
-        line = record.msg if whatever_its_numbers else record.getMessage()
+        line = record.getMessage() if templates is None else record.msg
         return not (line in said or said.add(line))
 
     logger = logging.getLogger("bert_jax")

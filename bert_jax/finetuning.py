@@ -140,6 +140,9 @@ def finetune(
     _check(workdir, plan)
     console.print("tokenising the data")
     _ = task.training, task.evaluation  # what is wrong with the data is said before anything is written
+    if (scored := _scored(task, experiment)) < len(task.heldout.texts):
+        logger.warning("scores are of %d of the %d held-out examples, since train.eval_batches is %d: null scores all", scored,
+                       len(task.heldout.texts), experiment.train.eval_batches)
     answering = Answering(task.predictor, experiment.train.eval_batch_size or experiment.train.batch_size)
     new = [path for path in (workdir / PLAN, workdir) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
@@ -251,6 +254,13 @@ def _warn_of_form(encoder: EncoderConfig, origin: Origin | None, folder: Path) -
         logger.warning(_OWN_FORM, folder, error)
 
 
+def _scored(task: FinetuningTask, experiment: Experiment) -> int:
+    """How many of the held-out examples an evaluation reads."""
+    train = experiment.train
+    order = task.eval_batches(train.eval_batch_size or train.batch_size, train.eval_batches).order
+    return len(np.unique(task.evaluation.item[order]))
+
+
 def _with_seed(experiment: Experiment, seed: int) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, seed=seed))
 
@@ -320,7 +330,7 @@ def _report(
     plots.draw_curves(records, [row.name for row in scores.rows], workdir / CURVES)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
     seconds = {seed: result["seconds"] for seed, result in results.items()}
-    counts = {"training": len(np.unique(task.training.item)), "held-out": len(task.heldout.texts)}
+    counts = {"training": len(np.unique(task.training.item)), "held-out": _scored(task, experiment)}
     device = jax.devices()[0]
     facts = {
         "command": shlex.join(command) or "bert_jax.finetune", "checkpoint": config.init,

@@ -8,11 +8,12 @@ compiled again. What is computed is that of an evaluation (:mod:`bert_jax.tasks.
 import contextlib
 import dataclasses
 import itertools
+import logging
 import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ from bert_jax import config as configuration
 from bert_jax import model as models
 from bert_jax.convert.tensors import read_json
 from bert_jax.errors import BertJaxError, each_warning_once
-from bert_jax.model import EXPORTED, PLAN, Model
+from bert_jax.model import PLAN, Model
 from bert_jax.models import api
 from bert_jax.reporting import answers
 from bert_jax.tasks import TASKS, AnyFinetuning
@@ -48,14 +49,17 @@ LONGEST = {"span": 384}  # tokens of a row where nothing else is said (run_squad
 
 T = TypeVar("T")
 
+logger = logging.getLogger("bert_jax")
+
 
 class Ready(NamedTuple):
-    """A model that answers: its predictor, float32 parameters, and the columns of the texts that it was trained on, where they
-    have names."""
+    """A model that answers: its predictor, float32 parameters, the columns of the texts that it was trained on, where they
+    have names, and how a text of it was put together from several."""
 
     predictor: Predictor
     params: api.Params
     columns: tuple[str, ...] = ()
+    made_of: str = ""
 
 
 def predict(
@@ -83,7 +87,8 @@ def predict(
         raise BertJaxError("texts is a single string: give a list of texts")
     tags = isinstance(ready.predictor, Tags)
     given = (
-        _flat((text,), tags) if isinstance(text, str) or not isinstance(text, Iterable) else tuple(text) for text in texts
+        tuple(text) if isinstance(text, Iterable) and not isinstance(text, str | Mapping | Set) else _flat((text,), tags)
+        for text in texts
     )
     return (answer for _, answer in Answering(ready.predictor, batch_size).stream(ready.params, given))
 
@@ -108,7 +113,7 @@ def predict_file(
     tabular = form_of(path, form) != "lines"
     columns = columns or (ready.columns if tabular else ())
     tags, listed = isinstance(ready.predictor, Tags), isinstance(ready.predictor, Chooses) and len(columns) == 2
-    if tags and not tabular and Path(path).suffix in WORD_A_LINE:
+    if tags and not tabular and Path(path.removesuffix(".gz")).suffix in WORD_A_LINE:
         raise BertJaxError(f"{path}: it has a word a line: give a sentence a line, with blanks between the words, or lists of "
                            "words in *.jsonl")
     source = open_texts(path, columns, form, lists=0 if tags else 1 if listed else None)
@@ -117,6 +122,9 @@ def predict_file(
         name = "name them (--texts)" if tabular else "give *.tsv, *.csv or *.jsonl, and name its columns (--texts)"
         raise BertJaxError(f"{model} needs {wanted}, not {len(source.columns)} column{'s' * (len(source.columns) > 1)} "
                            f"({', '.join(source.columns)}): {name}")
+    if tabular and ready.made_of:
+        logger.warning("%s was trained on texts that were put together from columns (%s), and takes those of a file as they "
+                       "stand: put them together there", model, ready.made_of)
     taken = 0  # rows that have been read, ahead of those that are answered
 
     def rows() -> Iterator[tuple[str, ...]]:
@@ -183,9 +191,7 @@ def load(path: str | os.PathLike) -> Ready:
     """
     folder = Path(path)
     if (folder / PLAN).is_file():  # of bert-jax finetune: the model that it exported, in the terms of its configuration
-        if not (folder / EXPORTED).is_dir():
-            raise BertJaxError(f"{folder}: its fine-tuning is not finished: the same bert-jax finetune continues it")
-        return of_task(_task(folder / PLAN, ("experiment", "task")), models.load(folder / EXPORTED))
+        return of_task(_task(folder / PLAN, ("experiment", "task")), models.load(folder))
     place, model = models.find(path), models.load(path)
     if place.kind != "workdir" or not _answering(model):
         return of_model(model, str(path))
@@ -197,7 +203,7 @@ def of_task(task: AnyFinetuning, model: Model) -> Ready:
     predictor = TASKS[type(task)](dataclasses.replace(task, encoder=model.config), model).predictor
     if isinstance(predictor, Classifies | Values):
         predictor.texts = len(task.data.dataset.texts if isinstance(task.data, Named) else task.data.texts)
-    return Ready(predictor, model.params, _columns_of(task.data))
+    return Ready(predictor, model.params, _columns_of(task.data), _made_of(task.data))
 
 
 def _columns_of(data: Source) -> tuple[str, ...]:
@@ -210,6 +216,14 @@ def _columns_of(data: Source) -> tuple[str, ...]:
         case Table():
             return data.texts
     return ()
+
+
+def _made_of(data: Source) -> str:
+    """Columns of a text that has more than one, for the message."""
+    if not isinstance(data, Questions) or not (data.lead or len(data.first) > 1):
+        return ""
+    leads = [f"{data.lead} + {choice}" for choice in data.choices] if data.lead else []
+    return ", ".join([" + ".join(data.first), *leads])
 
 
 def of_model(model: Model, name: str = "this model") -> Ready:
@@ -286,24 +300,24 @@ class Answering:
             the predictor takes.
         """
         params = jax.device_put(params)
-        with each_warning_once(whatever_its_numbers=True):
-            rows = None  # of a batch; fewer where all there is does not fill one
-            for chunk, encoded in _ahead(self._encoded(iter(texts), called)):
-                count = len(encoded.item)
-                rows = rows or min(self.batch_size, 1 << (count - 1).bit_length())
-                yield from zip(chunk, self.predictor.answers(chunk, encoded, self._outputs(params, encoded, rows)), strict=True)
+        rows = None  # of a batch; fewer where all there is does not fill one
+        for chunk, encoded in _ahead(self._encoded(iter(texts), called)):
+            count = len(encoded.item)
+            rows = rows or min(self.batch_size, 1 << (count - 1).bit_length())
+            yield from zip(chunk, self.predictor.answers(chunk, encoded, self._outputs(params, encoded, rows)), strict=True)
 
     def _encoded(
         self, texts: Iterator[tuple[str, ...]], called: str
     ) -> Iterator[tuple[list[tuple[str, ...]], Encoded]]:
-        before, first = 0, None
+        before, first, said = 0, None, set()
         while chunk := list(itertools.islice(texts, CHUNK * self.batch_size)):
             first = first or chunk[0]
             for number, text in enumerate(chunk, start=before + 1):
                 if problem := _problem(text, first, self.predictor):
                     raise BertJaxError(f"{called} {number} {problem}")
             try:
-                encoded = self.predictor.encode(chunk)
+                with each_warning_once(said):  # and not around what yields: others warn meanwhile
+                    encoded = self.predictor.encode(chunk)
             except WrongText as error:
                 raise BertJaxError(f"{called} {before + error.row + 1}: {error.problem}") from None
             before += len(chunk)

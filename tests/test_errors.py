@@ -23,8 +23,9 @@ def test_a_warning_is_said_once_word_for_word(caplog):
 
 
 def test_or_whatever_its_numbers(caplog):
-    with each_warning_once(whatever_its_numbers=True):
-        for count in (3, 4):
+    templates: set[str] = set()
+    for count in (3, 4):
+        with each_warning_once(templates):
             logger.warning("%d texts were cut", count)
     assert caplog.messages == ["3 texts were cut"]
 

@@ -434,6 +434,14 @@ def test_a_single_seed_answers_too_and_lora_is_merged(run, tiny_checkpoint, tmp_
                    ) == pytest.approx(found["mean"], abs=1e-4)
 
 
+def test_scores_of_a_part_of_the_held_out_data_are_said_to_be(tiny_checkpoint, tmp_path, capfd):
+    path = make("Classification", tmp_path)
+    assert cli.main(["finetune", "--config", path, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--workdir",
+                     str(tmp_path / "run"), "--set", "train.eval_batches=1"]) == 0
+    assert "scores are of 8 of the 13 held-out examples, since train.eval_batches is 1" in capfd.readouterr().err
+    assert " and measured on 8 of " in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_every_way_to_load_a_regression_gives_the_value_itself(run, tmp_path):
     """What a seed trains is a head of standardised values; export and bert_jax.load give that of the values."""
     folder = run("Regression")

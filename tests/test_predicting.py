@@ -18,9 +18,11 @@ from bert_jax import cli, config, predicting
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.reporting import answers
-from bert_jax.tasks import Classification
+from bert_jax.tasks import Classification, MaskedWords
 from bert_jax.tasks.base import finetuned_encoder, predict
+from bert_jax.tasks.choice import Choice, swag
 from bert_jax.tasks.datasets import Named
+from bert_jax.tasks.masked_words import Cloze
 from bert_jax.tasks.tables import Table
 from bert_jax.tasks.texts import open_texts
 
@@ -32,6 +34,11 @@ def with_head(checkpoint, labels, *heads, **changes):
     start = bert_jax.load(checkpoint)
     config = finetuned_encoder(start.config, labels, heads, init_std=0.5, **changes)
     return bert_jax.Model(jax.tree.map(np.asarray, api.init(config, jax.random.key(1))), config, start.tokenizer)
+
+
+def with_tags(checkpoint, folder):
+    bert_jax.save(with_head(checkpoint, ("N", "V"), "tagger"), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +95,16 @@ def test_warnings_come_once(classifier, caplog):
     assert len([record for record in caplog.records if "more than 32 tokens" in record.getMessage()]) == 1
 
 
+def test_a_stream_that_is_not_read_to_its_end_silences_nobody(classifier, caplog):
+    long = ["cat " * 50] * 20
+    with caplog.at_level(logging.WARNING):
+        begun = bert_jax.predict(classifier, long, batch_size=2)
+        next(begun)
+        list(bert_jax.predict(classifier, long[:1]))
+    assert [record.args[1] for record in caplog.records if "more than 32 tokens" in record.getMessage()] == [20, 1]
+    assert len(list(begun)) == 19
+
+
 def test_every_head(tiny_checkpoint):
     tagger = with_head(tiny_checkpoint, ("O", "B-X", "I-X"), "tagger")
     for words, answer in zip((row := [text.split() for text in texts(9)]), bert_jax.predict(tagger, row), strict=True):
@@ -109,6 +126,8 @@ FORMS = [
     ("tagger", [("cat", "dog"), " "], "text 2 is empty, or nothing but white space"),
     ("classifier", ["cat", 3], "text 2 is .3,.: strings are needed"),
     ("classifier", ["cat", ("cat", None)], "text 2 is .'cat', None.: strings are needed"),
+    ("classifier", ["cat", {"text": "cat", "text_pair": "dog"}], "text 2 is .{'text': 'cat', .*: strings are needed"),
+    ("classifier", ["cat", {"cat"}], "text 2 is .{'cat'},.: strings are needed"),
     ("classifier", ["cat", "d\ud800g"], "text 2 has a lone surrogate at character 1: decode it as UTF-8"),
 ]
 
@@ -364,6 +383,8 @@ def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
     refused("a.txt.gz: a damaged gzip file after line 0 (", damaged, "a.txt.gz")
     refused("a.txt.gz: a damaged gzip file after line", gzip.compress(b"cat\n" * 9)[:-9], "a.txt.gz")
     refused("b.txt.gz: a damaged gzip file after line", b"cat\n", "b.txt.gz")
+    refused("a.conllu.gz: it has a word a line", gzip.compress(b"cat N\n"), "a.conllu.gz",
+            model=with_tags(tiny_checkpoint, tmp_path.parent / "tags"))
     refused("needs a text or a pair, not 3 columns", "a\tb\tc\n1\t2\t3\n", "b.tsv", "--texts", "a", "b", "c")
     refused("batch_size is 0", "cat\n", "a.txt", "--batch-size", "0")
     refused("what is written is named *.tsv or *.jsonl", "cat\n", "a.txt", "--out", str(tmp_path / "out.csv"))
@@ -371,6 +392,33 @@ def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
     refused("mine.tsv: exists already", "cat\n", "a.txt", "--out", str(tmp_path / "mine.tsv"))
     with pytest.raises(BertJaxError, match="text 2 is empty, or nothing but white space"):
         list(bert_jax.predict(saved, ["cat", " \u3000"]))
+
+
+def test_texts_that_were_put_together_are_told_of(tiny_checkpoint, tmp_path, caplog, capfd):
+    """SWAG's endings have the beginning of their sentence in front of them in training."""
+    model = with_head(tiny_checkpoint, (), "pooler", "choice")
+    task = Choice(model.config, str(tiny_checkpoint), swag("x.csv"), swag("x.csv"), (32,))
+    bert_jax.save(model, tmp_path / "model")
+    (tmp_path / "finetune.json").write_text(json.dumps({"experiment": {"task": config.to_json(task)}}))
+    names = ["sent1", *(f"ending{n}" for n in range(4))]
+    (tmp_path / "a.csv").write_text(",".join(names) + "\ncat,dog,bird,mat,tree\n")
+    with caplog.at_level(logging.WARNING):
+        assert cli.main(["predict", str(tmp_path), "--input", str(tmp_path / "a.csv"), "--texts", *names]) == 0
+    assert "put together from columns (sent1, sent2 + ending0, sent2 + ending1," in capfd.readouterr().err + caplog.text
+
+
+def test_words_that_differ_from_row_to_row_are_no_table(tiny_checkpoint, tmp_path, capfd):
+    model = with_head(tiny_checkpoint, (), "mlm")
+    data = Cloze(Table("x.tsv", ("s",), "l"), "{0} [MASK]", ("a", "b"), ("cat", "dog"))
+    task = MaskedWords(model.config, str(tiny_checkpoint), data, data, (32,))
+    bert_jax.save(model, tmp_path / "model", format="bert_jax")
+    (tmp_path / "finetune.json").write_text(json.dumps({"experiment": {"task": config.to_json(task)}}))
+    (tmp_path / "a.tsv").write_text("s\ta\tb\nthe [MASK] sat\tcat\tdog\nthe [MASK] sat\tdog\tmat\n")
+    command = ["predict", str(tmp_path), "--input", str(tmp_path / "a.tsv"), "--texts", "s", "a", "b", "--out"]
+    assert cli.main([*command, str(tmp_path / "out.tsv")]) == 1
+    assert "row 2 has other columns than the first" in capfd.readouterr().err and not (tmp_path / "out.tsv").exists()
+    assert cli.main([*command, str(tmp_path / "out.jsonl")]) == 0
+    assert "log probability of mat" in (tmp_path / "out.jsonl").read_text().splitlines()[1]
 
 
 def test_numbered_columns_and_what_has_been_read(tmp_path):

@@ -48,7 +48,11 @@ def write(
                 file.write(json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False) + "\n")
             else:
                 if count == 1:
+                    header = names
                     file.write("\t".join(map(one_line, names)) + "\n")
+                elif names != header:
+                    raise BertJaxError(f"row {count} has other columns than the first ({', '.join(names)}): --out *.jsonl has "
+                                       "names of its own for each row")
                 file.write("\t".join(map(one_line, values)) + "\n")
             if count % 256 == 0:
                 progress.update(done(count), f"{count:,} rows")

@@ -192,6 +192,8 @@ def _span_errors(figure, task, rows, answers, judged):
     for gold, answer in zip(rows.labels, answers, strict=True):
         found = (answer["start"], answer["start"] + len(answer["text"])) if answer["text"] else None
         given = [(one.start, one.start + len(one.text)) for one in gold.answers if one.start >= 0]
+        if gold.answers and not given:  # misplaced, all of them: where is not known
+            continue
         # Of several right answers the one that is nearest.
         nearest = min(given, key=lambda span: abs(span[0] - found[0]) + abs(span[1] - found[1])) if given and found else None
         counts[span_error(nearest or (given[0] if given else None), found)] += 1

@@ -1,8 +1,6 @@
 """Multiple choice: which of several texts goes with a first one (Devlin et al. 2019, section 4.4: SWAG; RACE)."""
 
-import csv
 import dataclasses
-import io
 import json
 import string
 from collections.abc import Iterator
@@ -24,7 +22,7 @@ from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, 
 from bert_jax.tasks.batches import Encoded, Keep, WrongText, encode
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.files import objects_of, text_of
-from bert_jax.tasks.tables import FORMATS, Rows, Source, check_share, part_of
+from bert_jax.tasks.tables import FORMATS, Rows, Source, check_share, part_of, separated
 
 BLANK = "_"  # in questions of RACE: where the answer goes
 
@@ -127,15 +125,14 @@ def _records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if form.endswith(".jsonl"):
         yield from objects_of(text, path)
         return
-    options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if form.endswith(".tsv") else {}
-    reader = csv.DictReader(io.StringIO(text, newline=""), **options)
-    try:
-        for record in reader:
-            if None in record or None in record.values():
-                raise BertJaxError(f"{path}: line {reader.line_num} has not as many fields as line 1")
-            yield reader.line_num, record
-    except csv.Error as error:
-        raise BertJaxError(f"{path}: line {reader.line_num}: {error}") from None
+    lines = separated(text, path)
+    names = [name.strip() for name in next(lines, (1, []))[1]]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise BertJaxError(f"{path}: {names.count(twice[0])} columns have the name {twice[0]!r}: rename all but one")
+    for number, fields in lines:
+        if len(fields) != len(names):
+            raise BertJaxError(f"{path}: line {number} has {len(fields)} fields, the first line {len(names)}")
+        yield number, dict(zip(names, fields, strict=True))
 
 
 def _text(parts: list[Any], where: str) -> str:

@@ -5,6 +5,7 @@ chnsenticorp, which are read from their files. Scores are what GLUE's leaderboar
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from bert_jax.data.sources import open_tfds
 from bert_jax.errors import BertJaxError
 from bert_jax.tasks.squad import Answer, Gold
 from bert_jax.tasks.tables import Rows, Table
+
+logger = logging.getLogger("bert_jax")
 
 Record = Mapping[str, Any]  # an example of TFDS: strings are bytes, class labels numbers
 Kind = Literal["Classification", "Regression", "QuestionAnswering", "Tagging", "Choice"]
@@ -251,11 +254,18 @@ def _text(value: bytes | str) -> str:
 
 
 def _sentences(dataset: Dataset, part: str, records: Iterable[Record]) -> Rows:
-    rows = Rows([], [])
+    """Rows without a text, of which QQP has some, are skipped with one warning line, as those of files are."""
+    rows, skipped = Rows([], []), 0
     for record in records:
-        rows.texts.append(tuple(_in_language(record[name], part) for name in dataset.texts))
+        texts = tuple(_in_language(record[name], part) for name in dataset.texts)
+        if not all(text.strip() for text in texts):
+            skipped += 1
+            continue
+        rows.texts.append(texts)
         value = record[dataset.label]
         rows.labels.append(-1 if value == -1 else dataset.labels[value] if dataset.labels else f"{value:g}")
+    if skipped:
+        logger.warning("%s: %d rows that lack a text were skipped", dataset.builder.format(part), skipped)
     if set(rows.labels) == {-1}:  # how TFDS writes that there are none
         rows.labels.clear()
     return rows

@@ -115,7 +115,7 @@ class Table:
         if form.endswith(".jsonl"):
             yield from self._objects(text, wanted)
             return
-        lines = _tab_separated(text) if form.endswith(".tsv") else self._comma_separated(text)
+        lines = separated(text, self.path)
         if (begun := next(lines, None)) is None:
             raise BertJaxError(f"{self.path}: no rows: it is empty")
         columns, named = self._columns(begun[1], wanted)
@@ -127,15 +127,6 @@ class Table:
                 yield number, [fields[column].strip() for column in columns]
             else:
                 yield number, f"has {len(fields)} fields, the first line {width}"
-
-    def _comma_separated(self, text: str) -> Iterator[tuple[int, list[str]]]:
-        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-        try:
-            for fields in lines:
-                if fields:
-                    yield lines.line_num, fields
-        except csv.Error as error:
-            raise BertJaxError(f"{self.path}: line {lines.line_num}: {error}: is a quotation mark missing?") from None
 
     def _objects(self, text: str, wanted: list[str]) -> Iterator[tuple[int, list[str] | str]]:
         for number, found in objects_of(text, self.path):
@@ -174,10 +165,20 @@ class Table:
         return self.path.removesuffix(".gz").rpartition(".")[2]
 
 
-def _tab_separated(text: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028 and the like
-        if line.strip("\r"):
-            yield number, line.removesuffix("\r").split("\t")
+def separated(text: str, path: str) -> Iterator[tuple[int, list[str]]]:
+    """The number of each line of a ``*.tsv`` or ``*.csv`` that is not empty (the last of a quotation), and its fields."""
+    if path.removesuffix(".gz").endswith(".tsv"):
+        for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028 and the like
+            if line.strip("\r"):
+                yield number, line.removesuffix("\r").split("\t")
+        return
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for fields in lines:
+            if fields:
+                yield lines.line_num, fields
+    except csv.Error as error:
+        raise BertJaxError(f"{path}: line {lines.line_num}: {error}: is a quotation mark missing?") from None
 
 
 def check_share(share: tuple[float, ...], path: str) -> None:

@@ -103,7 +103,9 @@ def test_files_that_are_wrong(tmp_path):
     questions = functools.partial(Questions, first=("q",), choices=("c",), label="l")
     for name, text, message in (
         ("a.jsonl", "", "no questions"), ("b.jsonl", "{", "line 1 is not JSON"),
-        ("c.csv", "q,c,l\n1,2\n", "line 2 has not as many"),
+        ("c.csv", "q,c,l\n1,2\n", "line 2 has 2 fields, the first line 3"),
+        ("d.csv", 'l,q,a,c\n0,f,x,"oops\n1,f,x,y\n', "is a quotation mark missing"),
+        ("e.csv", "l,q,c,c\n0,f,x,y\n", "2 columns have the name 'c'"), ("f.csv", "", "no questions"),
     ):
         with pytest.raises(BertJaxError, match=message):
             questions(write(tmp_path / name, text)).read()

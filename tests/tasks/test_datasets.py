@@ -150,6 +150,7 @@ def write(name, **splits):
 
 pairs = [{"sentence1": "\u00fc", "sentence2": str(k), "idx": k, "label": k / 2} for k in range(3)]
 write("glue/stsb", train=pairs)
+write("glue/qqp", train=[{"question1": "a", "question2": text, "idx": k, "label": 1} for k, text in enumerate(["b", "", " "])])
 write("glue/mrpc", train=[pair | {"label": min(1, pair["idx"])} for pair in pairs], test=[pairs[0] | {"label": -1}])
 languages = xnli._LANGUAGES
 write("xnli", test=[{"premise": {x: f"p {x}" for x in languages}, "hypothesis": {x: f"h {x}" for x in languages}, "label": 2}])
@@ -162,13 +163,15 @@ write("conll2003", train=[{"tokens": ["-DOCSTART-"], "ner": ["O"], "pos": ["NN"]
 """
 
 
-def test_data_sets_on_disk(tmp_path, monkeypatch):
+def test_data_sets_on_disk(tmp_path, monkeypatch, caplog):
     """Written with the features of the real builders by another process, and read without TensorFlow."""
     pytest.importorskip("tensorflow_datasets")
     subprocess.run([sys.executable, "-c", BUILDERS, tmp_path], check=True, capture_output=True)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert sorted(zip(*Named("glue/mrpc").read(), strict=True)) == [
         (("ü", "0"), "not_equivalent"), (("ü", "1"), "equivalent"), (("ü", "2"), "equivalent")]
+    assert Named("glue/qqp").read() == ([("a", "b")], ["duplicate"])  # the real one has two such rows
+    assert "glue/qqp: 2 rows that lack a text were skipped" in caplog.text
     assert sorted(Named("glue/stsb").read().labels) == ["0", "0.5", "1"]
     assert len(Named("glue/stsb", "train[:2]").read().texts) == 2
     assert Named("glue/mrpc", "test").read() == ([("ü", "0")], [])
