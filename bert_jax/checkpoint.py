@@ -76,7 +76,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that were saved completely, ascending."""
-        return sorted(int(folder.name) for folder in self._folders() if _is_complete(folder))
+        return saved_steps(self._directory)
 
     def save(self, step: int, items: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Takes a snapshot of ``items`` (trees of arrays), returns, and writes it with JSON ``metadata`` in the background.
@@ -153,7 +153,7 @@ class Checkpoints:
     # What is on disk
 
     def _folders(self) -> list[Path]:
-        return [f for f in self._directory.iterdir() if f.name.isdigit()] if self._directory.is_dir() else []
+        return _step_folders(self._directory)
 
     def _claim(self) -> None:
         """Shows that the directory can be written, and clears what an interrupted save left there."""
@@ -174,8 +174,10 @@ class Checkpoints:
                 (folder / item).mkdir(parents=True)
 
     def _retain(self, step: int) -> None:
-        """Removes what is older than the newest ``keep`` up to ``step``. Later ones are damaged: the run went back to here."""
-        for old in [s for s in self.steps() if s <= step][: -self._keep]:
+        """Removes what is older than the newest ``keep`` up to ``step``. Later ones are damaged, or left by a run that went
+        back to here; where one alone is kept, they go too, lest one be taken for it."""
+        steps = self.steps()
+        for old in [s for s in steps if s != step] if self._keep == 1 else [s for s in steps if s <= step][: -self._keep]:
             try:
                 _remove(self._directory / str(old))
             except OSError as error:
@@ -280,6 +282,15 @@ class Checkpoints:
                 if found[array] != saved.get(array):
                     return f"{name}: {array} is not what was saved"
         return None
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Steps that were saved completely below a directory, ascending; none where it is not there."""
+    return sorted(int(folder.name) for folder in _step_folders(directory) if _is_complete(folder))
+
+
+def _step_folders(directory: Path) -> list[Path]:
+    return [folder for folder in directory.iterdir() if folder.name.isdigit()] if directory.is_dir() else []
 
 
 def fingerprints(tree: Any) -> dict[str, int]:

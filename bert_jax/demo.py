@@ -150,5 +150,6 @@ def _compare_with_transformers(model: Model, store: TokenStore, experiment: Expe
             attention_mask=torch.from_numpy(batch["attention_mask"]).long(),
         )
     tokens = np.abs(np.asarray(ours.logits["mlm"]) - theirs.prediction_logits.numpy())[batch["attention_mask"]]
-    pairs = np.abs(np.asarray(ours.logits["pair"]) - theirs.seq_relationship_logits.numpy())
+    order = theirs["sop_logits" if "sop_logits" in theirs else "seq_relationship_logits"]  # of an ALBERT, of a BERT
+    pairs = np.abs(np.asarray(ours.logits["pair"]) - order.numpy())
     return float(max(tokens.max(), pairs.max()))

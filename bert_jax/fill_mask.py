@@ -31,7 +31,7 @@ def fill_mask(
     if top < 1:
         raise BertJaxError(f"{top} guesses for a mask: at least 1")
     if tokenizer is None:
-        raise BertJaxError("this checkpoint has no tokenizer: name one (--tokenizer)")
+        raise BertJaxError("this checkpoint has no tokenizer: bert-jax convert --tokenizer puts one beside it")
     if "mlm" not in params:
         generator = ": of an ELECTRA the generator has one, which RUN#generator names" if "discriminator" in params else ""
         raise BertJaxError("this checkpoint has no masked-language-model head" + generator)

@@ -2,10 +2,9 @@
 
 import math
 import os
-from pathlib import Path
 from typing import NamedTuple
 
-from bert_jax.checkpoint import Checkpoints
+from bert_jax.checkpoint import saved_steps
 from bert_jax.convert import hf
 from bert_jax.convert.reading import LAYERS, NOTES, Origin, Plan, noted, tree_shapes
 from bert_jax.convert.tensors import DTYPES, Safetensors, Tensors
@@ -164,7 +163,7 @@ def _steps(place: Place) -> str:
     Raises:
       BertJaxError: one was asked for that is not there.
     """
-    steps, best = _saved(place.path / CHECKPOINTS), _saved(place.path / BEST) if best_metric(place) else []
+    steps, best = saved_steps(place.path / CHECKPOINTS), saved_steps(place.path / BEST) if best_metric(place) else []
     have = ", ".join(map(str, steps)) or "none"
     if place.step is not None and place.step not in steps:
         raise BertJaxError(f"{place.path / CHECKPOINTS}: no checkpoint at step {place.step} (there: {have})")
@@ -173,11 +172,3 @@ def _steps(place: Place) -> str:
     if best:
         return f"steps {have}; the best by {best_metric(place)}, of step {best[-1]}, is read"
     return f"steps {have}; {steps[-1] if place.step is None else place.step} is read"
-
-
-def _saved(folder: Path) -> list[int]:
-    checkpoints = Checkpoints(folder)
-    try:
-        return checkpoints.steps()
-    finally:
-        checkpoints.close()

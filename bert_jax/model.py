@@ -100,7 +100,7 @@ def load(path: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None,
     if model.tokenizer is not None and model.tokenizer.vocab_size > model.config.vocab_size:
         raise BertJaxError(
             f"{path}: its tokenizer has {model.tokenizer.vocab_size} pieces, its token table {model.config.vocab_size} rows: "
-            "not its tokenizer, name the right one (--tokenizer)"
+            "not its tokenizer: convert --tokenizer (load(..., tokenizer=...)) takes the right one"
         )
     return model
 
@@ -125,7 +125,8 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
     if format == "onnx" and dtype not in (None, "float32"):
         raise BertJaxError(f"onnx is written in float32, not {dtype}: leave the dtype out")
     if format == "hf" and model.sentence is not None:
-        logger.warning("pooling and prompts of its sentence embeddings are left out: --format sentence-transformers keeps them")
+        logger.warning("pooling and prompts of its sentence embeddings are left out: convert --format "
+                       "sentence-transformers keeps them")
     with hf.new_directory(directory) as partial:
         if format == "bert_jax":
             _save_own(model, partial, dtype or "float32")
@@ -205,7 +206,8 @@ def load_tokenizer(place: Place, other: str | os.PathLike | None) -> Tokenizer |
     if place.kind in ("workdir", "bert_jax"):
         folder = folder / TOKENIZER
     if not tokenizers.is_in(folder):
-        logger.warning("%s: no tokenizer lies beside the weights; name one (--tokenizer) to use it with text", folder)
+        logger.warning("%s: no tokenizer lies beside the weights; convert --tokenizer (load(..., tokenizer=...)) names one",
+                       folder)
         return None
     return tokenizers.load(folder)
 

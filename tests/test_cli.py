@@ -302,7 +302,7 @@ def test_convert_with_a_tokenizer_from_elsewhere(workdir, exported, tmp_path, ca
         shutil.copy(exported / name, bare / name)
     assert convert(bare, tmp_path / "without") == 0
     assert [r.getMessage() for r in caplog.records] == [
-        f"{bare}: no tokenizer lies beside the weights; name one (--tokenizer) to use it with text"
+        f"{bare}: no tokenizer lies beside the weights; convert --tokenizer (load(..., tokenizer=...)) names one"
     ]
     assert set(files_of(tmp_path / "without")) == {"config.json", "model.safetensors"}
     refused(["convert", "--from", bare, "--to", tmp_path / "x", "--format", "sentence-transformers"],

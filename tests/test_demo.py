@@ -10,10 +10,10 @@ from bert_jax.model import Model
 from bert_jax.models import api
 
 
-@pytest.mark.parametrize("packing", ["null", "4"])
-def test_rows_that_hold_several_examples_are_compared_one_by_one(tiny_experiment, tiny_store, tmp_path, packing):
+@pytest.mark.parametrize(("family", "packing"), [("bert", "null"), ("bert", "4"), ("albert", "null")])
+def test_rows_that_hold_several_examples_are_compared_one_by_one(tiny_experiment, tiny_store, tmp_path, family, packing):
     pytest.importorskip("torch")
-    experiment, store = tiny_experiment("bert", f"task.examples.packing={packing}"), TokenStore(tiny_store)
+    experiment, store = tiny_experiment(family, f"task.examples.packing={packing}"), TokenStore(tiny_store)
     config = experiment.task.encoder
     model = Model(api.init(config, jax.random.key(0)), config, store.tokenizer)
     hf.export(model.params, model.config, model.tokenizer, tmp_path / "export")

@@ -141,7 +141,8 @@ def read_plan(plan: Plan, *, allow_missing: bool) -> dict[str, np.ndarray]:
     path, shapes = plan.tensors.path, tree_shapes(plan.config)
     parts = {row.part for row, name in _wanted(plan.rows, plan.places) if name in plan.missing}
     if plan.missing and (not allow_missing or parts & {*LAYERS, "embeddings"}):
-        hint = "" if parts & {*LAYERS, "embeddings"} else "; to begin with new heads allow that (--allow-missing)"
+        new_heads = "; convert --allow-missing (load(..., allow_missing=True)) begins with new heads"
+        hint = "" if parts & {*LAYERS, "embeddings"} else new_heads
         raise BertJaxError(f"{path} lacks {_listed(plan.missing)}, which its configuration asks for{hint}")
     if plan.missing:
         logger.warning("%s lacks %s: new, untrained %s", path, _listed(plan.missing), ", ".join(sorted(parts)))

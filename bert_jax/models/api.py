@@ -219,7 +219,7 @@ def plain(params: Params, config: EncoderConfig) -> tuple[Params, EncoderConfig]
     if len(config.read_layers) > 1:
         raise BertJaxError(
             f"heads that read several layers (encoder.read_layers {config.read_layers}) have no form outside bert_jax: "
-            "--format bert_jax keeps them"
+            "bert-jax convert --format bert_jax keeps them"
         )
     if not config.read_layers:
         return params, dataclasses.replace(config, combine=EncoderConfig.combine)

@@ -48,6 +48,9 @@ class TrainConfig:
         for field in ("steps", "batch_size", "accumulate", "eval_every", "save_every", "log_every", "keep"):
             if getattr(self, field) < 1:
                 raise BertJaxError(f"train.{field} is {getattr(self, field)}: it must be at least 1")
+        for field in ("eval_batches", "eval_batch_size"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise BertJaxError(f"train.{field} is {value}: it must be at least 1, or null")
         if self.patience is not None and (self.patience < 1 or not self.best):
             raise BertJaxError(f"train.patience is {self.patience}: at least 1, and train.best must name what is watched")
         if self.batch_size % self.accumulate:

@@ -80,6 +80,8 @@ class Lamb:
 def _check(config: AdamW | Lamb) -> None:
     if not 0 < config.learning_rate < math.inf:
         raise BertJaxError(f"optimizer.learning_rate is {config.learning_rate}: it must be above 0, and finite")
+    if not config.clip_norm > 0:
+        raise BertJaxError(f"optimizer.clip_norm is {config.clip_norm}: above 0; Infinity clips nothing")
     if config.layer_decay is not None and not 0 < config.layer_decay <= 1:
         raise BertJaxError(f"optimizer.layer_decay is {config.layer_decay}: above 0, and at most 1")
     if config.unfreeze_every is not None and config.unfreeze_every < 1:

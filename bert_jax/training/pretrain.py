@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from bert_jax import config as configuration
+from bert_jax.checkpoint import saved_steps
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.model import CHECKPOINTS, EXPERIMENT, find, load_run
@@ -19,7 +20,6 @@ from bert_jax.progress import tracked
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.step import EVAL_SEED, make_eval_step
 from bert_jax.training.train import Result, evaluate, to_devices, train
-from bert_jax.training.workdirs import has_checkpoint
 
 log = logging.getLogger("bert_jax")
 
@@ -74,7 +74,7 @@ def _as_begun(experiment: Experiment, workdir: Path, cluster: Cluster) -> Experi
     warning line if another was asked for."""
 
     def begun() -> dict[str, str | None] | None:
-        if not (workdir / EXPERIMENT).is_file() or not has_checkpoint(workdir / CHECKPOINTS):
+        if not (workdir / EXPERIMENT).is_file() or not saved_steps(workdir / CHECKPOINTS):
             return None
         task = configuration.load(Experiment, workdir / EXPERIMENT).task
         return {"init": task.init} if isinstance(task, Pretraining) else None
@@ -105,6 +105,9 @@ def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limi
     if not (workdir / EXPERIMENT).is_file():
         raise BertJaxError(f"{checkpoint} is no work directory of pretrain: its objectives are not known")
     experiment = configuration.load(Experiment, workdir / EXPERIMENT)
+    if not isinstance(experiment.task, Pretraining):
+        raise BertJaxError(f"{checkpoint} is a run of {type(experiment.task).__name__}: its scores are in its folder "
+                           "(result.json), and bert-jax predict takes it")
     model = load_run(checkpoint, jax.eval_shape(PretrainingTask(experiment.task, None).init, jax.random.key(0)))
     store.check_tokenizer(model.tokenizer.hash)
     task = PretrainingTask(experiment.task, store)

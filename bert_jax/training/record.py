@@ -123,14 +123,22 @@ class NoRecord:
 
 
 class Window:
-    """Sums of the metrics since the last record, and the throughput."""
+    """Sums of the metrics since the last record, and the throughput.
 
-    def __init__(self, batch_size: int):
+    ``sums`` are those of the run that is continued, so that its records are those of one that was never interrupted.
+    """
+
+    def __init__(self, batch_size: int, sums: dict[str, list[float]] | None = None):
         self._batch_size = batch_size
-        self._sums: dict[str, np.ndarray] = {}
+        self._sums: dict[str, np.ndarray] = {name: np.array(pair, np.float64) for name, pair in (sums or {}).items()}
         self._started = False  # the first step compiles; the clock starts after it
         self.line = ""
         self.restart()
+
+    @property
+    def sums(self) -> dict[str, list[float]]:
+        """Sum and weight of each metric since the last record."""
+        return {name: pair.tolist() for name, pair in self._sums.items()}
 
     def restart(self) -> None:
         """Starts the clock anew, so that pauses (compilation, evaluation, saving) do not count as training."""

@@ -139,7 +139,7 @@ def train(
         log.warning("the data has no held-out documents: this run is not evaluated")
     if start:
         record.say(f"continuing {workdir} from step {start} of {settings.steps}")
-    window = Window(settings.batch_size * max(1, len(seeds)))
+    window = Window(settings.batch_size * max(1, len(seeds)), restored.metadata.get("window") if restored else None)
     evaluation: dict[str, float] = {}
     pending: tuple[int, int, dict[str, Ratio]] | None = None
 
@@ -169,7 +169,7 @@ def train(
             checkpoints.save(
                 step, {"params": state.params, "optimizer": state.optimizer},
                 {"data": batches.get_state(), "identity": identity, "experiment": configuration.to_json(experiment),
-                 "source": source},
+                 "source": source, "window": window.sums},
             )
 
     def evaluated() -> dict[str, float]:

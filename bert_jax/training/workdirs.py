@@ -1,6 +1,5 @@
 """The work directory of a run: whose it is, what lies there, and whether all hosts see it."""
 
-import contextlib
 import logging
 import shutil
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax import config as configuration
-from bert_jax.checkpoint import Checkpoints
+from bert_jax.checkpoint import saved_steps
 from bert_jax.errors import BertJaxError
 from bert_jax.model import BEST, CHECKPOINTS, EXPERIMENT, TOKENIZER
 from bert_jax.parallel.cluster import Cluster
@@ -26,13 +25,7 @@ VISIBLE_SECONDS = 30.0  # until a file that one host wrote is seen by another; n
 
 def trained(workdir: Path) -> bool:
     """Whether a run has come so far that it left something: a whole checkpoint, its best parameters, or records of steps."""
-    return has_checkpoint(workdir / CHECKPOINTS) or has_checkpoint(workdir / BEST) or bool(read(workdir / METRICS))
-
-
-def has_checkpoint(directory: Path) -> bool:
-    """Whether one of the checkpoints below ``directory`` is whole."""
-    with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        return bool(checkpoints.steps())
+    return any(saved_steps(workdir / folder) for folder in (CHECKPOINTS, BEST)) or bool(read(workdir / METRICS))
 
 
 def experiment_of(workdir: Path) -> Experiment | None:
@@ -69,7 +62,8 @@ def claim(workdir: Path, experiment: Experiment, task: Task) -> None:
     else:
         if changes:
             log.warning("the run that was begun in %s trained nothing, this one takes its place: %s", workdir, changes[0])
-        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
+        if experiment_of(workdir) is not None:  # else it is somebody's own
+            shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
     task.save_assets(workdir)
     configuration.save(experiment, workdir / EXPERIMENT)

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 
 from bert_jax import model as models
 from bert_jax import tokenizers
@@ -96,6 +97,10 @@ def test_xlnet_in_and_out(tmp_path):
     theirs = reference.SentenceTransformer(modules=parts, device="cpu")
     theirs.save(str(tmp_path / "theirs"), create_model_card=False)
 
+    published = sentencepiece_model_pb2.ModelProto()  # beside tokenizer.json lies a spiece.model, which is not as ALBERT's
+    for piece, score in pieces:
+        published.pieces.add(piece=piece, score=score)
+    (tmp_path / "theirs" / "spiece.model").write_bytes(published.SerializeToString())
     found = models.load(tmp_path / "theirs")
     assert found.config.max_length == 512 and found.sentence.max_length == int(1e30)
     texts = ["the cat", "", "a bad cab fed the cat", "the cat " * 300, "h"]

@@ -88,6 +88,27 @@ def test_a_restart_knows_the_best(run_tiny, tmp_path, monkeypatch):
     assert_same(result.params, parameters_at(tmp_path / "run", 4, result.params))
 
 
+def test_a_better_one_of_a_run_that_went_back_takes_the_place_of_a_later_one(run_tiny, tmp_path, monkeypatch):
+    """Saved every 4 steps, killed at 8 when 6 was the best, it goes on from 4, and 5 is better: not the highest step counts."""
+    scores = iter([0.1, 0.2, 0.9, None])
+
+    def evaluate(*_):
+        if (score := next(scores)) is None:
+            raise KeyboardInterrupt
+        return {"loss": 1.0, "score": score}
+
+    monkeypatch.setattr(train_module, "_check_best", lambda *_: None)
+    monkeypatch.setattr(train_module, "evaluate", evaluate)
+    settings = ("train.save_every=4", "train.keep=10", "train.best=score")
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path / "run", *settings, "train.eval_every=2")
+    scores = iter([0.95, 0.3, 0.3, 0.3])
+    result = run_tiny(tmp_path / "run", *settings, "train.eval_every=5")
+    assert result.evaluation["score"] == 0.95
+    assert Checkpoints(tmp_path / "run" / "best").steps() == [5]
+    assert_same(load(tmp_path / "run").params, {part: result.params[part] for part in load(tmp_path / "run").params})
+
+
 def test_what_is_refused(run_tiny, tmp_path):
     """Before the first update, and the folder stays free for the right name."""
     with pytest.raises(BertJaxError, match="train.best is 'f1'; an evaluation of this task has .*mlm_accuracy"):

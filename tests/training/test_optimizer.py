@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,15 @@ def test_biases_and_norms_do_not_decay(kind):
         for name, value in leaves.items():
             same = (value == start[part][name]).all()
             assert same == (name not in DECAYED), (part, name)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Lamb])
+def test_a_clip_that_would_stop_everything_is_refused(kind):
+    """0 means "no clipping" elsewhere (max_grad_norm of transformers)."""
+    for limit in (0, -1.0):
+        with pytest.raises(BertJaxError, match="clip_norm is .*: above 0; Infinity clips nothing"):
+            kind(clip_norm=limit)
+    kind(clip_norm=math.inf)
 
 
 def test_what_decays_in_a_real_model():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import bert_jax
+from bert_jax import config, tokenizers
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.data.loader import heldout_batches
 from bert_jax.data.prepare import prepare
@@ -20,9 +21,14 @@ from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.objectives import Capitalisation
 from bert_jax.parallel.cluster import Cluster
+from bert_jax.tasks import Classification
+from bert_jax.tasks.base import finetuned_encoder
+from bert_jax.tasks.tables import Table
 from bert_jax.tokenizers.wordpiece import WordPieceTokenizer
 from bert_jax.training import train as train_module
 from bert_jax.training import workdirs
+from bert_jax.training.experiment import Experiment
+from bert_jax.training.optimizer import AdamW
 from bert_jax.training.pretrain import evaluate_checkpoint, pretrain
 from bert_jax.training.record import read
 
@@ -208,6 +214,34 @@ def test_what_was_claimed_and_never_trained_is_free(run_tiny, tmp_path, other_st
         run_tiny(workdir, "task.encoder.layers=1")
 
 
+def test_somebody_s_own_tokenizer_is_not_removed(run_tiny, tiny_store, tmp_path):
+    """The README's layout has one beside the work directory; who names the folder above gets it back."""
+    (tmp_path / "mine" / "tokenizer").mkdir(parents=True)
+    tokenizers.load(tiny_store).save(tmp_path / "mine" / "tokenizer")
+    before = sorted(path.name for path in (tmp_path / "mine" / "tokenizer").iterdir())
+    (tmp_path / "mine" / "tokenizer" / "notes.txt").write_text("mine")
+    assert run_tiny(tmp_path / "mine", "train.steps=3").finished
+    assert sorted(path.name for path in (tmp_path / "mine" / "tokenizer").iterdir()) == sorted([*before, "notes.txt"])
+    (tmp_path / "other" / "tokenizer").mkdir(parents=True)
+    tokenizers.train("wordpiece", ["another text for another tokenizer"] * 9, 30).save(tmp_path / "other" / "tokenizer")
+    with pytest.raises(BertJaxError, match="trained with tokenizer"):
+        run_tiny(tmp_path / "other", "train.steps=3")
+    assert (tmp_path / "other" / "tokenizer" / "vocab.txt").exists()
+
+
+def test_rows_of_a_stopped_run_are_those_of_one_that_was_not(run_tiny, tmp_path, monkeypatch):
+    """Steps since the last row count in the next one, also where the run was stopped between the two."""
+    settings = ("train.steps=8", "train.log_every=4", "train.save_every=100")
+    run_tiny(tmp_path / "whole", *settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cluster, "stop_at", lambda self, step: step == 6)
+        assert run_tiny(tmp_path / "stopped", *settings).step == 6
+    assert run_tiny(tmp_path / "stopped", *settings).finished
+    whole, stopped = (rows_of(tmp_path / name, "train") for name in ("whole", "stopped"))
+    names = [name for name in whole[-1] if not name.endswith("_per_second") and name != "time"]
+    assert [{name: row[name] for name in names} for row in stopped] == [{name: row[name] for name in names} for row in whole]
+
+
 def test_every_host_must_see_what_the_first_one_sees(finished, tmp_path, monkeypatch):
     """Before a run goes on: else another host would make a work directory of its own and fail to read a checkpoint in it."""
     monkeypatch.setattr(workdirs, "VISIBLE_SECONDS", 0)
@@ -293,6 +327,8 @@ def test_batch_that_the_mesh_cannot_share(tmp_path, tiny_store, tiny_experiment)
         (["train.batch_size=12"], "accumulate is 12: it must be a multiple of 8"),
         (["train.accumulate=4"], "accumulate is 4: it must be a multiple of 8"),
         (["train.eval_batch_size=4"], "eval_batch_size is 4: it must be a multiple of 8"),
+        (["train.eval_batch_size=0"], "eval_batch_size is 0: it must be at least 1, or null"),
+        (["train.eval_batches=0"], "eval_batches is 0: it must be at least 1, or null"),
         (["mesh.data=3"], "does not fit 8 device"),
         (["mesh.data=1", "mesh.tensor=8", "task.encoder.heads=4"], r"heads 4 \(.*\) is not a multiple of mesh.tensor=8"),
     ):
@@ -327,6 +363,14 @@ def test_evaluation_is_deterministic_and_covers_the_tail(finished, tiny_store, t
 def test_an_evaluation_of_nothing(finished, tiny_store, batch_size, limit, message):
     with pytest.raises(BertJaxError, match=f"the {message}: it must be at least 1"):
         evaluate_checkpoint(str(finished[0]), tiny_store, batch_size, limit)
+
+
+def test_an_evaluation_of_a_fine_tuning(tiny_store, tiny_experiment, tmp_path):
+    table = Table("x.tsv", ("a",), "l")
+    encoder = finetuned_encoder(tiny_experiment("bert").task.encoder, ("x", "y"))
+    config.save(Experiment(Classification(encoder, "x", table, table, (16,)), AdamW()), tmp_path / "experiment.json")
+    with pytest.raises(BertJaxError, match=r"is a run of Classification: its scores are in its folder \(result.json\)"):
+        evaluate_checkpoint(str(tmp_path), tiny_store, 8, None)
 
 
 def test_a_store_without_heldout_documents(run_tiny, tmp_path, tiny_store, write_corpus, caplog):
