@@ -481,7 +481,7 @@ def _draw(rows: dict[str, dict], known: dict[str, Recipe], picture: Path) -> Non
 INTRODUCTION = """# Pre-training objectives side by side
 
 The same encoder ({size.layers} layers, D {size.width}, F {size.width}x4, V {size.vocabulary:,}), data (109 public-domain
-books, one side held out), updates ({size.steps:,} of {size.batch} rows of {size.length} tokens, AdamW with bias
+books, 3% held out), updates ({size.steps:,} of {size.batch} rows of {size.length} tokens, AdamW with bias
 correction and beta2 0.98, peak rate {size.rate:g}, no dropout, products in {size.dtype}) and seed (0) for every row; positions
 are {size.positions} where a row says nothing else.
 
