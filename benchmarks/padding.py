@@ -126,9 +126,10 @@ sequence 128, of reactions 300. Target: below 10%. Regenerate with `python bench
 order to its own longest row, which compiles a step for each length that occurs. "Shared" is the second epoch as this package
 makes batches of sentences and pairs, to be tagged as well: examples share rows, of the shape or shapes beside it (rows x
 tokens); a step is compiled for each. "By length" is the same with a row for each example (`task.packing=false`, and kinds
-that cannot share), and "evaluation" the held-out set: stretches of up to {STRETCH} batches, {STRETCHES} or more to an epoch, sorted by length, and the
-fewest lengths that do it, at most {Finetuning.shapes}, of evaluation one for every four batches. Bold is what a run takes by
-default: shared rows, unless they need over a tenth more positions, as those of reactions do, of which hardly two fit into one.
+that cannot share), and "evaluation" the held-out set: stretches of up to {STRETCH} batches, {STRETCHES} or more to an epoch,
+sorted by length, and the fewest lengths that do it, at most {Finetuning.shapes}, of evaluation one for every four batches. Bold
+is what a run takes by default: shared rows, unless they need over a tenth more positions, as those of reactions do, of which
+hardly two fit into one.
 "Lengths" is their number in training, "its" in evaluation, whose padding includes the empty rows that fill a batch.
 
 | data | tokens a row | batch | shared | in | to the longest | unsorted | by length | evaluation | lengths | its | which |

@@ -317,7 +317,7 @@ def test_convert_with_a_tokenizer_from_elsewhere(workdir, exported, tmp_path, ca
 def test_convert_allows_heads_to_be_missing(exported, tmp_path, caplog, refused):
     half = edited(exported, tmp_path / "half", lambda tensors: tensors.pop("cls.seq_relationship.weight"))
     refused(["convert", "--from", half, "--to", tmp_path / "out"],
-            "lacks cls.seq_relationship.weight, which its configuration asks for", "allow that (--allow-missing)")
+            "lacks cls.seq_relationship.weight, which its configuration asks for", "convert --allow-missing (")
     assert convert(half, tmp_path / "out", "--allow-missing") == 0
     assert "lacks cls.seq_relationship.weight: new, untrained pair" in caplog.text
     before, after = load_file(exported / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
@@ -424,7 +424,8 @@ def test_options_that_are_refused(workdir, exported, tmp_path, refused, capfd):
     large = WordPieceTokenizer([*SPECIALS, *(f"piece{i}" for i in range(200))])
     large.save(tmp_path / "large")
     words = ["convert", "--from", exported, "--to", tmp_path / "out"]
-    refused([*words, "--tokenizer", tmp_path / "large"], "tokenizer has 205 pieces, its token table 96 rows", "(--tokenizer)")
+    refused([*words, "--tokenizer", tmp_path / "large"], "tokenizer has 205 pieces, its token table 96 rows",
+            "convert --tokenizer (")
     refused([*words, "--tokenizer", tmp_path / "absent"], "absent")
     refused(["convert", "--from", f"{workdir}@7", "--to", tmp_path / "out"], "no checkpoint at step 7 (there: 8)")
     refused(["inspect", f"{workdir}@7"], "no checkpoint at step 7 (there: 8)")
