@@ -434,11 +434,11 @@ def test_a_single_seed_answers_too_and_lora_is_merged(run, tiny_checkpoint, tmp_
                    ) == pytest.approx(found["mean"], abs=1e-4)
 
 
-def test_scores_of_a_part_of_the_held_out_data_are_said_to_be(tiny_checkpoint, tmp_path, capfd):
+def test_scores_of_a_part_of_the_held_out_data_are_said_to_be(tiny_checkpoint, tmp_path, caplog):
     path = make("Classification", tmp_path)
     assert cli.main(["finetune", "--config", path, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--workdir",
                      str(tmp_path / "run"), "--set", "train.eval_batches=1"]) == 0
-    assert "scores are of 8 of the 13 held-out examples, since train.eval_batches is 1" in capfd.readouterr().err
+    assert "scores are of 8 of the 13 held-out examples, since train.eval_batches is 1" in caplog.text
     assert " and measured on 8 of " in (tmp_path / "run" / "README.md").read_text()
 
 
