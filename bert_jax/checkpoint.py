@@ -52,15 +52,16 @@ class Checkpoints:
     """The checkpoints below ``directory``.
 
     With ``keep`` it belongs to the run that writes it: the newest ``keep`` checkpoints are retained, and every process of
-    the run makes the same calls in the same order. Without, it is only read, by this process alone.
+    the run makes the same calls in the same order. Without, it is only read, by this process alone. ``last_saved``: whichever
+    was saved last is retained alone, also where others have higher steps.
     """
 
-    def __init__(self, directory: Path | str, keep: int | None = None):
+    def __init__(self, directory: Path | str, keep: int | None = None, *, last_saved: bool = False):
         """Raises:
           BertJaxError: the directory is to be written and cannot be.
         """
         self._directory = Path(directory).resolve()
-        self._keep = keep
+        self._keep, self._last_saved = keep, last_saved
         self._saving: Future[None] | None = None
         self._first = keep is None or jax.process_index() == 0  # says and does what only one process should
         self._peers = Agreement(_PATIENCE) if keep is not None else None
@@ -174,10 +175,9 @@ class Checkpoints:
                 (folder / item).mkdir(parents=True)
 
     def _retain(self, step: int) -> None:
-        """Removes what is older than the newest ``keep`` up to ``step``. Later ones are damaged, or left by a run that went
-        back to here; where one alone is kept, they go too, lest one be taken for it."""
+        """Removes what is older than the newest ``keep`` up to ``step``. Later ones are damaged: the run went back to here."""
         steps = self.steps()
-        for old in [s for s in steps if s != step] if self._keep == 1 else [s for s in steps if s <= step][: -self._keep]:
+        for old in [s for s in steps if s != step] if self._last_saved else [s for s in steps if s <= step][: -self._keep]:
             try:
                 _remove(self._directory / str(old))
             except OSError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 
 
@@ -12,10 +13,12 @@ class BertJaxError(Exception):
 @contextlib.contextmanager
 def each_warning_once(templates: set[str] | None = None) -> Iterator[None]:
     """What is said of a file, a checkpoint or a seed is not said again, word for word, when it is read again; of parts of a
-    stream, which share their ``templates``, not again with other numbers."""
-    said = set() if templates is None else templates
+    stream, which share their ``templates`` and are read in one thread, not again with other numbers."""
+    said, thread = set() if templates is None else templates, threading.get_ident()
 
     def new(record: logging.LogRecord) -> bool:
+        if templates is not None and record.thread != thread:
+            return True
         line = record.getMessage() if templates is None else record.msg
         return not (line in said or said.add(line))
 

@@ -76,7 +76,8 @@ def inspect(path: str | os.PathLike) -> Report:
     lines = source + _encoder(config) + _tokenizer(tokenizer, config) + _sentence(sentence)
     if missing:
         heads = ", ".join(new_heads)
-        without = f"--allow-missing begins with new, untrained: {heads}" if new_heads else "this checkpoint cannot be loaded"
+        begun = f"convert --allow-missing begins with new, untrained: {heads}"
+        without = begun if new_heads else "this checkpoint cannot be loaded"
         lines += _listed("missing", f"{_tensors(missing)} that its settings ask for; {without}", missing)
     if dropped:
         lines += _listed("left out", f"{_tensors(dropped)} that no part of our encoder reads", dropped)

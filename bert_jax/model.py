@@ -137,7 +137,7 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
             hf.write(model.params, model.config, model.tokenizer, partial, origin=model.origin, dtype=dtype)
         if format == "sentence-transformers" or (format == "onnx" and model.sentence and model.tokenizer):
             if model.tokenizer is None:
-                raise BertJaxError("sentence-transformers needs a tokenizer beside the weights: name one (--tokenizer)")
+                raise BertJaxError("sentence-transformers needs a tokenizer, and there is none: convert --tokenizer names one")
             sentence = model.sentence
             if sentence is None:
                 sentence = SentenceSettings(max_length=model.config.max_length)

@@ -30,7 +30,7 @@ from bert_jax.reporting import answers
 from bert_jax.tasks import TASKS, AnyFinetuning
 from bert_jax.tasks.base import Outputs, Predictor
 from bert_jax.tasks.batches import Encoded, EvalBatches, WrongText
-from bert_jax.tasks.choice import Chooses, Questions
+from bert_jax.tasks.choice import Chooses, Questions, Race
 from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.columns import Lists
 from bert_jax.tasks.datasets import Named
@@ -220,6 +220,8 @@ def _columns_of(data: Source) -> tuple[str, ...]:
 
 def _made_of(data: Source) -> str:
     """Columns of a text that has more than one, for the message."""
+    if isinstance(data, Race) or (isinstance(data, Named) and data.name.startswith("race/")):
+        return "article, question + option"
     if not isinstance(data, Questions) or not (data.lead or len(data.first) > 1):
         return ""
     leads = [f"{data.lead} + {choice}" for choice in data.choices] if data.lead else []

@@ -306,7 +306,7 @@ def test_convert_with_a_tokenizer_from_elsewhere(workdir, exported, tmp_path, ca
     ]
     assert set(files_of(tmp_path / "without")) == {"config.json", "model.safetensors"}
     refused(["convert", "--from", bare, "--to", tmp_path / "x", "--format", "sentence-transformers"],
-            "sentence-transformers needs a tokenizer beside the weights: name one (--tokenizer)")
+            "sentence-transformers needs a tokenizer, and there is none: convert --tokenizer names one")
     caplog.clear()
     for i, place in enumerate((exported, exported / "vocab.txt", workdir / "tokenizer")):
         assert convert(bare, tmp_path / str(i), "--tokenizer", place) == 0

@@ -1,6 +1,7 @@
 """Warnings that say the same are said once, as long as they are asked to be."""
 
 import logging
+import threading
 
 from bert_jax import finetuning
 from bert_jax.errors import BertJaxError, each_warning_once
@@ -28,6 +29,11 @@ def test_or_whatever_its_numbers(caplog):
         with each_warning_once(templates):
             logger.warning("%d texts were cut", count)
     assert caplog.messages == ["3 texts were cut"]
+    with each_warning_once(templates):
+        other = threading.Thread(target=logger.warning, args=("%d texts were cut", 5))
+        other.start()
+        other.join()
+    assert caplog.messages == ["3 texts were cut", "5 texts were cut"], "another stream's"
 
 
 def test_nothing_stays_behind_an_error(monkeypatch):

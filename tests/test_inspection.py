@@ -337,7 +337,7 @@ def test_missing_and_surplus_tensors(tmp_path):
     assert report.dropped == ["bert.adapter.0.weight", "elsewhere"]
     lines = lines_of(report)
     first, *names = lines["missing"].splitlines()
-    assert first == "2 tensors that its settings ask for; --allow-missing begins with new, untrained: pair:"
+    assert first == "2 tensors that its settings ask for; convert --allow-missing begins with new, untrained: pair:"
     assert sorted(names) == list(pair)
     assert str(report).endswith(
         "left out    2 tensors that no part of our encoder reads:\n"

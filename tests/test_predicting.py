@@ -394,17 +394,20 @@ def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
         list(bert_jax.predict(saved, ["cat", " \u3000"]))
 
 
-def test_texts_that_were_put_together_are_told_of(tiny_checkpoint, tmp_path, caplog, capfd):
+@pytest.mark.parametrize(("data", "said"), [
+    (swag("x.csv"), "(sent1, sent2 + ending0, sent2 + ending1,"), (Named("race/high"), "(article, question + option)"),
+])
+def test_texts_that_were_put_together_are_told_of(data, said, tiny_checkpoint, tmp_path, caplog, capfd):
     """SWAG's endings have the beginning of their sentence in front of them in training."""
     model = with_head(tiny_checkpoint, (), "pooler", "choice")
-    task = Choice(model.config, str(tiny_checkpoint), swag("x.csv"), swag("x.csv"), (32,))
+    task = Choice(model.config, str(tiny_checkpoint), data, data, (32,))
     bert_jax.save(model, tmp_path / "model")
     (tmp_path / "finetune.json").write_text(json.dumps({"experiment": {"task": config.to_json(task)}}))
     names = ["sent1", *(f"ending{n}" for n in range(4))]
     (tmp_path / "a.csv").write_text(",".join(names) + "\ncat,dog,bird,mat,tree\n")
     with caplog.at_level(logging.WARNING):
         assert cli.main(["predict", str(tmp_path), "--input", str(tmp_path / "a.csv"), "--texts", *names]) == 0
-    assert "put together from columns (sent1, sent2 + ending0, sent2 + ending1," in capfd.readouterr().err + caplog.text
+    assert f"put together from columns {said}" in capfd.readouterr().err + caplog.text
 
 
 def test_words_that_differ_from_row_to_row_are_no_table(tiny_checkpoint, tmp_path, capfd):

@@ -28,13 +28,14 @@ MODES = ("punkt", "line")
 _RUN = 1000
 _LONG_RUN = re.compile(rf"\S{{{_RUN + 1},}}")
 _PARAGRAPH = re.compile(r"\n(?:[ \t\r]*\n)+")
-# Closing quotes belong to the sentence they close; a Japanese quotation followed by the particle と goes on. Possessive
-# quantifiers, so that a refused match does not come back without its closing quote.
+# What follows a stop belongs to its sentence: other marks, closing quotes and brackets. A Japanese quotation followed by the
+# particle と goes on, as does a word or number with ۔ inside. Possessive quantifiers, so that a refused match does not come
+# back without its closing quote.
 # Unicode's Sentence_Terminal of scripts that are written today, but for those that also stand inside numbers. In order: CJK,
-# Armenian, Arabic and Urdu, Syriac, N'Ko, the dandas of India, Myanmar, Ethiopic, Canadian, Khmer, Mongolian, Ol Chiki, Lisu,
+# Armenian, Arabic, Syriac, N'Ko, the dandas of India, Myanmar, Ethiopic, Canadian, Khmer, Mongolian, Ol Chiki, Lisu,
 # Vai, Javanese, Meetei.
-_STOPS = "。！？｡" "։" "؟۔" "܀܁܂" "߹" "।॥" "။" "።፧፨" "᙮" "។៕" "᠃᠉" "᱾᱿" "꓿" "꘎꘏" "꧈꧉" "꫰꫱꯫"
-_STOP = re.compile(rf"[{_STOPS}]++[”’」』）】》〉»\"']*+(?!と)")
+_STOPS = "。！？｡" "։" "؟" "܀܁܂" "߹" "।॥" "။" "።፧፨" "᙮" "។៕" "᠃᠉" "᱾᱿" "꓿" "꘎꘏" "꧈꧉" "꫰꫱꯫"
+_STOP = re.compile(rf"(?:[{_STOPS}]|۔(?!\w))++[!?.…]*+[”’」』）】》〉»)\]\"']*+(?!と)")
 
 
 def splitter(mode: str) -> Callable[[str], list[str]]:

@@ -142,26 +142,28 @@ def check_sides(corpus: Corpus | ParallelCorpus, heldout: float) -> None:
 
 
 def warn_of_doubts(path: str | os.PathLike) -> None:
-    """One warning line where hardly an end of a sentence was found in a finished store, and one for each language (or all)
-    of whose tokens more than `UNKNOWN` are unknown to its tokenizer: counted in up to `STRETCHES` stretches of the train split,
-    evenly spaced."""
+    """One warning line for each language of a finished store (or the whole) in which hardly an end of a sentence was found, and
+    one for each of whose tokens more than `UNKNOWN` are unknown to its tokenizer: counted in up to `STRETCHES` stretches of the
+    train split, evenly spaced."""
     store = TokenStore(path, verify=False)
-    info = store.manifest.splits["train"]
-    if store.manifest.options["sentences"] == "punkt" and info.tokens > LONG * info.sentences:
-        logger.warning(
-            "%s: a sentence has %d tokens on average, so hardly any end of one was found: put a sentence on a line and say "
-            "--sentences line, or do without objectives on sentences", path, info.tokens // info.sentences,
-        )  # fmt: skip
     split, tokenizer = store.split("train"), store.tokenizer
     names = split.languages or ("",)
-    unknown, count = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+    unknown, count, sentences = (np.zeros(len(names), np.int64) for _ in range(3))
     for start in np.unique(np.linspace(0, max(0, split.tokens - STRETCH), STRETCHES, dtype=np.int64)):
         raw = split.stretch(int(start), int(min(start + STRETCH, split.tokens)))
         document = np.searchsorted(split.documents, start + np.arange(len(raw)), side="right") - 1
         language = split.document_language[document]
         count += np.bincount(language, minlength=len(names))
+        first, last = np.searchsorted(split.sentences, (start, start + len(raw)))
+        sentences += np.bincount(language[split.sentences[first:last] - start], minlength=len(names))
         unknown += np.bincount(language[(raw & (split.word_start - 1)) == tokenizer.unk_id], minlength=len(names))
-    for name, part, whole in zip(names, unknown.tolist(), count.tolist(), strict=True):
+    punkt = store.manifest.options["sentences"] == "punkt"
+    for name, part, whole, begun in zip(names, unknown.tolist(), count.tolist(), sentences.tolist(), strict=True):
+        if punkt and whole > LONG * max(1, begun):
+            logger.warning(
+                "%s: a sentence%s has %d tokens on average: few ends were found. Objectives on sentences want one a line and "
+                "--sentences line", path, name and f" in {name}", whole // max(1, begun),
+            )  # fmt: skip
         if part > UNKNOWN * whole:
             logger.warning(
                 "%s: %.1f%% of the tokens%s are unknown to the tokenizer (%s): was it made for this text?",

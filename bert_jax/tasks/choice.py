@@ -61,10 +61,10 @@ class Questions:
             two choices, a label that is no choice, or no rows.
         """
         rows = Rows([], [])
-        for number, record in _records(self.path):
+        wanted = [name for name in (*self.first, self.lead, *self.choices, self.label) if name is not None]
+        for number, record in _records(self.path, wanted):
             where = f"{self.path}: line {number}"
-            wanted = [*self.first, self.lead, *self.choices, self.label]
-            if missing := [name for name in wanted if name is not None and name not in record]:
+            if missing := [name for name in wanted if name not in record]:
                 raise BertJaxError(f"{where} has no field {missing[0]!r}; there are {', '.join(map(str, record))}")
             choices = [record[name] for name in self.choices]
             if len(choices) == 1:
@@ -119,15 +119,15 @@ class Race:
         return _any(rows, f"{self.path}/**/*.txt")
 
 
-def _records(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of the line, its fields by name) for every line with any."""
+def _records(path: str, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the line, its fields by name) for every line with any; of the ``wanted`` each must be there once at most."""
     text, form = text_of(path), path.removesuffix(".gz")
     if form.endswith(".jsonl"):
         yield from objects_of(text, path)
         return
     lines = separated(text, path)
     names = [name.strip() for name in next(lines, (1, []))[1]]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    if twice := [name for name in wanted if names.count(name) > 1]:
         raise BertJaxError(f"{path}: {names.count(twice[0])} columns have the name {twice[0]!r}: rename all but one")
     for number, fields in lines:
         if len(fields) != len(names):

@@ -57,7 +57,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
     """Reads a directory, or its folder ``tokenizer`` (work directories, token stores and models in bert_jax's own form have
     theirs there), or one file whose companions lie beside it; the first of these that is there:
 
-    - spiece.model: ALBERT's SentencePiece, unless a tokenizer.json beside it adds tokens.
+    - spiece.model: ALBERT's SentencePiece, unless a tokenizer.json beside it adds tokens, or it is XLNet's.
     - tokenizer.json: WordPieceTokenizer if it is plain BERT, else PipelineTokenizer, which runs any.
     - sentencepiece.bpe.model: XLM-R's SentencePiece; vocab.json with merges.txt: RoBERTa's byte-level BPE.
     - vocab.txt: WordPiece. Blank and repeated lines leave holes among the ids, as in transformers; one warning line.
@@ -116,13 +116,16 @@ def _is_needed(file: pathlib.Path, model: pathlib.Path) -> bool:
     if not file.is_file():
         return False
     try:
-        if not {*unigram.SPECIALS} <= {piece.piece for piece in unigram.parse_model(_read(model)).pieces}:
-            return True
         rules = tokenizer_json.parse(_read(file))
         known = tokenizer_json.vocabulary(rules)
-        return any(token["content"] not in known for token in tokenizer_json.added_tokens(rules, {}))
+        if any(token["content"] not in known for token in tokenizer_json.added_tokens(rules, {})):
+            return True
     except BertJaxError as error:
         raise BertJaxError(f"{file}: {error.args[0]}") from error
+    try:
+        return not {*unigram.SPECIALS} <= {piece.piece for piece in unigram.parse_model(_read(model)).pieces}
+    except BertJaxError:
+        return False  # who loads it says what is wrong with it
 
 
 def _reader(file: pathlib.Path) -> Callable[[pathlib.Path, Beside], Tokenizer]:

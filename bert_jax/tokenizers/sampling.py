@@ -58,11 +58,11 @@ def training_lines(texts: Iterable[str], max_characters: int = MAX_CHARACTERS) -
     return [line for _, line in kept]
 
 
-def warn_of_stripped(lines: list[str]) -> None:
+def warn_of_stripped(lines: list[str], categories: tuple[str, ...] = ("Mn",)) -> None:
     """One warning line where stripping accents, which goes with lower-casing, takes signs that are no accents: vowels of
-    Devanagari and Thai, tones, the voicing of kana."""
+    Devanagari and Thai, tones, the voicing of kana. ``categories``: Unicode's of the marks that are stripped."""
     text = unicodedata.normalize("NFD", "\n".join(lines[:: -(-len(lines) // LOOKED_AT)]))
-    signs = "".join(sorted(char for char in set(text) if _is_sign(char)))
+    signs = "".join(sorted(char for char in set(text) if unicodedata.category(char) in categories and _is_sign(char)))
     found = Counter(re.findall(f"\\S[{signs}]+", text)) if signs else Counter()
     share = sum(count * (len(cluster) - 1) for cluster, count in found.items()) / max(1, len("".join(text.split())))
     if share > STRIPPED:
@@ -77,6 +77,4 @@ def _is_sign(char: str) -> bool:
     """Whether a mark belongs to its letter as Unicode orders marks: vowel signs 0, nuktas and voicing 7 and 8, viramas 9, signs
     of single scripts from 84 to 132. Hebrew and Arabic points, which text leaves out at will, and accents have others."""
     kind = unicodedata.combining(char)
-    return unicodedata.category(char) == "Mn" and (kind in (0, 7, 8, 9) or 84 <= kind <= 132) and (
-        "VARIATION" not in unicodedata.name(char, "")
-    )
+    return (kind in (0, 7, 8, 9) or 84 <= kind <= 132) and "VARIATION" not in unicodedata.name(char, "")

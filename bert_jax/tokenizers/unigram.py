@@ -152,7 +152,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, *, lowercase: boo
     unwanted = str.maketrans({"\0": " ", SPACE: " "})
     texts = training_lines(texts)
     if lowercase:
-        warn_of_stripped(texts)
+        warn_of_stripped(texts, ("Mn", "Mc"))
     lines = [normalize(line.translate(unwanted)) for line in texts]
     longest = max(len(line.encode()) for line in lines)
     with Progress("learning SentencePiece"):

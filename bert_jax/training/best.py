@@ -31,7 +31,7 @@ class Best:
         self.step, self.evaluation = 0, {}
         self._name, self._sign = (metric or "").removeprefix("-"), -1.0 if metric and metric.startswith("-") else 1.0
         self._patience, self._abstract = patience, abstract
-        self._checkpoints = Checkpoints(workdir / FOLDER, keep=1) if metric else None
+        self._checkpoints = Checkpoints(workdir / FOLDER, keep=1, last_saved=True) if metric else None
         if metric and (restored := self._checkpoints.restore({"params": abstract})):
             self.step, self.evaluation = restored.step, restored.metadata["evaluation"]
 

@@ -101,7 +101,8 @@ def train(
 
     # All that may refuse comes before the claim: a refusal changes nothing, and where nothing was there leaves nothing.
     folders = (workdir, *(runs or {}).values())
-    state, fresh = None, cluster.from_first(lambda: [workdirs.check_experiment(folder, experiment) for folder in folders][0])
+    own = task.identity().get("tokenizer")
+    state, fresh = None, cluster.from_first(lambda: [workdirs.check_experiment(one, experiment, own) for one in folders][0])
     if fresh:
         state = begin()
         _check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax import config as configuration
+from bert_jax import tokenizers
 from bert_jax.checkpoint import saved_steps
 from bert_jax.errors import BertJaxError
 from bert_jax.model import BEST, CHECKPOINTS, EXPERIMENT, TOKENIZER
@@ -42,15 +43,25 @@ def _changes(workdir: Path, experiment: Experiment) -> Iterator[tuple[str, str]]
             yield field, f"{field} was {old}, is now {new}"
 
 
-def check_experiment(workdir: Path, experiment: Experiment) -> bool:
-    """Whether nothing was trained there; BertJaxError if another model or task was. What has only been claimed may be claimed
-    by another."""
+def check_experiment(workdir: Path, experiment: Experiment, tokenizer: str | None) -> bool:
+    """Whether nothing was trained there; BertJaxError if another model or task was, or if somebody's own tokenizer lies there
+    that is not the one of this hash. What has only been claimed may be claimed by another."""
     if not trained(workdir):
+        if experiment_of(workdir) is None and (workdir / TOKENIZER).exists() and not _has_tokenizer(workdir, tokenizer):
+            raise BertJaxError(f"{workdir / TOKENIZER} is there and is not the data's tokenizer: choose another --workdir")
         return True
     for field, change in _changes(workdir, experiment):
         if field.startswith("task") and field not in CHANGEABLE:
             raise BertJaxError(f"{workdir} holds another experiment: {change}; choose another --workdir")
     return False
+
+
+def _has_tokenizer(workdir: Path, wanted: str | None) -> bool:
+    """Whether the one that lies there is whole and has this hash."""
+    try:
+        return tokenizers.load(workdir / TOKENIZER).hash == wanted
+    except BertJaxError:
+        return False
 
 
 def claim(workdir: Path, experiment: Experiment, task: Task) -> None:
@@ -62,7 +73,7 @@ def claim(workdir: Path, experiment: Experiment, task: Task) -> None:
     else:
         if changes:
             log.warning("the run that was begun in %s trained nothing, this one takes its place: %s", workdir, changes[0])
-        if experiment_of(workdir) is not None:  # else it is somebody's own
+        if not _has_tokenizer(workdir, task.identity().get("tokenizer")):
             shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
     task.save_assets(workdir)

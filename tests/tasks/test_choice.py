@@ -109,6 +109,8 @@ def test_files_that_are_wrong(tmp_path):
     ):
         with pytest.raises(BertJaxError, match=message):
             questions(write(tmp_path / name, text)).read()
+    nameless = Questions(write(tmp_path / "g.csv", "q,a,b,l,,\nx,y,z,0,,\n"), ("q",), ("a", "b"), "l")  # as spreadsheets save
+    assert nameless.read() == ([("x", "y", "z")], ["0"])
     with pytest.raises(BertJaxError, match="cannot be read"):
         questions(str(tmp_path / "none.csv")).read()
     with pytest.raises(BertJaxError, match="csv, .*tsv or .*jsonl"):
