@@ -24,8 +24,10 @@ as jax does).
 import argparse
 import dataclasses
 import functools
+import itertools
 import logging
 import os
+import random
 import resource
 import statistics
 import sys
@@ -38,6 +40,7 @@ import processes
 ROOT = Path(__file__).resolve().parent.parent
 START = "all-MiniLM-L6-v2"
 SIDES = ("ours", "trainer")
+SHUFFLED = "MRPC"  # measured with a third side besides: the Trainer with its batches in random order
 SENTENCES = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")  # with several seeds
 SINGLE = ("SQuAD", "WikiANN en", "WikiANN de", "UD POS")  # with one
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "accelerate", "numpy", "seqeval")
@@ -80,7 +83,8 @@ def cells(size: Size) -> list[str]:
     names = [("speed", number) for number in range(size.rounds)]
     names += [(task, seed) for seed in range(size.seeds) for task in SENTENCES if task in (size.tasks or SENTENCES)]
     names += [(task, 0) for task in SINGLE if task in (size.tasks or SINGLE)]
-    return [f"{task}-{seed}-{side}" for task, seed in names for side in (SIDES if seed % 2 == 0 else SIDES[::-1])]
+    found = [f"{task}-{seed}-{side}" for task, seed in names for side in (SIDES if seed % 2 == 0 else SIDES[::-1])]
+    return found + [f"{SHUFFLED}-{seed}-shuffled" for seed in range(0 if size.tasks else size.seeds)]
 
 
 def grouped(names: list[str], jobs: int) -> list[processes.Stage]:
@@ -181,7 +185,8 @@ def measure(cell: str, setting: processes.Setting) -> None:
         sys.exit(f"no weights in {start}: python benchmarks/weights.py {START}")
     experiment, score, count = recipe(task_name, int(seed), size, data, directory, start, load(start).config)
     task = prepared(experiment.task, start)
-    found = (ours if side == "ours" else trainers)(task, experiment, directory / "runs" / cell, start)
+    function = ours if side == "ours" else functools.partial(trainers, shuffled=side == "shuffled")
+    found = function(task, experiment, directory / "runs" / cell, start)
     per_update = statistics.median(found.pop("windows"))
     found |= {
         "size": dataclasses.asdict(size), "task": task_name, "seed": int(seed), "side": side, "score": score, "rows": count,
@@ -220,8 +225,9 @@ def ours(task, experiment, work: Path, start: Path) -> dict:
     return found
 
 
-def trainers(task, experiment, work: Path, start: Path) -> dict:
-    """The same with transformers' Trainer, used as its manual says, and the same score of what comes out."""
+def trainers(task, experiment, work: Path, start: Path, shuffled: bool = False) -> dict:
+    """The same with transformers' Trainer, used as its manual says, and the same score of what comes out. ``shuffled``: it
+    groups by length, and its batches then come in random order, where by itself an epoch is some sweeps from long to short."""
     import numpy as np
     import torch
     import transformers
@@ -271,7 +277,27 @@ def trainers(task, experiment, work: Path, start: Path) -> dict:
         def on_step_end(self, args, state, control, **_):
             clock.append((state.global_step, time.monotonic()))
 
-    trainer = transformers.Trainer(
+    class InRandomOrder(torch.utils.data.Sampler):
+        """The batches of another sampler in random order; the last one, which may be smaller, stays the last."""
+
+        def __init__(self, sampler):
+            self._sampler, self._random = sampler, random.Random(settings.seed)
+
+        def __len__(self) -> int:
+            return len(self._sampler)
+
+        def __iter__(self):
+            chosen, size = list(self._sampler), settings.batch_size
+            batches = [chosen[first : first + size] for first in range(0, len(chosen) // size * size, size)]
+            self._random.shuffle(batches)
+            return iter([*itertools.chain.from_iterable(batches), *chosen[len(batches) * size :]])
+
+    class Trainer(transformers.Trainer):
+        def _get_train_sampler(self, *words):
+            sampler = super()._get_train_sampler(*words)
+            return InRandomOrder(sampler) if shuffled else sampler
+
+    trainer = Trainer(
         model=network, train_dataset=examples, data_collator=collator, processing_class=tokenizer, callbacks=[Clock()],
         args=TrainingArguments(
             output_dir=str(work), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
@@ -340,11 +366,12 @@ def report(directory: Path) -> None:
     lines = ["## Scores", "", "| | score | rows | updates | ours | Trainer | difference | within one deviation | "
              "each seed, ours | each seed, Trainer |", "|---" * 10 + "|"]
     missing = []
-    for task in (*SENTENCES, *SINGLE):
-        mine, theirs = of(task, "ours"), of(task, "trainer")
+    for task, side in (*((task, "trainer") for task in (*SENTENCES, *SINGLE)), (SHUFFLED, "shuffled")):
+        mine, theirs = of(task, "ours"), of(task, side)
+        what = task if side == "trainer" else f"{task}, the Trainer's batches in random order"
         expected = (size.seeds if task in SENTENCES else 1) if task in (size.tasks or SENTENCES + SINGLE) else 0
         if len(mine) < expected or len(theirs) < expected:
-            missing.append(f"{task} ({len(mine)} of {expected} seeds here, {len(theirs)} with Trainer)")
+            missing.append(f"{what} ({len(mine)} of {expected} seeds here, {len(theirs)} with Trainer)")
         if not mine or not theirs:
             continue
         name = mine[0]["score"]
@@ -353,7 +380,7 @@ def report(directory: Path) -> None:
         within = "-"
         if min(len(a), len(b)) > 1:  # the deviation of one run: the two variances' mean
             within = "yes" if abs(difference) <= ((statistics.variance(a) + statistics.variance(b)) / 2) ** 0.5 else "**no**"
-        lines.append(f"| {task} | {name} | {mine[0]['rows']:,} | {mine[0]['steps']:,} | {_spread(a)} | {_spread(b)} | "
+        lines.append(f"| {what} | {name} | {mine[0]['rows']:,} | {mine[0]['steps']:,} | {_spread(a)} | {_spread(b)} | "
                      f"{difference:+.2f} | {within} | {_each(a)} | {_each(b)} |")
     times = ["", "## Seconds and memory", "",
              "| | seconds an epoch, ours | Trainer | Trainer / ours | whole run, ours | Trainer | peak MiB, ours | Trainer |",
@@ -381,7 +408,7 @@ def report(directory: Path) -> None:
         single=f"at most {size.single_steps:,} updates" if size.single_steps else f"{size.epochs} epochs, SQuAD 2",
         lengths="Our sentences and pairs share rows, to be tagged as well; questions are padded to "
         + ("two lengths chosen beforehand" if size.few else "at most 16 lengths chosen from the data"),
-        size_name=size_name, seeds=size.seeds, tables="\n".join(lines), machine=machine,
+        size_name=size_name, seeds=size.seeds, shuffled=f"The last row of {SHUFFLED}", tables="\n".join(lines), machine=machine,
         picture=f"![scores]({page.stem}.png)\n\n" if page.with_suffix(".png").exists() else "",
         missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
     ))
@@ -436,7 +463,8 @@ the last parameters count, and nothing was chosen by these sets.
 
 Scores times 100: mean and standard deviation over {seeds} seeds, which decide on the new head, the order and dropout. The two
 sides draw differently from the same seed, so seeds are not paired. "Within one deviation": the difference of the means is at
-most the root of the two variances' mean, the deviation of a single run.
+most the root of the two variances' mean, the deviation of a single run. The Trainer groups by length: an epoch is some sweeps
+from long batches to short ones. Ours have random order. {shuffled}: there the Trainer's come in random order too.
 
 Seconds and memory are of cells that ran alone, one process after another; where the others share a GPU, only 2,000 sentences
 of SST-2 do. Seconds an epoch: the median over windows of up to 50 updates, without the first window, in which we compile, and

@@ -1,4 +1,4 @@
-"""Batches for training in which several short examples share a row: hardly any padding, and one shape to compile.
+"""Batches for training in which several short examples share a row: hardly any padding, and one or two shapes to compile.
 
 A stretch of the random order (:mod:`bert_jax.tasks.batches`) is dealt out to its batches instead of cut: the longest examples
 first, each time the next ones to the batches with the fewest tokens. So every batch has short and long examples, and all have
@@ -17,6 +17,7 @@ from bert_jax.tasks.batches import IGNORED, PLANNED, Encoded, TrainBatches
 STEP = 8  # row lengths are multiples of it
 EXAMPLES = 16_384  # that the shape is chosen for
 SHORTEST, LONGEST = 64, 256  # rows, unless an example is longer: in longer ones attention would cost more than padding does
+SECOND = 0.05  # share of the positions that a second shape must save
 WORTH = 1.1  # positions for each one by length: what one shape is worth, where each length has to be compiled
 
 
@@ -54,19 +55,31 @@ def deal(sizes: np.ndarray, batches: int) -> np.ndarray:
     return dealt
 
 
-def choose_shape(sizes: np.ndarray, longest: int, multiple: int = 1) -> Shape:
-    """The shape with the fewest positions in which every batch finds room; of equal ones that with the shortest rows.
+def choose_shape(sizes: np.ndarray, longest: int, multiple: int = 1) -> tuple[Shape, float]:
+    """The shape with the fewest positions in which every batch finds room, and these; of equal ones that with the shortest
+    rows. Or where that saves more than ``SECOND`` of them, one in which most batches do: the others have ``multiple`` rows
+    more, for which the step is compiled a second time, and the positions are those of an average batch.
 
     Args:
       sizes: int64 [m, B], tokens of the examples of each batch. longest: what any example may have. multiple: of the rows.
     """
     begin = max(SHORTEST, -(-longest // STEP) * STEP)
-    found = []
+    one, two = [], []
     for length in range(begin, max(begin, LONGEST) + 1, STEP):
         held = [np.bincount(best_fit(batch, length, len(batch))) for batch in sizes]  # examples in each row of each batch
-        rows = -(-max(map(len, held)) // multiple) * multiple
-        found.append(Shape(rows, length, max(int(one.max()) for one in held)))
-    return min(found, key=lambda shape: (shape.rows * shape.length, shape.length))
+        needed = -(-np.array([len(rows) for rows in held]) // multiple) * multiple
+        rows, most = int(needed.max()), max(int(counts.max()) for counts in held)
+        one.append((float(rows * length), Shape(rows, length, most)))
+        if rows > multiple:
+            positions = length * float(np.maximum(needed, rows - multiple).mean())
+            two.append((positions, Shape(rows - multiple, length, most)))
+
+    def best(found: list[tuple[float, Shape]]) -> tuple[Shape, float]:
+        positions, shape = min(found, key=lambda pair: (pair[0], pair[1].length))
+        return shape, positions
+
+    single = best(one)
+    return best(two) if two and best(two)[1] < (1 - SECOND) * single[1] else single
 
 
 class SharedRows(TrainBatches):
@@ -74,7 +87,7 @@ class SharedRows(TrainBatches):
     tokens [R, L], ``position_ids``, ``example_ids`` int32 [R, L] and ``example_starts`` int32 [R, P].
 
     Attributes:
-      shape: of nearly all batches. One that needs more rows has them, and a step is compiled for it.
+      shape: of most batches, see :func:`choose_shape`. One that needs more rows has them, and a step is compiled for it.
     """
 
     def __init__(
@@ -88,8 +101,7 @@ class SharedRows(TrainBatches):
         self._multiple = multiple
         self._parts = np.unique(self.rows // (batch_size // multiple))
         planned = min(PLANNED, -(-EXAMPLES // batch_size))  # of large batches few are enough: they differ less
-        self.shape = choose_shape(self.sizes[self._planned(planned)[:planned]], longest, multiple)
-        self.positions = float(self.shape.rows * self.shape.length)
+        self.shape, self.positions = choose_shape(self.sizes[self._planned(planned)[:planned]], longest, multiple)
 
     def _cut(self, examples: np.ndarray) -> np.ndarray:
         return examples[deal(self.sizes[examples], self._stretch)]

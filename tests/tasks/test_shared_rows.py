@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.data.best_fit import best_fit
+from bert_jax.tasks import shared_rows
 from bert_jax.tasks.batches import TrainBatches
 from bert_jax.tasks.freelb import FreeLB
 from bert_jax.tasks.shared_rows import Shape, SharedRows, batches_for_training, choose_shape, deal
@@ -27,9 +28,11 @@ def test_batches_of_a_stretch_have_about_as_many_tokens(sizes, batches):
 
 
 @pytest.mark.parametrize("multiple", [1, 4])
-def test_the_shape_holds_every_batch_in_the_fewest_positions(multiple):
+def test_the_shape_holds_every_batch_in_the_fewest_positions(multiple, monkeypatch):
+    monkeypatch.setattr(shared_rows, "SECOND", 1.0)  # never saved
     sizes = SIZES[:384].reshape(24, 16)
-    shape = choose_shape(sizes, 59, multiple)
+    shape, positions = choose_shape(sizes, 59, multiple)
+    assert positions == shape.rows * shape.length
     assert shape.rows % multiple == 0 and shape.length % 8 == 0 and shape.length >= 64
     for batch in sizes:
         rows = best_fit(batch, shape.length, shape.most)
@@ -37,7 +40,17 @@ def test_the_shape_holds_every_batch_in_the_fewest_positions(multiple):
     for length in range(64, 257, 8):  # no other row length would do with fewer positions
         rows = max(best_fit(batch, length, 16).max() + 1 for batch in sizes)
         assert -(-rows // multiple) * multiple * length >= shape.rows * shape.length
-    assert choose_shape(sizes, 500).length == 504  # an example longer than rows otherwise are
+    assert choose_shape(sizes, 500)[0].length == 504  # an example longer than rows otherwise are
+
+
+def test_a_few_batches_that_need_more_rows_do_not_decide_for_all():
+    """All others have the rows that most need, and these one more."""
+    usual, heavy = np.full((60, 32), 12), np.full((3, 32), 17)
+    shape, positions = choose_shape(np.concatenate([usual, heavy]), 128)
+    single = min((best_fit(heavy[0], length, 32).max() + 1) * length for length in range(128, 257, 8))
+    rows = [int(best_fit(batch, *shape[1:]).max()) + 1 for batch in (usual[0], heavy[0])]
+    assert rows == [shape.rows, shape.rows + 1]
+    assert positions == pytest.approx(shape.length * (60 * rows[0] + 3 * rows[1]) / 63) and positions < 0.95 * single
 
 
 def shared(seed=1, rows=None, multiple=1, batch_size=16):
