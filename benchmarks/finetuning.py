@@ -45,9 +45,7 @@ SENTENCES = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")  # with several seeds
 SINGLE = ("SQuAD", "WikiANN en", "WikiANN de", "UD POS")  # with one
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "accelerate", "numpy", "seqeval")
 RATE, WARM, BATCH, DECAY, EPS, CLIP = 5e-5, 0.1, 32, 0.01, 1e-6, 1.0
-FEW = {  # lengths of a size that has few, where examples do not share rows
-    "SQuAD": (192, 384),
-}
+FEW = {"SQuAD": (192, 384)}  # lengths of a size that has few, where examples do not share rows
 EVALUATED = 4  # lengths at most in evaluation, of a size that has few
 ROUNDS, SPEED_ROWS, SPEED_EPOCHS = 3, 2_000, 3
 
@@ -406,9 +404,9 @@ def report(directory: Path) -> None:
         start=START, rate=RATE, batch=BATCH, decay=DECAY, eps=EPS, clip=CLIP, warm=WARM, epochs=size.epochs,
         sst2_epochs=size.sst2_epochs, sst2=f"the first {size.sst2_rows:,} of 67,349" if size.sst2_rows else "all 67,349",
         single=f"at most {size.single_steps:,} updates" if size.single_steps else f"{size.epochs} epochs, SQuAD 2",
-        lengths="Our sentences and pairs share rows, to be tagged as well; questions are padded to "
+        lengths="Our sentences and pairs share rows, those that are tagged too; questions are padded to "
         + ("two lengths chosen beforehand" if size.few else "at most 16 lengths chosen from the data"),
-        size_name=size_name, seeds=size.seeds, shuffled=f"The last row of {SHUFFLED}", tables="\n".join(lines), machine=machine,
+        size_name=size_name, seeds=size.seeds, shuffled=SHUFFLED, tables="\n".join(lines), machine=machine,
         picture=f"![scores]({page.stem}.png)\n\n" if page.with_suffix(".png").exists() else "",
         missing=f"Not measured yet: {', '.join(missing)}." if missing else "",
     ))
@@ -464,7 +462,8 @@ the last parameters count, and nothing was chosen by these sets.
 Scores times 100: mean and standard deviation over {seeds} seeds, which decide on the new head, the order and dropout. The two
 sides draw differently from the same seed, so seeds are not paired. "Within one deviation": the difference of the means is at
 most the root of the two variances' mean, the deviation of a single run. The Trainer groups by length: an epoch is some sweeps
-from long batches to short ones. Ours have random order. {shuffled}: there the Trainer's come in random order too.
+from long batches to short ones. Ours have random order. The last row of {shuffled}: there the Trainer's come in random order
+too.
 
 Seconds and memory are of cells that ran alone, one process after another; where the others share a GPU, only 2,000 sentences
 of SST-2 do. Seconds an epoch: the median over windows of up to 50 updates, without the first window, in which we compile, and

@@ -1,4 +1,5 @@
-"""The lines that a vocabulary is learnt from: all of a corpus that fits in memory, else an even sample."""
+"""The lines that a vocabulary is learnt from: all of a corpus that fits in memory, else an even sample. And what lower-casing
+would take from them."""
 
 import logging
 import random

@@ -101,8 +101,11 @@ def train(
 
     # All that may refuse comes before the claim: a refusal changes nothing, and where nothing was there leaves nothing.
     folders = (workdir, *(runs or {}).values())
-    own = task.identity().get("tokenizer")
-    state, fresh = None, cluster.from_first(lambda: [workdirs.check_experiment(one, experiment, own) for one in folders][0])
+    identity = task.identity()  # once: it reads the data of a fine-tuning
+    tokenizer = identity.get("tokenizer")
+    state, fresh = None, cluster.from_first(
+        lambda: [workdirs.check_experiment(folder, experiment, tokenizer) for folder in folders][0]
+    )
     if fresh:
         state = begin()
         _check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
@@ -110,7 +113,7 @@ def train(
         workdirs.check_shared(workdir, cluster, CHECKPOINTS, workdirs.trained)
 
     checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=settings.keep)
-    identity = task.identity() | ({"seeds": ", ".join(map(str, seeds))} if seeds else {})
+    identity = identity | ({"seeds": ", ".join(map(str, seeds))} if seeds else {})
     restored = checkpoints.restore({"params": abstract.params, "optimizer": abstract.optimizer})
     start = 0
     if restored is not None:
@@ -133,7 +136,7 @@ def train(
         check_metric(settings.best, best.evaluation)
     elif not fresh:
         _check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
-    cluster.from_first(lambda: workdirs.claim(workdir, experiment, task))
+    cluster.from_first(lambda: workdirs.claim(workdir, experiment, task, tokenizer))
     workdirs.check_shared(workdir, cluster, EXPERIMENT, lambda folder: workdirs.experiment_of(folder) == experiment)
     record = Record(workdir, settings.steps, start) if cluster.first else NoRecord()
     if not len(heldout):
@@ -259,11 +262,12 @@ def _leave(
     rows: list[dict[str, Any]],
 ) -> None:
     """Makes ``workdir`` that of a finished run: its experiment, record and last checkpoint."""
-    workdirs.claim(workdir, experiment, task)
+    identity = task.identity()
+    workdirs.claim(workdir, experiment, task, identity.get("tokenizer"))
     (workdir / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw(workdir / METRICS, workdir / "curves.png")
     with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=1)) as checkpoints:
-        metadata = {"data": data, "identity": task.identity(), "experiment": configuration.to_json(experiment)}
+        metadata = {"data": data, "identity": identity, "experiment": configuration.to_json(experiment)}
         checkpoints.save(step, {"params": state[0], "optimizer": state[1]}, metadata)
 
 

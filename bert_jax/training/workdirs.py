@@ -64,8 +64,8 @@ def _has_tokenizer(workdir: Path, wanted: str | None) -> bool:
         return False
 
 
-def claim(workdir: Path, experiment: Experiment, task: Task) -> None:
-    """Writes assets and experiment.json, and says what has changed since an earlier start."""
+def claim(workdir: Path, experiment: Experiment, task: Task, tokenizer: str | None) -> None:
+    """Writes assets and experiment.json, and says what has changed since an earlier start. ``tokenizer``: its hash."""
     changes = [change for _, change in _changes(workdir, experiment)]
     if trained(workdir):
         for change in changes:
@@ -73,7 +73,7 @@ def claim(workdir: Path, experiment: Experiment, task: Task) -> None:
     else:
         if changes:
             log.warning("the run that was begun in %s trained nothing, this one takes its place: %s", workdir, changes[0])
-        if not _has_tokenizer(workdir, task.identity().get("tokenizer")):
+        if not _has_tokenizer(workdir, tokenizer):
             shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
     task.save_assets(workdir)
