@@ -14,7 +14,6 @@ import functools
 import gc
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -30,6 +29,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import BertJaxError
+from bert_jax.files import write_json
 from bert_jax.parallel.agreement import Agreement
 
 log = logging.getLogger("bert_jax")
@@ -211,7 +211,7 @@ class Checkpoints:
                 for name in prints:
                     self._handler.finalize(epath.Path(folder / name))
                 proof = {"fingerprints": jax.tree.map(int, jax.device_get(prints))}
-                _write_json(folder / COMPLETE, {"custom_metadata": metadata | proof})
+                write_json(folder / COMPLETE, {"custom_metadata": metadata | proof})
                 self._retain(step)
 
         try:
@@ -412,16 +412,6 @@ def _remove(folder: Path) -> None:
     if folder.exists():
         (folder / COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(folder)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all, also when the machine loses power."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _check_fit(folder: Path, saved: Any, wanted: Any, partial: bool) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from bert_jax.errors import BertJaxError
+from bert_jax.files import read_json, write_json
 
 T = TypeVar("T")
 
@@ -74,20 +75,12 @@ def override(value: T, assignments: typing.Sequence[str]) -> T:
 
 def save(value: Any, path: Path | str) -> None:
     """Writes a configuration value as indented JSON; the file is replaced as a whole or not at all."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(to_json(value), indent=2) + "\n")
-    temporary.replace(path)
+    write_json(Path(path), to_json(value))
 
 
 def load(kind: type[T], path: Path | str) -> T:
     """Reads what :func:`save` wrote."""
-    try:
-        data = json.loads(Path(path).read_text("utf-8"))
-    except FileNotFoundError:
-        raise BertJaxError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BertJaxError(f"{path}: not valid JSON ({error})") from None
-    return from_json(kind, data, str(path))
+    return from_json(kind, read_json(Path(path)), str(path))
 
 
 def differences(one: Any, other: Any, where: str = "") -> typing.Iterator[tuple[str, Any, Any]]:

@@ -26,8 +26,8 @@ from bert_jax import config as configuration
 from bert_jax.convert import hf
 from bert_jax.convert.reading import Origin
 from bert_jax.convert.settings import CONFIG, family_of
-from bert_jax.convert.tensors import read_json
 from bert_jax.errors import BertJaxError, each_warning_once
+from bert_jax.files import read_json, write_json, write_whole
 from bert_jax.model import EXPERIMENT, EXPORTED, PLAN, Model, load, save
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
@@ -146,7 +146,7 @@ def finetune(
     answering = Answering(task.predictor, experiment.train.eval_batch_size or experiment.train.batch_size)
     new = [path for path in (workdir / PLAN, workdir) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / PLAN).write_text(json.dumps(plan, indent=2) + "\n", "utf-8")
+    write_json(workdir / PLAN, plan)
     results = _finished(workdir)
     if others_there := sorted(results.keys() - set(numbers)):
         console.print(f"with seeds {', '.join(map(str, others_there))}, which are finished here", highlight=False)
@@ -170,7 +170,7 @@ def finetune(
         if params is None:
             return Finetuned(False, None, workdir)
         _answers(task, answering, params, folder)
-        _write_json(folder / RESULT, results[seed])
+        write_json(folder / RESULT, results[seed])
         if seed == numbers[0] or (export == "best" and _better(results, primary) == seed):
             kept = {seed: params}
     results = dict(sorted(results.items()))
@@ -364,7 +364,7 @@ def _report(
         texts=len(task.heldout.texts[0]), recipe=recipe,
         command=shlex.join(map(_without_folders, command)), versions=versions,
     ))
-    (workdir / CARD).write_text(described, "utf-8")
+    write_whole(workdir / CARD, described)
 
 
 def _listed(values: dict[str, str]) -> str:
@@ -389,14 +389,7 @@ def _export(model: Model, task: FinetuningTask, folder: Path, describe: Callable
         else:
             if isinstance(task.config, Classification | Regression):  # what pipelines decide by, else by the number of labels
                 kind = "regression" if isinstance(task.config, Regression) else "single_label_classification"
-                settings = json.dumps(read_json(partial / CONFIG) | {"problem_type": kind}, indent=2, ensure_ascii=False)
-                (partial / CONFIG).write_text(settings + "\n", "utf-8")
+                write_json(partial / CONFIG, read_json(partial / CONFIG) | {"problem_type": kind})
         described = describe((partial / CONFIG).exists())
-        (partial / CARD).write_text(described, "utf-8")
+        write_whole(partial / CARD, described)
     return described
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-    temporary.replace(path)

@@ -5,7 +5,6 @@ model on the Hugging Face hub, and tells them apart by the files that are there.
 forms. :func:`bert_jax.inspection.inspect` says beforehand what loading would do.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -21,9 +20,10 @@ from bert_jax.config import from_json, to_json
 from bert_jax.convert import hf, hub, onnx, sentence_transformers, tensorflow
 from bert_jax.convert.bundle import find_prefix
 from bert_jax.convert.reading import Origin, Plan, flatten, nest, read_finite, read_imported, tree_shapes
-from bert_jax.convert.tensors import DTYPES, Entry, Safetensors, dtype_name, read_json, write_safetensors
+from bert_jax.convert.tensors import DTYPES, Entry, Safetensors, dtype_name, write_safetensors
 from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.errors import BertJaxError
+from bert_jax.files import read_json, write_json
 from bert_jax.models import api, generator
 from bert_jax.models.config import EncoderConfig
 from bert_jax.tokenizers import Tokenizer
@@ -345,7 +345,7 @@ def _save_own(model: Model, directory: Path, dtype: str) -> None:
         "sentence": to_json(model.sentence),
         "origin": model.origin._asdict() if model.origin else None,
     }
-    (directory / MODEL).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(directory / MODEL, content)
     entries = [Entry(name, a.shape, lambda a=a: np.asarray(a)) for name, a in flatten(model.params).items()]
     write_safetensors(directory / PARAMS, entries, DTYPES[dtype])
     if model.tokenizer is not None:

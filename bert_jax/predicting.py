@@ -22,8 +22,8 @@ import numpy as np
 
 from bert_jax import config as configuration
 from bert_jax import model as models
-from bert_jax.convert.tensors import read_json
 from bert_jax.errors import BertJaxError, each_warning_once
+from bert_jax.files import read_json
 from bert_jax.model import PLAN, Model
 from bert_jax.models import api
 from bert_jax.reporting import answers

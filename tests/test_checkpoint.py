@@ -154,7 +154,7 @@ def test_a_save_waits_for_the_one_before(tmp_path, held):
 @pytest.mark.parametrize("said_by", ["save", "wait", "close"])
 def test_an_error_in_the_background_is_said_once(saved, said_by, monkeypatch):
     """By whatever is called next, with the last step that is good; then saving goes on."""
-    monkeypatch.setattr(checkpoint, "_write_json", lambda path, content: 1 / 0)
+    monkeypatch.setattr(checkpoint, "write_json", lambda path, content: 1 / 0)
     saved.save(4, at(4), {})
     act = {"save": lambda: saved.save(5, at(5), {}), "wait": saved.wait, "close": saved.close}[said_by]
     with pytest.raises(BertJaxError, match="could not save step 4: .*; the last good checkpoint is step 3$"):
@@ -317,7 +317,7 @@ def test_saved_again_under_the_same_step(saved):
 
 def test_a_save_that_replaces_one_fails(saved, monkeypatch):
     """The one that it was to replace is gone with it, those before are not."""
-    monkeypatch.setattr(checkpoint, "_write_json", lambda path, content: 1 / 0)
+    monkeypatch.setattr(checkpoint, "write_json", lambda path, content: 1 / 0)
     saved.save(3, at(30), {})
     with pytest.raises(BertJaxError, match="the last good checkpoint is step 2$"):
         saved.wait()

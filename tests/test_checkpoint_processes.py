@@ -96,10 +96,10 @@ def worker(folder: pathlib.Path, index: int, port: str) -> None:
     seen["after full"] = [checkpoints.steps(), sorted(p.name for p in (folder / "two").iterdir())]
 
     # What only process 0 does fails.
-    write_json, checkpoint._write_json = checkpoint._write_json, lambda path, content: path.write_bytes(b"") / 0
+    write_json, checkpoint.write_json = checkpoint.write_json, lambda path, content: path.write_bytes(b"") / 0
     checkpoints.save(5, {"params": state(mesh, 5)}, {})
     seen["no metadata"] = told(lambda: checkpoints.save(6, {"params": state(mesh, 6)}, {}))
-    checkpoint._write_json = write_json
+    checkpoint.write_json = write_json
     checkpoints.save(7, {"params": state(mesh, 7)}, {"note": 7})
     checkpoints.close()
     seen["steps in the end"] = checkpoints.steps()

@@ -154,10 +154,10 @@ def test_an_override_that_breaks_an_invariant_is_refused():
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(BertJaxError, match="absent.json: no such file"):
+    with pytest.raises(BertJaxError, match="absent.json cannot be read: No such file"):
         config.load(Drawing, tmp_path / "absent.json")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(BertJaxError, match="broken.json: not valid JSON"):
+    with pytest.raises(BertJaxError, match="broken.json is not JSON"):
         config.load(Drawing, tmp_path / "broken.json")
     (tmp_path / "wrong.json").write_text('{"title": 3}')
     with pytest.raises(BertJaxError, match=r"wrong.json.title: expected str, got 3"):

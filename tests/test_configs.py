@@ -166,7 +166,7 @@ def test_damaged_files(tmp_path):
     with pytest.raises(BertJaxError, match="no such file"):
         config.load(Basket, tmp_path / "absent.json")
     (tmp_path / "cut.json").write_text('{"kind": "Basket", "cou')
-    with pytest.raises(BertJaxError, match="not valid JSON"):
+    with pytest.raises(BertJaxError, match="is not JSON"):
         config.load(Basket, tmp_path / "cut.json")
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(BertJaxError, match="expected an object for Basket"):

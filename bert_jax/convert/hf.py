@@ -41,10 +41,10 @@ from bert_jax.convert.tensors import (
     Entry,
     dtype_name,
     open_tensors,
-    read_json,
     write_safetensors,
 )
 from bert_jax.errors import BertJaxError
+from bert_jax.files import read_json, write_json
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.heads import HEADS
@@ -138,7 +138,7 @@ def write(
     settings = write_settings(config, tokenizer, origin, dtype)
     entries = _entries(params, config, origin)
     write_safetensors(directory / SAFETENSORS, entries, DTYPES[dtype], tracked(entries, "writing"))
-    (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+    write_json(directory / CONFIG, dict(sorted(settings.items())))
     if tokenizer is not None:
         tokenizer.save(directory)
         if not (origin and origin.settings) and config.positions == "absolute":

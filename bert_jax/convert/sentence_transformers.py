@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import from_json
-from bert_jax.convert.tensors import read_json
 from bert_jax.embedding.settings import POOLINGS, SentenceSettings
 from bert_jax.errors import BertJaxError
+from bert_jax.files import read_json
 
 logger = logging.getLogger("bert_jax")
 
@@ -136,8 +136,8 @@ def write(directory: str | os.PathLike, settings: SentenceSettings, *, hidden_wi
 def _module_folders(directory: Path) -> dict[str, Path]:
     """The folder of each module by its class, in the order of the pipeline."""
     path = directory / MODULES
-    modules = _read_json(path)
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+    modules = read_json(path, list)
+    if not all(isinstance(module, dict) for module in modules):
         raise BertJaxError(f"{path}: a list of modules is needed")
     folders, root = [], directory.resolve()
     for i, module in enumerate(modules):
@@ -220,12 +220,3 @@ def _expect(path: Path, config: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
         if config.get(name) not in (None, value):
             raise BertJaxError(f"{path}: {name} is {config[name]!r}: only {value!r} can be converted")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BertJaxError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise BertJaxError(f"{path} is not JSON: {error}") from error

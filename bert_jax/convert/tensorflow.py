@@ -9,8 +9,8 @@ from bert_jax.convert.bundle import TensorBundle, find_prefix
 from bert_jax.convert.reading import Origin, Plan, make_plan
 from bert_jax.convert.settings import FAMILIES, read_settings
 from bert_jax.convert.tensorflow_names import MARKERS, Naming, recognise
-from bert_jax.convert.tensors import read_json
 from bert_jax.errors import BertJaxError
+from bert_jax.files import read_json
 from bert_jax.models.heads import HEADS
 
 logger = logging.getLogger("bert_jax")

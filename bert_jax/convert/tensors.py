@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from bert_jax.errors import BertJaxError
+from bert_jax.files import read_json
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SAFETENSORS, PICKLE, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
@@ -202,16 +203,3 @@ def _bytes(entry: Entry, dtype: np.dtype) -> memoryview | bytes:
     if written.dtype != array.dtype and not np.isfinite(written).all():
         raise BertJaxError(f"{entry.name} holds values beyond the range of {dtype.name}: choose bfloat16 or float32")
     return written.reshape(-1).view(np.uint8).data if written.size else b""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises BertJaxError where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BertJaxError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise BertJaxError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BertJaxError(f"{path}: a JSON object is needed, this is a {type(content).__name__}")
-    return content

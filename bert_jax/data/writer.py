@@ -16,6 +16,7 @@ import numpy as np
 from bert_jax.data.stages import Piece
 from bert_jax.data.store import FORMAT, MANIFEST, Manifest, SplitInfo, digests
 from bert_jax.errors import BertJaxError
+from bert_jax.files import write_whole
 
 if TYPE_CHECKING:
     from bert_jax.tokenizers import Tokenizer
@@ -310,16 +311,6 @@ def _read_state(path: pathlib.Path, inputs: dict) -> dict:
             f"{path}: left by an interrupted run with other {' and other '.join(different)}: remove it to start again"
         )
     return state
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """The file holds the old content or the new, never half of it."""
-    beside = path.with_name(path.name + ".new")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bert_jax.files import write_whole
 from bert_jax.tasks import (
     AnyFinetuning,
     Choice,
@@ -108,9 +109,7 @@ def write(path: Path, names: Sequence[str], judged: Sequence[Judged]) -> None:
     for one in judged:
         probability = [] if one.probability is None else [f"{one.probability:.6f}"]
         lines.append("\t".join(one_line(field) for field in (*one.texts, one.label, one.prediction, *probability)))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n", "utf-8")
-    temporary.replace(path)
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def one_line(value: Any) -> str:

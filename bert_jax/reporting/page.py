@@ -5,6 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bert_jax.files import write_whole
 from bert_jax.reporting.judged import Judged
 from bert_jax.reporting.table import Scores, cells
 
@@ -39,9 +40,7 @@ def write(
         sections.append(f"<h2>The {len(rows)} hardest wrong examples</h2>" + _table(names, rows, "texts"))
     sections.append("<h2>How it was made</h2>" + _table(["", ""], [list(fact) for fact in facts.items()], "texts"))
     sections.append(f"<h2>Configuration</h2><pre>{html.escape(configuration)}</pre>")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(PAGE.format(title=html.escape(title), body="\n".join(sections)), "utf-8", "xmlcharrefreplace")
-    temporary.replace(path)
+    write_whole(path, PAGE.format(title=html.escape(title), body="\n".join(sections)).encode("utf-8", "xmlcharrefreplace"))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:

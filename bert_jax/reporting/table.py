@@ -1,6 +1,5 @@
 """Scores of several seeds: mean, standard deviation, the best, and each of them; on the terminal and in files."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as Lines
 
 from bert_jax.errors import BertJaxError
+from bert_jax.files import write_json, write_whole
 
 SCORES = "scores.json"
 LOWER = ("loss", "rmse")  # the smaller, the better
@@ -113,9 +113,9 @@ def write(scores: Scores, folder: Path, facts: Mapping[str, Any]) -> None:
     content = dict(facts) | {"scores": {
         row.name: {"mean": row.mean, "deviation": row.deviation, "best": row.best, "seeds": row.seeds} for row in scores.rows
     }}
-    (folder / SCORES).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    (folder / "scores.md").write_text(markdown(scores), "utf-8")
+    write_json(folder / SCORES, content)
+    write_whole(folder / "scores.md", markdown(scores))
     lines = [["score", "mean", "deviation", "best", *map(of_seed, scores.seeds)]]
     lines += [[row.name, *("" if value is None else repr(value) for value in (row.mean, row.deviation, row.best,
                                                                              *row.seeds.values()))] for row in scores.rows]
-    (folder / "scores.tsv").write_text("".join("\t".join(line) + "\n" for line in lines), "utf-8")
+    write_whole(folder / "scores.tsv", "".join("\t".join(line) + "\n" for line in lines))

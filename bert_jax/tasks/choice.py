@@ -112,7 +112,7 @@ class Race:
                     seconds = [asked.replace(BLANK, c) if BLANK in asked else f"{asked} {c}" for c in choices]
                     rows.texts.append((article, *seconds))
                     rows.labels.append(_label(answer, len(choices), where))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
                 raise BertJaxError(
                     f"{path}: no passage of RACE, one JSON object with article, questions, options and answers ({error!r})"
                 ) from None

@@ -89,8 +89,8 @@ class Squad:
         """Context, question, and what messages call its place."""
         try:
             content = json.loads(text_of(self.path))
-        except ValueError as error:
-            raise BertJaxError(f"{self.path}: not valid JSON ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise BertJaxError(f"{self.path} is not JSON: {error}") from None
         every = _get(content, "data", list, f"{self.path}: not a SQuAD file: the whole")
         first, last = (round(share * len(every)) for share in self.articles)
         for number, article in enumerate(every[first:last], start=first + 1):

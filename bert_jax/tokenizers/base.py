@@ -14,6 +14,7 @@ import numpy as np
 import tokenizers
 
 from bert_jax.errors import BertJaxError
+from bert_jax.files import write_whole
 
 # Keys of a tokenizer_config.json that point at files or code of the place where it was written.
 _LOCAL_SETTINGS = ("auto_map", "merges_file", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file")
@@ -232,14 +233,12 @@ def _not_text(texts: Sequence[str]) -> BertJaxError:
 
 
 def write_files(directory: str | os.PathLike, files: dict[str, bytes]) -> None:
-    """Writes each file whole or not at all: beside its place first, then renamed into it."""
+    """Writes each file whole or not at all. Raises BertJaxError where that cannot be."""
     folder = pathlib.Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            partial = folder / f".{name}.partial"
-            partial.write_bytes(content)
-            os.replace(partial, folder / name)
+            write_whole(folder / name, content)
     except OSError as error:
         raise BertJaxError(f"cannot save the tokenizer to {folder}: {error.strerror}") from error
 

@@ -1,6 +1,5 @@
 """From files to a tokenizer: a directory as `save` or transformers writes it, or one vocabulary file."""
 
-import json
 import logging
 import os
 import pathlib
@@ -8,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bert_jax.errors import BertJaxError
+from bert_jax.files import read_json
 from bert_jax.tokenizers import loose, tokenizer_json, unigram
 from bert_jax.tokenizers.base import Tokenizer, to_json
 from bert_jax.tokenizers.pipeline import PipelineTokenizer
@@ -78,7 +78,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
     file = _vocabulary_file(path) if path.is_dir() else path
     try:
         names = (CONFIG, "special_tokens_map.json", "added_tokens.json")
-        beside = Beside(*(_read_json(file.parent / name) if (file.parent / name).is_file() else {} for name in names))
+        beside = Beside(*(read_json(file.parent / name) if (file.parent / name).is_file() else {} for name in names))
         if not all(type(i) is int for i in beside.added.values()):
             raise BertJaxError(f"{file.parent / names[2]} is damaged: it must map pieces to ids")
         if "auto_map" in beside.settings:
@@ -151,7 +151,7 @@ def _load_sentencepiece(file: pathlib.Path, beside: Beside) -> SentencePieceToke
 
 def _load_xlm_roberta(file: pathlib.Path, beside: Beside) -> PipelineTokenizer:
     config = file.parent / "config.json"
-    kinds = beside.settings.get("tokenizer_class"), _read_json(config).get("model_type") if config.is_file() else None
+    kinds = beside.settings.get("tokenizer_class"), read_json(config).get("model_type") if config.is_file() else None
     for kind in kinds:  # CamemBERT and mBART have files of this name, and other ids
         if kind and kind not in _FAIRSEQ_IDS:
             _refuse(kind, "the ids of XLM-R")
@@ -163,7 +163,7 @@ def _load_roberta(file: pathlib.Path, beside: Beside) -> PipelineTokenizer:
     merges = file.parent / "merges.txt"
     if not (file.is_file() and merges.is_file()):
         raise BertJaxError("vocab.json and merges.txt are read together: one of them is not there")
-    vocabulary = tokenizer_json.vocabulary({"model": {"vocab": _read_json(file)}})
+    vocabulary = tokenizer_json.vocabulary({"model": {"vocab": read_json(file)}})
     names = loose.FAIRSEQ | beside.named()
     _need(names, vocabulary)
     rules = {"prefix": beside.flag("add_prefix_space", False), "trim": beside.flag("trim_offsets", True)}
@@ -289,13 +289,3 @@ def _read(file: pathlib.Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise BertJaxError(f"cannot be read: {error.strerror}") from error
-
-
-def _read_json(file: pathlib.Path) -> dict:
-    try:
-        content = json.loads(_read(file))
-    except (ValueError, RecursionError) as error:
-        raise BertJaxError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BertJaxError(f"{file} is not a tokenizer: a JSON object is needed")
-    return content

@@ -73,7 +73,7 @@ def test_questions_that_are_refused(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("{", "not valid JSON"), ("[]", "not a SQuAD file: the whole has no 'data'"), ('{"data": {}}', "'data' is dict"),
+    ("{", "is not JSON"), ("[]", "not a SQuAD file: the whole has no 'data'"), ('{"data": {}}', "'data' is dict"),
     ('{"data": [{}]}', "article 1 has no 'paragraphs'"), ('{"data": []}', "no questions"),
     ('{"data": [{"paragraphs": []}, {"paragraphs": [{"qas": []}]}]}', "article 2 has no 'context'"),
     ('{"data": [{"paragraphs": [{"context": "a"}]}]}', "article 1 has no 'qas'"),

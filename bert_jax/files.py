@@ -1,0 +1,42 @@
+"""Small files: written whole or not at all, and JSON that is read with one line where something is wrong with it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bert_jax.errors import BertJaxError
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """The file holds the old content or the new, never half of it, also when the disk is full or the machine loses power.
+    Text is written as UTF-8, and half a surrogate pair, which has no bytes there, as ``\\ud83d``: in JSON that is the same."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("wb") as file:
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as indented JSON in UTF-8, see :func:`write_whole`."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The JSON value in a file, an object unless another ``kind`` is asked for.
+
+    Raises:
+      BertJaxError: the file cannot be read, or is no JSON in UTF-8 or nested too deeply, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BertJaxError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BertJaxError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, kind):
+        wanted = {dict: "object", list: "list"}[kind]
+        raise BertJaxError(f"{path}: a JSON {wanted} is needed, this is a {type(content).__name__}")
+    return content
