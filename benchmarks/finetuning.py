@@ -159,7 +159,7 @@ def window(steps: int) -> int:
 def prepared(config, start: Path):
     """The task of ``config``, tokenised before the clock starts, for seeds that follow one another and their programs."""
     from bert_jax.model import load
-    from bert_jax.training.finetune import finetuning_task
+    from bert_jax.tasks import finetuning_task
 
     task = finetuning_task(config, load(start))
     _ = task.training, task.evaluation

@@ -300,10 +300,9 @@ def measure_heldout(value, directory: Path, run: Path, size: Size, found: dict, 
 def finetune_all(data: Path, directory: Path, run: Path, size: Size, found: dict, keep) -> None:
     """Five tasks, three seeds each."""
     from bert_jax.model import load
-    from bert_jax.tasks import Classification, Regression
+    from bert_jax.tasks import Classification, Regression, finetuning_task
     from bert_jax.tasks.base import finetuned_encoder
     from bert_jax.training.experiment import Experiment, TrainConfig
-    from bert_jax.training.finetune import finetuning_task
     from bert_jax.training.optimizer import AdamW
     from bert_jax.training.train import train
 

@@ -224,10 +224,10 @@ def begun(kind: str, task: str, seed: int, size: Size, data: Path, directory: Pa
     pre-training, once a task for all seeds."""
     from objectives import glue
 
-    from bert_jax.tasks import Classification, Regression
+    from bert_jax.tasks import Classification, Regression, finetuning_task
     from bert_jax.tasks.base import finetuned_encoder
     from bert_jax.training.experiment import Experiment
-    from bert_jax.training.finetune import finetune
+    from bert_jax.training.train import train
 
     if kind == "further":
         return further(task, size, directory, start, model, training)
@@ -241,7 +241,9 @@ def begun(kind: str, task: str, seed: int, size: Size, data: Path, directory: Pa
     config = (Regression if more else Classification)(
         finetuned_encoder(model.config, labels), str(start), first, heldout, size.lengths(kind), size.shapes, **more
     )
-    finetune(Experiment(config, *settings(len(first.read().labels), seed, size)), work, model)  # a finished one is read again
+    experiment = Experiment(config, *settings(len(first.read().labels), seed, size))
+    if not train(finetuning_task(config, model), experiment, work).finished:  # a finished one is read again
+        sys.exit(processes.CONTINUES)
     return work
 
 
@@ -293,7 +295,7 @@ def groups(tasks: list[str], tricks: list[str], seeds: int, jobs: int) -> list[l
 def prepared(config, init: Path):
     """The task of ``config`` with the model in ``init``: seeds that follow one another share it and what it compiles."""
     from bert_jax.model import load
-    from bert_jax.training.finetune import finetuning_task
+    from bert_jax.tasks import finetuning_task
 
     return finetuning_task(config, load(init))
 

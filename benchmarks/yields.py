@@ -122,9 +122,9 @@ def measure(cell: str, setting: processes.Setting) -> None:
 
     from bert_jax.checkpoint import Checkpoints
     from bert_jax.model import load
+    from bert_jax.tasks import finetuning_task
     from bert_jax.tasks.base import predict
     from bert_jax.tasks.tables import Table
-    from bert_jax.training.finetune import finetuning_task
     from bert_jax.training.pretrain import load_config
     from bert_jax.training.record import read
     from bert_jax.training.train import train

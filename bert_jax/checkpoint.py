@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.errors import BertJaxError
+from bert_jax.errors import BertJaxError, CannotSave
 from bert_jax.files import write_json
 from bert_jax.parallel.agreement import Agreement
 
@@ -73,7 +73,7 @@ class Checkpoints:
         )
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         if keep is not None:
-            self._together("checkpoints cannot be written here", self._claim)
+            self._together("checkpoints cannot be written here", self._claim, BertJaxError)
 
     def steps(self) -> list[int]:
         """Steps that were saved completely, ascending."""
@@ -83,13 +83,19 @@ class Checkpoints:
         """Takes a snapshot of ``items`` (trees of arrays), returns, and writes it with JSON ``metadata`` in the background.
 
         A save still under way is awaited first. The arrays may be donated as soon as this returns. A checkpoint that is
-        already there under the same step is replaced.
+        already there under the same step is replaced. Where the save before this one failed, one warning line says so, and
+        this one is awaited: the cause may have passed, and the state of now is not to be lost.
 
         Raises:
-          BertJaxError: the save before this one failed, or this one cannot begin (disk full, no permission). The earlier
-            checkpoints are untouched.
+          CannotSave: the save before this one failed, and this one as well, or this one cannot begin (disk full, no
+            permission). The earlier checkpoints are untouched.
         """
-        self.wait()
+        try:
+            self.wait()
+            failed = False
+        except CannotSave as error:  # of all processes, which agreed on it
+            log.warning("%s; saving step %d now", error, step)
+            failed = True
         folder = self._directory / str(step)
         self._together(f"could not save step {step}", lambda: self._make_room(folder, list(items)))
         # Dispatched before the step that may overwrite what they read; the numbers are fetched by the writer.
@@ -97,6 +103,8 @@ class Checkpoints:
         if jax.default_backend() == "cpu":  # devices of one process share a few threads: what Orbax slices off one of them
             jax.block_until_ready((items, prints))  # while others are in an all-reduce never returns
         self._saving = self._writer.submit(self._write, step, self._begin(folder, items), prints, metadata)
+        if failed:
+            self.wait()
 
     def wait(self) -> None:
         """Blocks until all that was saved is on disk.
@@ -222,7 +230,7 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _together(self, what: str, act: Callable[[], None]) -> None:
+    def _together(self, what: str, act: Callable[[], None], kind: type[BertJaxError] = CannotSave) -> None:
         """Acts on every process; when one of them fails, all raise its line."""
         line = None
         try:
@@ -234,7 +242,7 @@ class Checkpoints:
             line += f"; the last good checkpoint is step {good}" if good is not None else ""
         line = self._peers.failure(line)
         if line is not None:
-            raise BertJaxError(line)
+            raise kind(line)
 
     # Reading
 

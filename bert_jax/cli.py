@@ -8,20 +8,23 @@ import json
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from bert_jax import cli_finetune
-from bert_jax.errors import BertJaxError
+from bert_jax.errors import BertJaxError, exit_status
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs ``bert-jax``; returns the exit status: 0 done, 1 refused with one line on stderr, 2 wrong usage, 75 stopped early
-    with all saved, so that the same command continues."""
+    """Runs ``bert-jax``; returns the exit status: 0 done, 1 refused with one line on stderr, 2 wrong usage; 75 stopped early
+    with all saved, so that the same command continues; 70 and 74 failed, as devices, networks and disks do: the same command
+    may continue."""
     arguments = _parser().parse_args(argv)
     arguments.command_line = argv
     logging.basicConfig(format="bert-jax: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     for noisy in ("jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # that an accelerator is there, and is not used
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there, with tracebacks, that we say in one line
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when it is imported; what it gives up on, we say
     for stream in (sys.stdout, sys.stderr):
@@ -33,17 +36,25 @@ def main(argv: list[str] | None = None) -> int:
         return arguments.run(arguments) or 0
     except BertJaxError as error:
         print(f"bert-jax: error: {error}", file=sys.stderr)
-        return 1
+        return exit_status(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # a full disk, a file without permission: what the system says is clear enough
         where = f": {error.filename}" if error.filename else ""
         print(f"bert-jax: error: {error.strerror or error}{where}", file=sys.stderr)
-        return 1
+        return exit_status(error)
     except KeyboardInterrupt:
         print("bert-jax: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            traceback.print_exc()
+            return exit_status(error)
+        said = " ".join(str(error).split())[:200]
+        print("bert-jax: error: the memory of the device does not suffice: a smaller batch (train.batch_size, --batch-size), "
+              f"one in parts (train.accumulate) or fewer seeds at once may do ({said})", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

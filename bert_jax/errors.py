@@ -7,20 +7,45 @@ from collections.abc import Iterator
 
 
 class BertJaxError(Exception):
-    """Wrong input, configuration or environment. The command line prints it as one line and exits with status 1."""
+    """Wrong input, configuration or environment. The command line prints it as one line and exits with ``status``: of 1 the
+    scripts that keep a run going say that starting it again would not help."""
+
+    status = 1
+
+
+class CannotSave(BertJaxError):
+    """A disk or a network failed for the moment, perhaps: a run may be started again (EX_IOERR of sysexits.h)."""
+
+    status = 74
+
+
+UNFORESEEN = 70  # status for any other exception (EX_SOFTWARE): a device or a library failed, which may pass
+_LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+def exit_status(error: Exception) -> int:
+    """That of a process which ``error`` ends."""
+    if isinstance(error, OSError):
+        return BertJaxError.status if isinstance(error, _LASTING) else CannotSave.status
+    return error.status if isinstance(error, BertJaxError) else UNFORESEEN
 
 
 @contextlib.contextmanager
-def each_warning_once(templates: set[str] | None = None) -> Iterator[None]:
+def each_warning_once(templates: set[str] | None = None, more: str = "") -> Iterator[None]:
     """What is said of a file, a checkpoint or a seed is not said again, word for word, when it is read again; of parts of a
-    stream, which share their ``templates`` and are read in one thread, not again with other numbers."""
+    stream, which share their ``templates`` and are read in one thread, not again with other numbers. ``more``: what is said
+    besides."""
     said, thread = set() if templates is None else templates, threading.get_ident()
 
     def new(record: logging.LogRecord) -> bool:
         if templates is not None and record.thread != thread:
             return True
         line = record.getMessage() if templates is None else record.msg
-        return not (line in said or said.add(line))
+        if line in said:
+            return False
+        said.add(line)
+        record.msg = f"{record.msg}{more}"
+        return True
 
     logger = logging.getLogger("bert_jax")
     logger.addFilter(new)

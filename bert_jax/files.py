@@ -1,7 +1,12 @@
-"""Small files: written whole or not at all, and JSON that is read with one line where something is wrong with it."""
+"""Small files: written whole or not at all, and JSON that is read with one line where something is wrong with it; and folders
+that one process alone writes."""
 
+import contextlib
+import fcntl
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +45,31 @@ def read_json(path: Path, kind: type = dict) -> Any:
         wanted = {dict: "object", list: "list"}[kind]
         raise BertJaxError(f"{path}: a JSON {wanted} is needed, this is a {type(content).__name__}")
     return content
+
+
+def check_local(path: str | os.PathLike) -> None:
+    """Raises BertJaxError where a path is an address, as of a bucket: a folder of that name would be made beside the user."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):  # Path has made one slash of two
+        raise BertJaxError(f"{path}: an address is no folder of this machine: mount the bucket, or copy it here first")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes ``folder`` and keeps other runs out of it; the lock ends with the process, however it ends. A file system that has
+    no locks keeps nobody out.
+
+    Raises:
+      BertJaxError: another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BertJaxError(f"{folder}: another run is writing it: wait for it, or stop it") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)

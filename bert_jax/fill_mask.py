@@ -39,11 +39,11 @@ def fill_mask(
     ids, _ = tokenizer.build(tokenizer.encode(text, special=True).ids)
     if len(ids) > config.max_length:
         raise BertJaxError(f"the text has {len(ids)} tokens, the position table {config.max_length}: shorten it")
-    if ids.max() >= config.vocab_size:
-        raise BertJaxError(f"token id {ids.max()} is beyond the vocabulary of {config.vocab_size}: not its tokenizer")
     positions = np.flatnonzero(ids == tokenizer.mask_id)
     if not len(positions):
         raise BertJaxError(f"the text has no {mask}: put one where a word is to be guessed")
+    if ids.max() >= config.vocab_size:
+        raise BertJaxError(f"token id {ids.max()} is beyond the vocabulary of {config.vocab_size}: not its tokenizer")
     batch = {"input_ids": jnp.asarray(ids[None], jnp.int32), "masked_positions": jnp.asarray(positions[None], jnp.int32)}
     if config.positions == "relative":  # XLNet never saw [MASK]: a token to be guessed is a query, which nobody sees
         queries = batch["input_ids"] == tokenizer.mask_id

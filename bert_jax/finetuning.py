@@ -6,6 +6,7 @@ of these at the end, and made again when the same command comes again.
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -24,25 +25,25 @@ from rich.console import Console
 
 from bert_jax import config as configuration
 from bert_jax.convert import hf
-from bert_jax.convert.reading import Origin
+from bert_jax.convert.reading import PREDICTOR, Origin, flatten
 from bert_jax.convert.settings import CONFIG, family_of
 from bert_jax.errors import BertJaxError, each_warning_once
-from bert_jax.files import read_json, write_json, write_whole
+from bert_jax.files import check_local, read_json, write_json, write_whole
 from bert_jax.model import EXPERIMENT, EXPORTED, PLAN, Model, load, save
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.predicting import Answering
+from bert_jax.predicting import Answering, kept_of, of_task
 from bert_jax.reporting import card, judged, page, plots, table
 from bert_jax.reporting.table import SCORES
-from bert_jax.tasks import TASKS, Classification, Regression, Tagging
+from bert_jax.tasks import TASKS, Classification, Regression, Tagging, finetuning_task
 from bert_jax.tasks.base import Finetuning, FinetuningTask
 from bert_jax.tasks.columns import entities
 from bert_jax.tasks.datasets import Named
 from bert_jax.training import record
 from bert_jax.training.experiment import Experiment
-from bert_jax.training.finetune import finetuning_task
 from bert_jax.training.recipe import paths_of
 from bert_jax.training.train import train
+from bert_jax.training.workdirs import trained
 from bert_jax.warm_start import of_the_checkpoint
 
 logger = logging.getLogger("bert_jax")
@@ -128,6 +129,7 @@ def finetune(
       BertJaxError: see :func:`bert_jax.training.train.train`; ``workdir`` holds something else, or was begun with other data.
     """
     _check_kind(experiment)
+    check_local(workdir)
     workdir, console = Path(workdir), Console(stderr=True)
     for name, value in (("seeds", seeds), ("at_once", at_once)):
         if value < 1:
@@ -136,8 +138,10 @@ def finetune(
         experiment, model = fit(experiment)
     numbers = range(experiment.train.seed, experiment.train.seed + seeds)
     task = finetuning_task(experiment.task, model)
-    plan = {"experiment": configuration.to_json(experiment), "identity": task.identity()}
+    identity = task.identity() | {"start (task.init)": _digest(model)}
+    plan = {"experiment": configuration.to_json(experiment), "identity": identity}
     _check(workdir, plan)
+    console.print(f"training on {jax.device_count()} x {jax.devices()[0].device_kind}", highlight=False)
     console.print("tokenising the data")
     _ = task.training, task.evaluation  # what is wrong with the data is said before anything is written
     if (scored := _scored(task, experiment)) < len(task.heldout.texts):
@@ -209,15 +213,31 @@ def _better(results: dict[int, dict[str, Any]], name: str) -> int:
     return max(results, key=lambda seed: sign * results[seed]["scores"][name])
 
 
+def _digest(model: Model) -> str:
+    """Of the weights that seeds begin with: a folder may have others when the next ones are asked for."""
+    digest = hashlib.sha256()
+    for name, array in flatten(model.params).items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def _check(workdir: Path, plan: dict[str, Any]) -> None:
+    """Raises BertJaxError where ``workdir`` holds anything but this fine-tuning; one that trained nothing gives way."""
     if (workdir / PLAN).is_file():
         there = read_json(workdir / PLAN)
+        runs = [path for path in workdir.glob("seed*") if path.is_dir()]
+        if there != plan and not any(map(trained, runs)):
+            logger.warning("the fine-tuning that was begun in %s trained nothing, this one takes its place", workdir)
+            for path in runs:
+                shutil.rmtree(path)
+            return
         for path, before, now in configuration.differences(there.get("experiment"), plan["experiment"]):
             raise BertJaxError(
                 f"{workdir} holds another fine-tuning: {path} was {before}, is now {now}: choose another --workdir"
             )
         for name, now in plan["identity"].items():
-            if there.get("identity", plan["identity"]).get(name) != now:  # earlier versions kept none
+            if there.get("identity", {}).get(name, now) != now:  # earlier versions kept less
                 raise BertJaxError(
                     f"{workdir}: the {name} is not what it was when this fine-tuning began: use the same again, or choose "
                     "another --workdir"
@@ -279,7 +299,10 @@ def _leaving_no_refusal(workdir: Path, new: Sequence[Path]) -> Iterator[None]:
 
 def _groups(numbers: Sequence[int], at_once: int, workdir: Path) -> list[list[int]]:
     """The seeds that train together: those that have begun so, and then ``at_once`` at a time of those that have not begun."""
-    begun = [[int(seed) for seed in path.parent.name.split("-")[1:]] for path in sorted(workdir.glob("seeds-*/checkpoints"))]
+    for path in workdir.glob("seeds-*"):
+        if not trained(path):  # perhaps there were too many for the memory
+            shutil.rmtree(path)
+    begun = [[int(seed) for seed in path.name.split("-")[1:]] for path in sorted(workdir.glob("seeds-*"))]
     taken = {seed for group in begun for seed in group}
     waiting = [seed for seed in numbers if seed not in taken and not (workdir / f"seed-{seed}").exists()]
     new = [waiting[first : first + at_once] for first in range(0, len(waiting), at_once)] if at_once > 1 else []
@@ -387,9 +410,11 @@ def _export(model: Model, task: FinetuningTask, folder: Path, describe: Callable
             logger.warning(_OWN_FORM, folder, error)
             save(model, partial, format="bert_jax")
         else:
+            said = {PREDICTOR: kept_of(of_task(task.config, model).predictor)}
             if isinstance(task.config, Classification | Regression):  # what pipelines decide by, else by the number of labels
                 kind = "regression" if isinstance(task.config, Regression) else "single_label_classification"
-                write_json(partial / CONFIG, read_json(partial / CONFIG) | {"problem_type": kind})
+                said["problem_type"] = kind
+            write_json(partial / CONFIG, read_json(partial / CONFIG) | said)
         described = describe((partial / CONFIG).exists())
         write_whole(partial / CARD, described)
     return described

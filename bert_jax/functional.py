@@ -98,7 +98,8 @@ def dropout(
         return x
     threshold = keep_threshold(rate)
     keep = random_bits(seed, x.shape, first) < np.uint32(threshold)
-    return jnp.where(keep, x * (2**32 / threshold), jnp.zeros((), x.dtype)).astype(x.dtype)
+    scaled = (x.astype(jnp.float32) * (2**32 / threshold)).astype(x.dtype)  # bfloat16 has no 1/0.9, only 1.109
+    return jnp.where(keep, scaled, jnp.zeros((), x.dtype))
 
 
 def keep_threshold(rate: float) -> int:

@@ -168,7 +168,7 @@ def _steps(place: Place) -> str:
     have = ", ".join(map(str, steps)) or "none"
     if place.step is not None and place.step not in steps:
         raise BertJaxError(f"{place.path / CHECKPOINTS}: no checkpoint at step {place.step} (there: {have})")
-    if not steps:
+    if not steps and not best:
         return "none yet: it cannot be loaded"
     if best:
         return f"steps {have}; the best by {best_metric(place)}, of step {best[-1]}, is read"

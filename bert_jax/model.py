@@ -140,9 +140,16 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
                 raise BertJaxError("sentence-transformers needs a tokenizer, and there is none: convert --tokenizer names one")
             sentence = model.sentence
             if sentence is None:
-                sentence = SentenceSettings(max_length=model.config.max_length)
+                sentence = mean_over_tokens(model)
                 logger.warning("how it makes sentence embeddings was never said: written as the mean over tokens")
             sentence_transformers.write(partial, sentence, hidden_width=model.config.hidden_width)
+
+
+def mean_over_tokens(model: Model) -> SentenceSettings:
+    """How sentence-transformers would embed with a plain encoder: the mean, of as many tokens as encoder and tokenizer take."""
+    stated = model.tokenizer.settings.get("model_max_length") if model.tokenizer else None
+    positions = model.config.max_length
+    return SentenceSettings(max_length=min(stated, positions) if type(stated) is int and stated > 0 else positions)
 
 
 def find(path: str | os.PathLike) -> Place:
@@ -195,7 +202,7 @@ def plan_of(place: Place) -> Plan:
         return tensorflow.plan(place.path, place.part)
     if place.part is not None:
         raise BertJaxError(f"{place.path}#{place.part}: only a run and a TensorFlow checkpoint have parts to choose from")
-    return hf.plan(place.path)
+    return hf.plan(place.path, of_sentences=place.sentence is not None)
 
 
 def load_tokenizer(place: Place, other: str | os.PathLike | None) -> Tokenizer | None:

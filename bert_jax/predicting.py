@@ -22,20 +22,22 @@ import numpy as np
 
 from bert_jax import config as configuration
 from bert_jax import model as models
+from bert_jax.convert.reading import PREDICTOR
+from bert_jax.convert.settings import CONFIG
 from bert_jax.errors import BertJaxError, each_warning_once
 from bert_jax.files import read_json
 from bert_jax.model import PLAN, Model
 from bert_jax.models import api
 from bert_jax.reporting import answers
-from bert_jax.tasks import TASKS, AnyFinetuning
+from bert_jax.tasks import AnyFinetuning, finetuning_task
 from bert_jax.tasks.base import Outputs, Predictor
-from bert_jax.tasks.batches import Encoded, EvalBatches, WrongText
+from bert_jax.tasks.batches import Encoded, EvalBatches, Keep, WrongText
 from bert_jax.tasks.choice import Chooses, Questions, Race
 from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.columns import Lists
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.masked_words import FillsWords
-from bert_jax.tasks.question_answering import AnswersQuestions
+from bert_jax.tasks.question_answering import WINDOW, AnswersQuestions, window_sizes
 from bert_jax.tasks.regression import Values
 from bert_jax.tasks.tables import Source, Table
 from bert_jax.tasks.tagging import Tags
@@ -45,7 +47,7 @@ LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a f
 WORD_A_LINE = (".conllu", ".iob2", ".conll", ".bio", ".iob")
 CHUNK = 32  # batches that are sorted by length together
 IN_FLIGHT = 2  # batches dispatched and not yet fetched
-LONGEST = {"span": 384}  # tokens of a row where nothing else is said (run_squad.py's); else 512
+LONGEST = 512  # tokens of a row where nothing else is said
 
 T = TypeVar("T")
 
@@ -116,7 +118,8 @@ def predict_file(
     if tags and not tabular and Path(path.removesuffix(".gz")).suffix in WORD_A_LINE:
         raise BertJaxError(f"{path}: it has a word a line: give a sentence a line, with blanks between the words, or lists of "
                            "words in *.jsonl")
-    source = open_texts(path, columns, form, lists=0 if tags else 1 if listed else None)
+    lists = 0 if tags else 1 if listed else None
+    source = open_texts(path, columns, form, lists=lists, whole=isinstance(ready.predictor, AnswersQuestions))
     least, most, wanted = _taken(ready.predictor)
     if len(source.columns) != 1 if tags else not listed and not least <= len(source.columns) <= most:
         name = "name them (--texts)" if tabular else "give *.tsv, *.csv or *.jsonl, and name its columns (--texts)"
@@ -200,7 +203,7 @@ def load(path: str | os.PathLike) -> Ready:
 
 def of_task(task: AnyFinetuning, model: Model) -> Ready:
     """A model that came of a configuration."""
-    predictor = TASKS[type(task)](dataclasses.replace(task, encoder=model.config), model).predictor
+    predictor = finetuning_task(dataclasses.replace(task, encoder=model.config), model).predictor
     if isinstance(predictor, Classifies | Values):
         predictor.texts = len(task.data.dataset.texts if isinstance(task.data, Named) else task.data.texts)
     return Ready(predictor, model.params, _columns_of(task.data), _made_of(task.data))
@@ -229,10 +232,11 @@ def _made_of(data: Source) -> str:
 
 
 def of_model(model: Model, name: str = "this model") -> Ready:
-    """A model of which only its heads are known: their predictor with its defaults.
+    """A model without the task that it was trained on: the predictor of its head, with what was kept of it beside the weights,
+    else with its defaults.
 
     Raises:
-      BertJaxError: no tokenizer, no head that answers or several, or a head for several labels at once.
+      BertJaxError: no tokenizer, no head that answers or several, or a head for several labels or values at once.
     """
     heads = _answering(model)
     if model.tokenizer is None:
@@ -242,12 +246,40 @@ def of_model(model: Model, name: str = "this model") -> Ready:
             f"{name} has {'the heads ' + ', '.join(heads) if heads else 'no classifier, tagger, span or choice head'} (it has "
             f"{', '.join(model.config.with_heads) or 'no head'}): predict needs one of these: bert-jax finetune trains it"
         )
-    if model.origin and model.origin.settings.get("problem_type") == "multi_label_classification":
-        raise BertJaxError(f"{name} gives texts several labels at once (its problem_type), which is not read here")
     (head,) = heads
-    length = min(LONGEST.get(head, 512), model.config.max_length)
+    stated = model.origin.settings if model.origin else {}
+    problem = stated.get("problem_type") if head == "classifier" else None
+    if problem == "multi_label_classification":
+        raise BertJaxError(f"{name} gives texts several labels at once (its problem_type), which is not read here")
+    if problem == "regression" and len(model.config.labels) > 1:
+        raise BertJaxError(f"{name} gives {len(model.config.labels)} values at once (its problem_type), which is not read here")
     kind = Values if head == "classifier" and len(model.config.labels) == 1 else PREDICTORS[head]
-    return Ready(kind(model.config, model.tokenizer, length), model.params)
+    kept = configuration.from_json(Kept, stated.get(PREDICTOR) or {}, f"{name}: {PREDICTOR} in its {CONFIG}")
+    length = min(kept.length or (WINDOW if kind is AnswersQuestions else LONGEST), model.config.max_length)
+    predictor = kind(model.config, model.tokenizer, length)
+    defaults = window_sizes(length) if kind is AnswersQuestions else {}
+    for field in set(kind.kept) - {"length"}:
+        if (value := getattr(kept, field)) is not None or (value := defaults.get(field)) is not None:
+            setattr(predictor, field, value)
+    return Ready(predictor, model.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Attributes of predictors (``Predictor.kept``) as they lie beside the weights of an exported model; None: its default."""
+
+    length: int | None = None
+    texts: int | None = None
+    truncate: Keep | None = None
+    stride: int | None = None
+    question_tokens: int | None = None
+    answer_tokens: int | None = None
+    null_threshold: float | None = None
+
+
+def kept_of(predictor: Predictor) -> dict[str, Any]:
+    """What :class:`Kept` has of a predictor, as JSON."""
+    return {name: value for name in predictor.kept if (value := getattr(predictor, name)) is not None}
 
 
 PREDICTORS: dict[str, type[Predictor]] = {
@@ -318,7 +350,8 @@ class Answering:
                 if problem := _problem(text, first, self.predictor):
                     raise BertJaxError(f"{called} {number} {problem}")
             try:
-                with each_warning_once(said):  # and not around what yields: others warn meanwhile
+                more = "; of what comes after these it is not said again" if len(chunk) == CHUNK * self.batch_size else ""
+                with each_warning_once(said, more):  # and not around what yields: others warn meanwhile
                     encoded = self.predictor.encode(chunk)
             except WrongText as error:
                 raise BertJaxError(f"{called} {before + error.row + 1}: {error.problem}") from None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+SMALLER_IS_BETTER = ("loss", "rmse")  # values of an evaluation of which the smallest is the best; else the largest
 Params = Any
 Batch = dict[str, Array]
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bert_jax.embedding import sentence
-from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.errors import BertJaxError
-from bert_jax.model import Model, load
+from bert_jax.model import Model, load, mean_over_tokens
 
 logger = logging.getLogger("bert_jax")
 
@@ -37,7 +36,7 @@ def embed(
     settings = model.sentence
     if settings is None:
         logger.warning("how %s makes sentence embeddings was never said: they are means over the tokens", name)
-        settings = SentenceSettings(max_length=model.config.max_length)
+        settings = mean_over_tokens(model)
     return sentence.embed(
         model.params, model.config, model.tokenizer, settings, texts, prompt=prompt, batch_size=batch_size
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,13 +126,11 @@ def _named(labels: tuple[str, ...]) -> str:
 
 
 def save_beside(workdir: Path, tokenizer: Tokenizer) -> None:
-    """Saves the tokenizer into a work directory, whole or not at all; BertJaxError where another one lies there."""
+    """Saves the tokenizer into a work directory; BertJaxError where another one lies there. No folder is renamed: a mounted
+    bucket refuses that."""
     target = workdir / TOKENIZER
     if not target.exists():
-        partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        tokenizer.save(partial)
-        partial.rename(target)
+        tokenizer.save(target)
     elif (there := tokenizers.load(target)).hash != tokenizer.hash:
         raise BertJaxError(
             f"{workdir} was trained with tokenizer {there.hash}, the data has {tokenizer.hash}: use the same one, or another "

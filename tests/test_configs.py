@@ -11,10 +11,12 @@ import pytest
 
 from bert_jax import config
 from bert_jax.data.store import TokenStore
+from bert_jax.data.streams import Streams
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
-from bert_jax.models.config import PRESETS
-from bert_jax.objectives.pretraining import PretrainingTask
+from bert_jax.models.config import PRESETS, EncoderConfig
+from bert_jax.objectives import MaskedLM
+from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.parallel.mesh import MeshConfig, check_rows, make_mesh
 from bert_jax.tasks import TASKS
 from bert_jax.tasks.base import Finetuning
@@ -182,6 +184,15 @@ def test_damaged_files(tmp_path):
 def test_counts_below_one(field, value):
     with pytest.raises(BertJaxError, match=f"train.{field} is {value}: it must be at least 1"):
         TrainConfig(**{field: value})
+
+
+def test_lamb_would_let_a_head_vanish_that_nothing_trains():
+    """Its update of what has no gradient is as long as the parameter times the rate, and points to zero."""
+    task = Pretraining(EncoderConfig(), (MaskedLM(),), Streams(length=32))
+    with pytest.raises(BertJaxError, match="no objective trains pooler, pair of task.encoder.with_heads, and LAMB"):
+        Experiment(task, Lamb())
+    Experiment(task, AdamW())
+    Experiment(dataclasses.replace(task, encoder=EncoderConfig(with_heads=("mlm",))), Lamb())
 
 
 def test_micro_batches_must_share_the_batch():

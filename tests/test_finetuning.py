@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import statistics
 
@@ -22,12 +23,13 @@ from bert_jax.errors import BertJaxError
 from bert_jax.finetuning import fit, primary_score
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.reporting import card
+from bert_jax.tasks import finetuning_task
 from bert_jax.tasks.base import predict, without_anchors
 from bert_jax.tasks.datasets import Named
 from bert_jax.training import record
+from bert_jax.training import step as step_module
 from bert_jax.training import train as train_module
 from bert_jax.training.experiment import Experiment
-from bert_jax.training.finetune import finetuning_task
 from bert_jax.training.pretrain import load_config
 from tests.tasks.tiny_tasks import make_task
 
@@ -374,7 +376,7 @@ def test_interrupted_seeds_go_on_to_the_same_table(run, tiny_checkpoint, tmp_pat
     config = str(whole.parent / "Classification.py")
     arguments = ["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--seeds", "2", "--workdir",
                  str(tmp_path / "run")]
-    make_step, calls = train_module.make_train_step, []
+    make_step, calls = step_module.make_train_step, []
 
     def step_that_is_stopped(*words, **options):
         step = make_step(*words, **options)
@@ -387,7 +389,7 @@ def test_interrupted_seeds_go_on_to_the_same_table(run, tiny_checkpoint, tmp_pat
 
         return stopping
 
-    monkeypatch.setattr(train_module, "make_train_step", step_that_is_stopped)
+    monkeypatch.setattr(step_module, "make_train_step", step_that_is_stopped)
     assert cli.main(arguments) == 75
     assert not (tmp_path / "run" / "scores.json").exists() and (tmp_path / "run" / "seed-0" / "result.json").exists()
     with pytest.raises(BertJaxError, match="not finished: the same bert-jax finetune continues it"):
@@ -627,6 +629,101 @@ def test_data_that_has_changed_is_refused_before_a_seed_trains_on_it(tiny_checkp
     assert cli.main([*words, "--seeds", "2"]) == 0 and (tmp_path / "run" / "seed-1" / "result.json").is_file()
 
 
+def test_seeds_that_would_begin_with_other_weights_are_refused(tiny_checkpoint, tmp_path, capfd):
+    """The folder of a first stage was written anew meanwhile: one mean would be of two things."""
+    start = bert_jax.load(tiny_checkpoint)
+    bert_jax.save(start, tmp_path / "start")
+    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tmp_path / "start"), "--workdir",
+             str(tmp_path / "run"), "--set", "train.steps=2"]
+    assert cli.main([*words, "--seeds", "1"]) == 0
+    plan = json.loads((tmp_path / "run" / "finetune.json").read_text())
+    shutil.rmtree(tmp_path / "start")
+    bert_jax.save(start._replace(params=jax.tree.map(lambda leaf: leaf * 1.01, start.params)), tmp_path / "start")
+    capfd.readouterr()
+    assert cli.main([*words, "--seeds", "2"]) == 1
+    assert "the start (task.init) is not what it was when this fine-tuning began" in capfd.readouterr().err
+    del plan["identity"]["start (task.init)"]  # as an earlier version wrote it
+    (tmp_path / "run" / "finetune.json").write_text(json.dumps(plan))
+    assert cli.main([*words, "--seeds", "2"]) == 0
+
+
+def test_what_trained_nothing_gives_way(tiny_checkpoint, tmp_path, monkeypatch, capfd):
+    """The memory did not suffice: a smaller batch, or fewer seeds at once, is tried in the same folder."""
+    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
+             str(tmp_path / "run"), "--seeds", "3"]
+
+    def too_large(*words, **options):
+        def step(state, batch):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nsee above")
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "make_train_step", too_large)
+        for more in ([], ["--at-once", "3"]):
+            train_module._functions.cache_clear()
+            capfd.readouterr()
+            assert cli.main([*words, *more]) == 1
+            err = capfd.readouterr().err
+            assert "error: the memory of the device does not suffice: a smaller batch" in err and "Traceback" not in err
+            assert "(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes. see above)" in err
+    train_module._functions.cache_clear()
+    (tmp_path / "run" / "seed-0" / "metrics.jsonl").unlink(missing_ok=True)
+    assert cli.main([*words, "--at-once", "2", "--set", "train.batch_size=4"]) == 0
+    assert "trained nothing, this one takes its place" in capfd.readouterr().err
+    assert not list((tmp_path / "run").glob("seeds-*")) and len(list((tmp_path / "run").glob("seed-*/result.json"))) == 3
+
+
+@pytest.mark.parametrize(("kind", "kept"), [
+    ("Classification", {"length": 16, "texts": 1, "truncate": "start"}), ("Tagging", {"length": 16}),
+    ("QuestionAnswering", {"length": 16, "stride": 4, "question_tokens": 4, "answer_tokens": 4}),
+])
+def test_the_exported_folder_alone_answers_as_the_work_directory(kind, kept, run):
+    folder = run(kind)
+    assert json.loads((folder / "model" / "config.json").read_text())["bert_jax_predictor"] == kept
+    given = {"Classification": ["cat dog bird " * 8, "road"], "Tagging": [("cat", "dog") * 20],
+             "QuestionAnswering": [("she ran", "cat dog bird mat road tree " * 6)]}[kind]
+    assert list(bert_jax.predict(folder / "model", given)) == list(bert_jax.predict(folder, given))
+    if kind == "Classification":
+        with pytest.raises(BertJaxError, match="the model needs a text alone"):
+            list(bert_jax.predict(folder / "model", [("cat", "dog")]))
+
+
+def test_the_folder_of_unanswerable_questions_says_so_too(run, tiny_checkpoint, tmp_path):
+    config = str(run("QuestionAnswering").parent / "QuestionAnswering.py")
+    words = ["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--workdir",
+             str(tmp_path / "run"), "--set", "task.null_threshold=-1e9"]
+    assert cli.main(words) == 0
+    (answer,) = bert_jax.predict(tmp_path / "run" / "model", [("she ran", "cat dog")])
+    assert answer["text"] == "" and answer["start"] == -1 and answer["span"]
+    path = tmp_path / "run" / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bert_jax_predictor": {"strides": 3}}))
+    with pytest.raises(BertJaxError, match="bert_jax_predictor in its config.json"):
+        list(bert_jax.predict(tmp_path / "run" / "model", [("she ran", "cat dog")]))
+
+
+def test_new_layers_are_not_those_that_pre_training_began_with(tmp_path):
+    """Both have seed 0 by default."""
+    task = make_task(fields={"reinitialise": 1})
+    key = jax.random.key(0)
+    started, begun = task.start(key), task.init(key)
+    for part in ("attention", "feed_forward", "pooler"):
+        for new, first in zip(jax.tree.leaves(started[part]), jax.tree.leaves(begun[part]), strict=True):
+            if np.ptp(first) > 0:
+                assert np.abs(np.asarray(new)[-1] - np.asarray(first)[-1]).max() > 1e-3
+
+
+def test_half_an_emoji_as_a_label_ends_nothing(tiny_checkpoint, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": "\ud83d" if label == "red" else "blue"}) + "\n"
+                            for text, label, _ in sentences(40)))
+    words = ["finetune", "--checkpoint", str(tiny_checkpoint), "--data", str(path), "--texts", "text", "--label", "label",
+             "--workdir", str(tmp_path / "run"), "--set", "train.steps=2"]
+    assert cli.main(words) == 0
+    assert "\\ud83d" in (tmp_path / "run" / "seed-0" / "predictions.tsv").read_text("utf-8")
+    assert set(bert_jax.load(tmp_path / "run").config.labels) == {"\ud83d", "blue"}
+
+
 def test_what_is_refused(tiny_checkpoint, tmp_path, capfd):
     data, out = write_reviews(tmp_path / "reviews.csv"), tmp_path / "run"
     (tmp_path / "empty.csv").write_text("")
@@ -641,7 +738,7 @@ def test_what_is_refused(tiny_checkpoint, tmp_path, capfd):
         words = [str(word) for name, value in options.items() if value is not None for word in (f"--{name}", value)]
         before = sorted(tmp_path.rglob("*"))
         assert cli.main(["finetune", *words]) == 1
-        begun = ("bert-jax: WARNING", "classification of 2 labels", "tokenising the data")  # what is said on the way
+        begun = ("bert-jax: WARNING", "classification of 2 labels", "training on", "tokenising")  # what is said on the way
         lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(begun)]
         assert len(lines) == 1 and lines[0].startswith("bert-jax: error: "), lines
         assert all(str(part) in lines[0] for part in parts), lines[0]
@@ -663,6 +760,10 @@ def test_what_is_refused(tiny_checkpoint, tmp_path, capfd):
     refused("epochs is 0", epochs=0)
     refused("there is no field 'train.step'", set="train.step=3")
     refused("optimizer.warmup_steps 50 is not below train.steps", set="optimizer.warmup_steps=50")
+    refused("train.best is 'rmse', of which the largest would be kept: write -rmse", set="train.best=rmse")
+    refused("train.best is 'classifier_loss', of which the largest", set="train.best=classifier_loss")
+    refused("all of 2 layers and the embeddings would train after 900 updates", set="optimizer.unfreeze_every=300")
+    refused("an address is no folder of this machine", workdir="gs://bucket/run")
     refused("task.init beside --checkpoint", "use --checkpoint alone", set="task.init=elsewhere")
     refused("--set task.encoder.layers: the checkpoint decides", set="task.encoder.layers=1")
     refused("--epochs and --set train.steps both say", epochs=1, set="train.steps=9")

@@ -108,6 +108,14 @@ def test_dropout_rate_and_expectation(rate):
     np.testing.assert_allclose(y.mean(), 1.0, atol=5 * math.sqrt(rate / (1 - rate) / n))
 
 
+def test_dropout_keeps_the_expectation_in_bfloat16():
+    """Numbers that are rounded as often up as down; 1 / 0.9 itself, rounded, made all of them a six-hundredth smaller."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (64, 4096)), jnp.bfloat16)
+    y = np.asarray(checked.dropout(x, 0.1, SEED), np.float64)
+    kept = y != 0
+    assert np.mean(y[kept] / np.asarray(x, np.float64)[kept]) == pytest.approx(1 / 0.9, rel=3e-4)
+
+
 def test_dropout_is_a_function_of_its_seed():
     x = jnp.asarray(normal(64, 64))
     a, b = (checked.dropout(x, 0.5, SEED + i) for i in (0, 1))

@@ -105,6 +105,42 @@ def test_a_stream_that_is_not_read_to_its_end_silences_nobody(classifier, caplog
     assert len(list(begun)) == 19
 
 
+def test_a_warning_about_some_rows_says_that_later_ones_are_not_counted(classifier, caplog):
+    texts = ["cat"] * 63 + ["cat " * 50] * 70
+    with caplog.at_level(logging.WARNING):
+        list(bert_jax.predict(classifier, texts, batch_size=2))
+    (line,) = [record.getMessage() for record in caplog.records if "more than 32 tokens" in record.getMessage()]
+    assert line.startswith("1 of 64 ") and line.endswith("; of what comes after these it is not said again")
+
+
+def test_several_values_at_once_are_no_classes(tiny_checkpoint, tmp_path):
+    bert_jax.save(with_head(tiny_checkpoint, ("x", "y"), "pooler", "classifier"), tmp_path / "model", format="hf")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": "regression"}))
+    with pytest.raises(BertJaxError, match="gives 2 values at once"):
+        list(bert_jax.predict(tmp_path / "model", ["cat"]))
+
+
+def test_an_answer_s_place_counts_in_the_text_as_it_is_written(tiny_checkpoint, tmp_path):
+    model = with_head(tiny_checkpoint, (), "span")
+    bert_jax.save(model, tmp_path / "model")
+    context = "\n  cat dog bird"
+    (tmp_path / "x.jsonl").write_text(json.dumps({"question": "she ran", "context": context}) + "\n")
+    assert cli.main(["predict", str(tmp_path / "model"), "--input", str(tmp_path / "x.jsonl"), "--texts", "question", "context",
+                     "--out", str(tmp_path / "out.jsonl")]) == 0
+    found = json.loads((tmp_path / "out.jsonl").read_text())
+    assert context[found["start"]:].startswith(found["text"]) and found["text"]
+    (answer,) = bert_jax.predict(tmp_path / "model", [("she ran", context)])
+    assert (found["text"], found["start"]) == (answer["text"], answer["start"])
+
+
+def test_windows_fit_encoders_of_few_positions(tiny_checkpoint, tmp_path):
+    """As fine-tuning sizes them: a model of 32 positions has no room for questions of 64 tokens."""
+    bert_jax.save(with_head(tiny_checkpoint, (), "span"), tmp_path / "model")
+    (answer,) = bert_jax.predict(tmp_path / "model", [("she ran", "cat dog bird " * 30)])
+    assert answer["text"]
+
+
 def test_every_head(tiny_checkpoint):
     tagger = with_head(tiny_checkpoint, ("O", "B-X", "I-X"), "tagger")
     for words, answer in zip((row := [text.split() for text in texts(9)]), bert_jax.predict(tagger, row), strict=True):

@@ -18,9 +18,9 @@ from bert_jax.tasks.classification import Classification, ClassificationTask
 from bert_jax.tasks.tables import Table
 from bert_jax.training import train as train_module
 from bert_jax.training.experiment import Experiment, TrainConfig
-from bert_jax.training.finetune import finetune
 from bert_jax.training.optimizer import AdamW
 from bert_jax.warm_start import reinitialised, warm_start
+from tests.tasks.tiny_tasks import finetune
 
 ENCODER = EncoderConfig(
     vocab_size=32, embedding_width=16, hidden_width=16, layers=3, heads=2, ffn_width=32, max_length=12, dropout=0.0,

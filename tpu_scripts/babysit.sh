@@ -124,4 +124,4 @@ while :; do
       else sleep "$POLL"; fi
       ;;
   esac
-done
+done 9>&- # a child that outlives this script must not hold its lock

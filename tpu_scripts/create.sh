@@ -73,4 +73,7 @@ while :; do
   shown=$state looks=$((looks + 1))
   sleep "$POLL"
 done
+IFS=, read -r _ _ _ _ accelerator <<<"$node"
+dry || [[ $accelerator == "$ACCELERATOR_TYPE" ]] ||
+  fail "$NAME is a $accelerator, not a $ACCELERATOR_TYPE: delete.sh first, or another NAME"
 say "$NAME is ACTIVE: it costs money from now on. Next: setup.sh"

@@ -6,6 +6,17 @@ read_settings "Starts bert-jax pretrain on all workers, detached from this termi
 need gcloud timeout
 [[ -f $root/$CONFIG ]] || fail "no configuration $CONFIG in $root: the workers have what setup.sh copied from there"
 
+# A second start would be refused by the workers, and what a refusal stops below would be the run itself.
+seen=$(ask_workers "" all 300 "bash worker.sh state 2>/dev/null || echo worker 0 new") || {
+  complain "a worker does not answer: run.sh may be called again"
+  exit 75
+}
+if grep -q '^worker [0-9]* running' <<<"$seen"; then
+  grep '^worker [0-9]* running' <<<"$seen" | sort >&2
+  complain "a run is under way already: stop.sh ends it, status.sh shows how far it is; nothing was changed"
+  exit 75
+fi
+
 arguments=(--config "$CONFIG" --distributed)
 ((PROFILER_PORT == 0)) || arguments+=(--profiler-port "$PROFILER_PORT")
 status=0

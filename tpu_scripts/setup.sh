@@ -9,7 +9,7 @@ need gcloud timeout tar
 manifest=$(gcloud_ask there storage ls "gs://$BUCKET/$DATA/manifest.json" "--project=$PROJECT")
 [[ $manifest != ABSENT ]] ||
   fail "gs://$BUCKET/$DATA holds no token store: make one with bert-jax prepare," \
-    "then gcloud storage cp --recursive STORE gs://$BUCKET/$DATA"
+    "then gcloud storage rsync --recursive STORE gs://$BUCKET/$DATA"
 
 node=$(slice)
 [[ $node == READY,* ]] || {

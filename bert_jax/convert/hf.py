@@ -8,7 +8,6 @@ config.json says and we have no word for travels as :class:`Origin`.
 
 import dataclasses
 import functools
-import json
 import logging
 import os
 import re
@@ -44,15 +43,19 @@ from bert_jax.convert.tensors import (
     write_safetensors,
 )
 from bert_jax.errors import BertJaxError
-from bert_jax.files import read_json, write_json
+from bert_jax.files import check_local, read_json, write_json
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.heads import HEADS
 from bert_jax.progress import tracked
 from bert_jax.tokenizers import Tokenizer
-from bert_jax.tokenizers.base import to_json
 
 logger = logging.getLogger("bert_jax")
+
+_HF = {"architectures", "transformers_version"}  # keys of a config.json that transformers wrote
+# Classes of tokenizers that give no token_type_ids by themselves.
+_NO_SEGMENTS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "DistilBertTokenizer",
+                "DistilBertTokenizerFast")
 
 _BUFFERS = re.compile(r".*embeddings\.(position|token_type)_ids$")  # constants that old files carry along
 
@@ -101,6 +104,7 @@ def new_directory(directory: str | os.PathLike) -> Iterator[Path]:
     Raises:
       BertJaxError: ``directory`` exists and is not empty, or cannot be written.
     """
+    check_local(directory)
     directory = Path(directory)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise BertJaxError(f"{directory} exists and is not an empty directory: choose another place")
@@ -141,15 +145,26 @@ def write(
     write_json(directory / CONFIG, dict(sorted(settings.items())))
     if tokenizer is not None:
         tokenizer.save(directory)
-        if not (origin and origin.settings) and config.positions == "absolute":
-            _say_max_length(directory / "tokenizer_config.json", config.max_length)
+        _complete(directory / "tokenizer_config.json", tokenizer, config, foreign=bool(origin and _HF & origin.settings.keys()))
 
 
-def _say_max_length(file: Path, length: int) -> None:
-    """``truncation=True`` of transformers cuts to ``model_max_length``, and does nothing where no file says it."""
-    settings = json.loads(file.read_text("utf-8"))
-    if "model_max_length" not in settings:
-        file.write_bytes(to_json(settings | {"model_max_length": length}))
+def _complete(file: Path, tokenizer: Tokenizer, config: EncoderConfig, foreign: bool) -> None:
+    """What transformers needs to know of a tokenizer besides, unless it is ``foreign`` and came with its own settings.
+
+    ``truncation=True`` cuts to ``model_max_length``, and does nothing where no file says it, or a larger one. Classes without
+    rules of their own give no ``token_type_ids``, whatever the tokenizer.json says, unless ``model_input_names`` has them: a
+    BERT then sees pairs as one segment.
+    """
+    settings, added = read_json(file), {}
+    stated = settings.get("model_max_length")
+    if config.positions == "absolute" and not foreign and not (type(stated) in (int, float) and stated <= config.max_length):
+        added["model_max_length"] = config.max_length
+    names = settings.get("model_input_names", ["input_ids", "attention_mask"])
+    _, segments = tokenizer.build([0], [0])
+    if config.segments > 1 and segments.any() and "token_type_ids" not in names and settings["tokenizer_class"] in _NO_SEGMENTS:
+        added["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    if added:
+        write_json(file, settings | added)
 
 
 def sayable(
@@ -197,8 +212,13 @@ def load(directory: str | os.PathLike, *, allow_missing: bool = False) -> Import
     return read_imported(plan(directory), allow_missing=allow_missing)
 
 
-def plan(directory: str | os.PathLike) -> Plan:
-    """What :func:`load` will do, from config.json and the headers of the weights alone."""
+def plan(directory: str | os.PathLike, *, of_sentences: bool = False) -> Plan:
+    """What :func:`load` will do, from config.json and the headers of the weights alone.
+
+    Args:
+      of_sentences: the folder is one of sentence-transformers, which saves the encoder and leaves the base model's class in
+        config.json: heads that it promises and of which no tensor is there are left out, with one warning line.
+    """
     directory = Path(directory)
     path = directory / CONFIG
     settings = read_json(path)
@@ -211,6 +231,11 @@ def plan(directory: str | os.PathLike) -> Plan:
         if copy in names:
             names.setdefault(original, names[copy])
     heads = _heads(names, family, settings, path)
+    if of_sentences:
+        absent = [head for head in heads if (rows := family.heads[head]) and not any(row.theirs in names for row in rows)]
+        if absent:
+            logger.warning("%s promises heads of which no tensor is there: left out: %s", path, ", ".join(absent))
+            heads = tuple(head for head in heads if head not in absent)
     labels = _labels(settings, family, heads, names, tensors, path)
     config = read_settings(settings, family, heads, labels, path)
     dtypes = {tensors.dtypes[theirs] for name, theirs in names.items() if not _BUFFERS.match(name)}

@@ -24,6 +24,7 @@ logger = logging.getLogger("bert_jax")
 LAYERS = ("attention", "feed_forward")
 VOCABULARY = ("embeddings/token", "mlm/bias")  # have rows that only pad the vocabulary
 NOTES = "bert_jax"  # key of config.json for what transformers has no word for
+PREDICTOR = "bert_jax_predictor"  # key for what its answers to new texts are made with: lengths, thresholds
 
 _SHARING = ("share", "layers", "groups", "inner_layers")
 _FLOATS = tuple(DTYPES.values())

@@ -53,7 +53,8 @@ def read(directory: str | os.PathLike) -> tuple[Path, SentenceSettings] | None:
     one warning line names them. Versions and the model card are not read.
 
     Returns:
-      None where ``directory`` holds no modules.json: it is not one of sentence-transformers.
+      None where ``directory`` holds no modules.json: it is not one of sentence-transformers; or, with one warning line, where
+      it is another kind of model of theirs (CrossEncoder, SparseEncoder) that has its config.json there too.
 
     Raises:
       BertJaxError: a module other than Transformer, Pooling and Normalize (Dense, CNN, Router ...) or another order of
@@ -63,10 +64,15 @@ def read(directory: str | os.PathLike) -> tuple[Path, SentenceSettings] | None:
     directory = Path(directory)
     if not (directory / MODULES).is_file():
         return None
+    model = read_json(directory / MODEL) if (directory / MODEL).is_file() else {}
+    kind = model.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer" and (directory / CONFIG).is_file():
+        logger.warning("%s is a %s of sentence-transformers: read as the model that its %s describes, without what its modules "
+                       "add", directory, kind, CONFIG)
+        return None
     folders = _module_folders(directory)
     encoder = folders["Transformer"]
     transformer = _transformer(encoder)
-    model = read_json(directory / MODEL) if (directory / MODEL).is_file() else {}
     _expect(directory / MODEL, model, {"model_type": "SentenceTransformer"})
     prompts = model.get("prompts") or {}
     if not isinstance(prompts, dict):

@@ -11,7 +11,7 @@ from bert_jax.convert.albert import ALBERT
 from bert_jax.convert.bert import BERT
 from bert_jax.convert.distilbert import DISTILBERT
 from bert_jax.convert.electra import ELECTRA
-from bert_jax.convert.reading import NOTES, Origin
+from bert_jax.convert.reading import NOTES, PREDICTOR, Origin
 from bert_jax.convert.roberta import ROBERTA, XLM_ROBERTA
 from bert_jax.convert.table import Family
 from bert_jax.convert.xlnet import XLNET
@@ -34,7 +34,7 @@ _ONLY = {"is_decoder": False, "add_cross_attention": False, "pruned_heads": {}, 
 
 
 def family_of(config: EncoderConfig, origin: Origin | None) -> Family:
-    """The family in which a model is written; see :func:`export`.
+    """The family in which a model is written; see :func:`bert_jax.convert.hf.export`.
 
     Raises:
       BertJaxError: no family has a form of it.
@@ -84,6 +84,8 @@ def write_settings(config: EncoderConfig, tokenizer: Tokenizer | None, origin: O
     if plain.labels:
         settings["id2label"] = {str(i): label for i, label in enumerate(plain.labels)}
         settings["label2id"] = {label: i for i, label in enumerate(plain.labels)}
+    if "classifier" in plain.with_heads and len(plain.labels) == 1:  # else pipelines answer with a sigmoid of the value
+        settings["problem_type"] = "regression"
     if tokenizer is not None:
         settings |= {key: getattr(tokenizer, attribute) for key, attribute in family.special_ids.items()}
     if origin is not None and origin.settings and origin.family == family.model_type:
@@ -107,6 +109,11 @@ def _amended(origin: Origin, settings: dict, plain: EncoderConfig, family: Famil
     if plain.labels and base.get("id2label") != named:
         changed |= {"id2label", "label2id"}
         base.pop("num_labels", None)
+    if origin.heads != plain.with_heads:  # what an answer of the heads that it had was made of, and their loss
+        base = {key: value for key, value in base.items() if key not in (PREDICTOR, "problem_type")}
+        changed |= {"problem_type"} & settings.keys()
+    if "span" in plain.with_heads and "span" not in origin.heads:  # transformers makes a span's two outputs by num_labels
+        base = {key: value for key, value in base.items() if key not in ("id2label", "label2id", "num_labels")}
     amended = base | {key: settings[key] for key in changed}
     if dtype != origin.dtype or {"dtype", "torch_dtype"} & amended.keys():
         amended["torch_dtype" if "torch_dtype" in amended else "dtype"] = dtype

@@ -26,9 +26,8 @@ from bert_jax.data import phrases, randomness
 from bert_jax.data.gazetteer import Gazetteer, read_names
 from bert_jax.data.prepare import one_line
 from bert_jax.data.store import ANNOTATIONS, PARTIAL, Annotation, Split, TokenStore, digests
-from bert_jax.data.writer import locked
 from bert_jax.errors import BertJaxError
-from bert_jax.files import write_whole
+from bert_jax.files import locked, write_whole
 from bert_jax.progress import Progress
 
 logger = logging.getLogger("bert_jax")

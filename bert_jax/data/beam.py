@@ -34,8 +34,9 @@ from bert_jax.data.prepare import one_line
 from bert_jax.data.sources import Corpus, Group, Source, file_source, named
 from bert_jax.data.stages import Assembly, Recipe, Work, check_sides, parts, tasks, warn_of_doubts
 from bert_jax.data.store import MANIFEST, PARTIAL, Manifest, SplitInfo, digests
-from bert_jax.data.writer import check_not_empty, locked, manifest_of
+from bert_jax.data.writer import check_not_empty, manifest_of
 from bert_jax.errors import BertJaxError
+from bert_jax.files import locked
 from bert_jax.progress import Progress
 
 try:

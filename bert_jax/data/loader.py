@@ -6,7 +6,7 @@ Example i is a pure function of (seed, i), so the state of an iterator is one nu
 costs nothing. That number means the same with any number of processes and any batch size. Where examples are packed,
 :mod:`bert_jax.data.packing` says which share a row; the state is the same number still.
 
-Grain imports jax, which is why this is the one module of `bert_jax.data` that has to be imported by its name.
+Grain imports jax, which the rest of `bert_jax.data` does not.
 """
 
 from collections.abc import Collection

@@ -23,11 +23,13 @@ another document (2). Where the document has no room for a distant B, the other 
 of one document, up to the length; but a chunk that is too long loses tokens at both ends instead of its last sentence.
 Text that crosses documents is :class:`bert_jax.data.streams.Streams`.
 
-*Deviations.* What BERT puts back into the queue, the rest of a short or a random example, is left for another epoch,
-when the cuts have moved. B is taken from at most T tokens of its document; where the store knows languages, from one of
-the same language if there are two. A chunk of one sentence has no second segment: for all but "nsp" it is split inside, where a
-word starts if there are two (ALBERT's code takes a random document even for SOP). A chunk of one token cannot be
-split: "sop" leaves it alone with label -1, which no loss counts, "structural" and "distance" give it another document.
+*Deviations.* Whether an example is short is drawn for each; BERT and ALBERT draw it for each pass over a document, all
+of whose examples are then short, which makes more of them (ELECTRA draws as here). What BERT puts back into the queue,
+the rest of a short or a random example, is left for another epoch, when the cuts have moved. B is taken from at most T
+tokens of its document; where the store knows languages, from one of the same language if there are two. A chunk of one
+sentence has no second segment: for all but "nsp" it is split inside, where a word starts if there are two (ALBERT's
+code takes a random document even for SOP). A chunk of one token cannot be split: "sop" leaves it alone with label -1,
+which no loss counts, "structural" and "distance" give it another document.
 """
 
 import dataclasses

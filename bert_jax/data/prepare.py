@@ -31,8 +31,9 @@ from bert_jax.data.sources import Corpus, Group
 from bert_jax.data.stages import Assembly, Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks, warn_of_doubts
 from bert_jax.data.store import PARTIAL, Manifest
 from bert_jax.data.workers import SPAWN
-from bert_jax.data.writer import STATE, StoreWriter, chained, locked
+from bert_jax.data.writer import STATE, StoreWriter, chained
 from bert_jax.errors import BertJaxError
+from bert_jax.files import check_local, locked
 from bert_jax.progress import Progress
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def prepare(
     recipe = Recipe(documents, sentences, heldout, field, shard_tokens, case, words, parallel)
     if workers is not None and workers < 1:
         raise BertJaxError(f"workers={workers}: at least one is needed")
+    check_local(out_dir)
     out = pathlib.Path(out_dir)
     if out.exists():
         raise BertJaxError(f"{out}: exists already: remove it or choose another folder")

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bert_jax.errors import BertJaxError
+from bert_jax.files import check_local
 from bert_jax.progress import Progress
 
 if TYPE_CHECKING:
@@ -241,6 +242,7 @@ class TokenStore:
     """
 
     def __init__(self, path: str | os.PathLike, *, verify: bool = True):
+        check_local(path)
         self.path = pathlib.Path(path)
         self.manifest = _read_manifest(self.path)
         self.annotations = _read_annotations(self.path)

@@ -1,7 +1,6 @@
 """The files of a store while they grow, and the record from which an interrupted run goes on."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -311,21 +310,6 @@ def _read_state(path: pathlib.Path, inputs: dict) -> dict:
             f"{path}: left by an interrupted run with other {' and other '.join(different)}: remove it to start again"
         )
     return state
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path):
-    """Makes `folder` and keeps other runs out of it; the lock ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BertJaxError(f"{folder}: another run is writing it: wait for it, or stop it") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def chained(running: bytes, digest: bytes) -> bytes:

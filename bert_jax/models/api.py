@@ -1,4 +1,5 @@
-"""The functional boundary: ``init``, ``apply`` and ``logical_axes`` are all that the rest of the package sees of models.
+"""The functional boundary: what the rest of the package does with models, it does through functions of this module, ``init``,
+``apply`` and ``logical_axes`` first of all.
 
 Linen modules describe one layer. Here the layers are stacked with ``jax.vmap`` over ``init`` and run with ``jax.lax.scan``
 over ``apply``: one compiled body whatever the depth, for private, partly shared and fully shared parameters alike
@@ -95,7 +96,7 @@ def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
         "feed_forward": stack(FeedForward(config), "feed_forward", feed_forward, x, None),
     }
     if config.lora_rank:
-        params["lora"] = stack(LowRank(config), "attention", jax.random.fold_in(key, 1))
+        params["lora"] = stack(LowRank(config), "attention", jax.random.fold_in(key, 2**31))  # below, that of a split
     if _mixes(config):
         params["mix"] = nn.unbox(LayerMix().init(key, jnp.zeros((len(config.read_layers), *x.shape))))["params"]
     for name, head_key in zip(config.with_heads, heads, strict=True):
@@ -148,7 +149,8 @@ def apply(
         mask is then [B, L]), ``query_slots`` bool [B, L] (with relative positions: slots that begin with the query vector),
         ``masked_positions`` int32 [B, M]: with it, only those positions reach the vocabulary product; ``perturbation`` float32
         [B, L, E], added to the word embeddings before positions, segments and layer norm (adversarial training).
-        Ids must lie in their tables: JAX clips silently, so whoever makes a batch checks it on the host.
+        Ids must lie in their tables: of those beyond JAX makes NaN without a word, and segments beyond add nothing, so
+        whoever makes a batch checks it on the host.
       key: for dropout; None means inference.
       collect: which intermediates to return.
       heads: further ones, with their parameters beside the encoder's, whose results join ``logits``.

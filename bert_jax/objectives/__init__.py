@@ -1,4 +1,6 @@
-"""Pre-training objectives, one file each; ``OBJECTIVES`` is the list that a configuration may choose from."""
+"""Pre-training objectives, one file each; ``AnyObjective`` is the list that a configuration may choose from."""
+
+from typing import get_args
 
 from bert_jax.objectives.capitalisation import Capitalisation
 from bert_jax.objectives.denoising import Denoising
@@ -15,13 +17,8 @@ from bert_jax.objectives.structural import Structural
 from bert_jax.objectives.token_document import TokenDocument
 from bert_jax.objectives.word_order import WordOrder
 
-OBJECTIVES = (
-    MaskedLM, NextSentence, SentenceOrder, Capitalisation, Distance, Reordering, Structural, TokenDocument, WordOrder,
-    ReplacedTokens, Denoising, SpanBoundary, PseudoMasked,
-    PermutationLM,
-)
 AnyObjective = (
     MaskedLM | NextSentence | SentenceOrder | Capitalisation | Distance | Reordering | Structural | TokenDocument
-    | WordOrder | ReplacedTokens | Denoising | SpanBoundary | PseudoMasked
-    | PermutationLM
+    | WordOrder | ReplacedTokens | Denoising | SpanBoundary | PseudoMasked | PermutationLM
 )
+OBJECTIVES = get_args(AnyObjective)

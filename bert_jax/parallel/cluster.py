@@ -31,7 +31,7 @@ from jax._src import distributed, lib  # the key-value store, the address and th
 from jax.experimental import multihost_utils
 
 from bert_jax.config import differences
-from bert_jax.errors import BertJaxError
+from bert_jax.errors import BertJaxError, exit_status
 from bert_jax.parallel.agreement import Agreement
 
 log = logging.getLogger("bert_jax.cluster")
@@ -215,9 +215,9 @@ class Cluster:
             if proof:
                 return TEMPORARY, f"a peer is lost: {symptom[:200]}"
         if isinstance(error, BertJaxError):
-            return 1, str(error)
+            return exit_status(error), str(error)
         traceback.print_exception(error)
-        return 1, f"{type(error).__name__}: {chain[0][:300]}"
+        return exit_status(error), f"{type(error).__name__}: {chain[0][:300]}"
 
     def _end(self, status: int, line: str) -> None:
         """Tells the others why, says so, and ends this process. Threads and pending collectives are not waited for."""
@@ -290,6 +290,7 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     finally:
         late.cancel()
     cluster = Cluster(state.client, state.process_id, state.num_processes)
+    _warn_of_idle_gpus()
     _prefix_logs(cluster)
     with cluster.ending_together():
         if cluster.count > 1:
@@ -309,6 +310,16 @@ def alone() -> Iterator[Cluster]:
     elif tasks.isdigit() and int(tasks) > 1:
         log.warning("this SLURM job has %s tasks, and this process works alone: start it with srun and --distributed", tasks)
     yield Cluster()
+
+
+def _warn_of_idle_gpus() -> None:
+    """jax gives a task of SLURM the one GPU of its number, however many there are."""
+    gpus, tasks = os.environ.get("SLURM_GPUS_ON_NODE", ""), os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
+    if gpus.isdigit() and tasks.isdigit() and jax.default_backend() == "gpu":
+        used = int(tasks) * jax.local_device_count()
+        if used < int(gpus):
+            log.warning("%d of the %s GPUs of this machine work: give srun a task for each (--ntasks-per-node=%s)", used, gpus,
+                        gpus)
 
 
 def local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Arithmetic and memory traffic of a training step from the shape of the model alone.
+"""Arithmetic and memory traffic of a training step, without running it.
 
 XLA counts the body of a scan once, so its own cost analysis says nothing about depth. What an encoder costs is given by a
 formula, which the tests hold against the products in the traced program; what a task costs, with whatever its objectives do, is

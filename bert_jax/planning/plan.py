@@ -20,8 +20,8 @@ from bert_jax.planning import flops
 from bert_jax.planning.chips import Target
 from bert_jax.planning.collectives import Collective, collectives, summary
 from bert_jax.training.experiment import Experiment
-from bert_jax.training.optimizer import frozen, make_optimizer
-from bert_jax.training.step import abstract_state, make_train_step
+from bert_jax.training.optimizer import frozen
+from bert_jax.training.step import make_update
 
 log = logging.getLogger("bert_jax")
 
@@ -292,15 +292,12 @@ def _step(experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[A
     """The training step, and its operands as shapes: the very one that :func:`bert_jax.training.train.train` runs."""
     settings = experiment.train
     task = PretrainingTask(experiment.task, None)
-    optimizer = make_optimizer(experiment.optimizer, settings.steps, task.logical_axes())
-    abstract = abstract_state(task, optimizer, mesh)
+    _, abstract, step = make_update(
+        task, mesh, experiment.optimizer, settings.steps, accumulate=settings.accumulate, reduce_dtype=settings.reduce_dtype
+    )
     rows = batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
              for name, x in task.batch_shapes(settings.batch_size).items()}
-    step = make_train_step(
-        task, optimizer, mesh, abstract, accumulate=settings.accumulate, reduce_dtype=settings.reduce_dtype,
-        frozen=frozen(experiment.optimizer, task.logical_axes()),
-    )
     return step, (abstract, batch)
 
 

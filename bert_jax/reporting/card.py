@@ -62,16 +62,16 @@ def card(
     limits = [
         f"It was trained on {counts['training']:,} examples of {dataset_of(task.data)} and measured on "
         f"{counts['held-out']:,} of {dataset}: of other texts, domains and languages nothing is known.",
-        f"Texts of more than {max(task.lengths):,} tokens {_LONG.get(hub_kind, 'are cut')}.",
+        f"Texts of more than {max(task.lengths):,} tokens {_LONG.get(hub_kind, 'were cut')}{_unlike(task, transformers)}.",
         "Neither its fairness nor its robustness was examined. The checkpoint that it comes from has biases, which it keeps.",
     ]
     if task.encoder.labels and hub_kind != "fill-mask":
         labels = task.encoder.labels
         limits.insert(1, f"Whatever it is given, it answers with: {', '.join(labels)}." if len(labels) > 1
                       else f"It gives one value, {labels[0]}, also for texts that have none.")
-    if transformers and isinstance(task, QuestionAnswering) and task.null_threshold is not None:
+    if isinstance(task, QuestionAnswering) and task.null_threshold is not None:
         limits.insert(1, "It also learnt to say that a context has no answer. The code above always gives one; `bert-jax "
-                         "predict` says where there is none.")
+                         f"predict` {'' if transformers else 'with its work directory '}says where there is none.")
     if chosen:
         limits.insert(0, f"**Of {len(scores.seeds)} seeds the best by the held-out examples was taken: on new data expect less "
                          "than its scores, about the mean.**")
@@ -138,7 +138,19 @@ def _use(task: AnyFinetuning, texts: int, transformers: bool) -> str:
     return _PIPELINE.format(kind=kind, asked='f"a text with {answer.tokenizer.mask_token}"' if kind == "fill-mask" else asked)
 
 
-_LONG = {"question-answering": "are read in windows", "token-classification": "are read in parts"}
+_LONG = {"question-answering": "were read in windows", "token-classification": "were read in parts"}
+
+
+def _unlike(task: AnyFinetuning, transformers: bool) -> str:
+    """That the code of the card treats long texts otherwise."""
+    if not transformers:
+        return ""
+    return {
+        "question-answering": ", as `bert-jax predict` does; the code above takes what fits into one row",
+        "token-classification": ", as `bert-jax predict` does; the pipeline above leaves out what is beyond the maximum length "
+                                "unless it is given a `stride`",
+        "text-classification": f"; the pipeline above needs `truncation=True, max_length={max(task.lengths)}` for that",
+    }.get(kind_of(task)[0], "")
 
 
 def _yaml(value: Any, indent: int = 0) -> list[str]:

@@ -63,7 +63,7 @@ def _class(texts, label, answer, task) -> Judged:
 
 def _value(texts, label, answer, task) -> Judged:
     value = answer[task.encoder.labels[0]]
-    return Judged(texts, f"{float(label):g}", f"{value:.6g}", None, abs(value - float(label)))
+    return Judged(texts, str(label).strip(), one_line(value), None, abs(value - float(label)))
 
 
 def _answer(texts, gold, answer, task) -> Judged:
@@ -113,10 +113,10 @@ def write(path: Path, names: Sequence[str], judged: Sequence[Judged]) -> None:
 
 
 def one_line(value: Any) -> str:
-    """A value as a field of a TSV file: numbers with six digits, lists of words with blanks between, other things as JSON, and
-    every tab or line break a blank."""
+    """A value as a field of a TSV file: numbers with the digits of a float32, lists of words with blanks between, other things
+    as JSON, and every tab or line break a blank."""
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return str(np.float32(value))
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = " ".join(value)
     if not isinstance(value, str):

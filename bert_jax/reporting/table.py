@@ -11,13 +11,13 @@ from rich.table import Table as Lines
 
 from bert_jax.errors import BertJaxError
 from bert_jax.files import write_json, write_whole
+from bert_jax.task import SMALLER_IS_BETTER
 
 SCORES = "scores.json"
-LOWER = ("loss", "rmse")  # the smaller, the better
 
 
 class Row(NamedTuple):
-    """One score. deviation: of the sample (n - 1), None of one seed. best: the largest, or the smallest of those in ``LOWER``;
+    """One score. deviation: of the sample (n - 1), None of one seed. best: the largest, or the smallest of what is better so;
     None of a threshold, which is no score. seeds: the value of each."""
 
     name: str
@@ -66,7 +66,7 @@ def gather(evaluations: Mapping[int, Mapping[str, float]], labels: Sequence[str]
         values = {seed: float(found[name]) for seed, found in sorted(evaluations.items())}
         every = list(values.values())
         deviation = statistics.stdev(every) if len(every) > 1 and all(map(math.isfinite, every)) else None
-        best = None if name.endswith("_threshold") else (min if name in LOWER else max)(every)
+        best = None if name.endswith("_threshold") else (min if name in SMALLER_IS_BETTER else max)(every)
         rows.append(Row(name, statistics.fmean(every), deviation, best, values))
     return Scores(rows, f"f1 is that of the label {labels[1]!r}." if len(labels) == 2 and "f1" in names else "")
 
@@ -84,7 +84,9 @@ def cells(scores: Scores) -> tuple[list[str], list[list[str]]]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value == 0 or not abs(value) < 1e-3 else f"{value:.2e}"
 
 
 def markdown(scores: Scores) -> str:

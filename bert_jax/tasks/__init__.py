@@ -1,5 +1,7 @@
-"""What a pre-trained encoder is fine-tuned for, one file for each kind of task; ``TASKS`` is the list to extend."""
+"""What a pre-trained encoder is fine-tuned for, one file for each kind of task; ``TASKS`` and ``AnyFinetuning`` are the lists
+to extend, and the tables of :mod:`bert_jax.predicting` and :mod:`bert_jax.reporting` say how a kind is asked, and shown."""
 
+from bert_jax.model import Model
 from bert_jax.tasks.base import Finetuning, FinetuningTask
 from bert_jax.tasks.choice import Choice, ChoiceTask
 from bert_jax.tasks.classification import Classification, ClassificationTask
@@ -13,3 +15,8 @@ TASKS: dict[type[Finetuning], type[FinetuningTask]] = {
     Tagging: TaggingTask, Choice: ChoiceTask, MaskedWords: MaskedWordsTask,
 }
 AnyFinetuning = Classification | Regression | QuestionAnswering | Tagging | Choice | MaskedWords
+
+
+def finetuning_task(config: AnyFinetuning, model: Model | None = None) -> FinetuningTask:
+    """The task of a configuration; ``model``: what ``config.init`` names, where it is loaded already."""
+    return TASKS[type(config)](config, model)

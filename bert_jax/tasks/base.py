@@ -94,6 +94,8 @@ class Finetuning:
         if set(self.needs) != set(self.encoder.with_heads):
             raise BertJaxError(f"task.encoder.with_heads must be {' and '.join(self.needs)}")
 
+ANOTHER = 2**31  # folded into a key: no number of a split, which numbers from 0
+
 
 def finetuned_encoder(
     encoder: EncoderConfig, labels: tuple[str, ...], heads: tuple[Head, ...] = ("pooler", "classifier"), **changes: Any
@@ -108,9 +110,11 @@ class Predictor:
     Attributes:
       config: the encoder. tokenizer: its. length: the longest sequence. texts: how many an example has that it was trained on,
         of kinds that take one or two; None: that is not known.
+      kept: names of attributes that are kept beside the weights of an exported model.
     """
 
     texts: int | None = None
+    kept: ClassVar[tuple[str, ...]] = ("length",)
 
     def __init__(self, config: EncoderConfig, tokenizer: Tokenizer, length: int):
         self.config, self.tokenizer, self.length = config, tokenizer, length
@@ -209,7 +213,8 @@ class FinetuningTask:
         init = functools.partial(api.init, self.config.encoder)
         params = warm_start(self._model, self.config.init, self.config.encoder, init, key, None)
         new = [head for head in self.config.encoder.with_heads if self._is_new(head, params[head])]
-        return self._with_anchors(reinitialised(params, self.config.reinitialise, self.config.encoder, init, key), new)
+        again = jax.random.fold_in(key, ANOTHER)  # with that of its pre-training it would be given what that began with
+        return self._with_anchors(reinitialised(params, self.config.reinitialise, self.config.encoder, init, again), new)
 
     def _is_new(self, head: str, params: api.Params) -> bool:
         theirs = self._model.params.get(head)

@@ -177,6 +177,7 @@ class Chooses(Predictor):
     """Texts: (first text, choice, choice, ...). Answers: ``choice``, its number from 0, its ``text`` and ``probability``."""
 
     truncate: Keep = "start"
+    kept = ("length", "truncate")
 
     def encode(self, texts: Texts) -> Encoded:
         """A question has its choices side by side, arrays [C, l], where C is the largest number of them; ``choices`` int32 [n]

@@ -32,6 +32,7 @@ from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
 
+WINDOW = 384  # tokens of question and context, where nothing else is said
 NOWHERE, ENDS, BEGINS, NULL = range(4)  # what a token may be: no part of an answer, its end, its beginning too, the null
 _JOINER = "\u200d"  # of emoji that are shown as one
 
@@ -65,10 +66,18 @@ class QuestionAnswering(Finetuning):
                 raise BertJaxError(f"task.{name} is {getattr(self, name)}: it must be at least 1")
 
 
+def window_sizes(length: int) -> dict[str, int]:
+    """``stride``, ``question_tokens`` and ``answer_tokens`` for windows of ``length`` tokens: run_squad.py's, or where windows
+    are too short for these a third, a fourth and a fourth of ``length``."""
+    return {"stride": min(128, length // 3), "question_tokens": min(64, length // 4), "answer_tokens": min(30, length // 4)}
+
+
 class AnswersQuestions(Predictor):
     """Texts: (question, context). Answers: ``text``, exactly as it stands in the context, and ``start``, its first character
     there; ``score``, the sum of its two logits, and ``null_score``, the same of the null in the window where it is lowest. With
     a threshold, ``span`` is the best text in any case, and where there is no answer ``text`` is empty and ``start`` -1."""
+
+    kept = ("length", "stride", "question_tokens", "answer_tokens", "null_threshold")
 
     def __init__(
         self, config: EncoderConfig, tokenizer: Tokenizer, length: int, *, stride: int = 128, question_tokens: int = 64,

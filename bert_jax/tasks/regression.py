@@ -45,6 +45,7 @@ class Values(Predictor):
     """Texts: (sentence,) or (first, second). Answers: the value, under the name that it has in ``encoder.labels``."""
 
     truncate: Keep = "start"
+    kept = ("length", "texts", "truncate")
 
     def encode(self, texts: Texts) -> Encoded:
         return encode(self.tokenizer, texts, self.length, self.truncate)

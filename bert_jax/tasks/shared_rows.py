@@ -26,7 +26,7 @@ def batches_for_training(
     multiple: int = 1,
 ) -> TrainBatches:
     """Shared rows, or where most examples are too long for two of them to share one, and padding would be more than with up
-    to ``shapes`` lengths, those: so it is for reactions of 114 to 246 tokens, 26% against 8% of padding."""
+    to ``shapes`` lengths, those: so it is for reactions of 114 to 246 tokens."""
     shared = SharedRows(data, batch_size, rows, pad_id, seed, multiple)
     by_length = TrainBatches(data, (length,), batch_size, rows, pad_id, seed, shapes)
     return shared if shared.positions <= WORTH * by_length.positions else by_length

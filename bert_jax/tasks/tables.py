@@ -22,7 +22,8 @@ MANY_LABELS = 20  # so many are classes, even where hardly two rows have the sam
 
 
 class Rows(NamedTuple):
-    """What a table holds: texts [n], of one or two sentences each, and the labels as they are written [n], or none at all."""
+    """What a source holds: texts [n], each a tuple of as many as its kind has (a sentence, a pair, words, a question and its
+    choices), and the labels as they are written [n], or none at all."""
 
     texts: list[tuple[str, ...]]
     labels: list[Any]

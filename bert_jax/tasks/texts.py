@@ -1,6 +1,7 @@
 """Texts of any number, one row at a time, from files and standard input; :mod:`bert_jax.tasks.tables` reads whole tables."""
 
 import csv
+import functools
 import gzip
 import io
 import itertools
@@ -22,8 +23,8 @@ class Texts(NamedTuple):
     """Rows that come when they are asked for.
 
     Attributes:
-      rows: the texts of each, without white space around them; a list of them is a tuple. columns: their names. size: of the
-        file in bytes, None: not known. read: how many of these have been read so far.
+      rows: the texts of each, without white space around them unless it was asked for; a list of them is a tuple. columns:
+        their names. size: of the file in bytes, None: not known. read: how many of these have been read so far.
     """
 
     rows: Iterator[tuple[str | tuple[str, ...], ...]]
@@ -32,7 +33,9 @@ class Texts(NamedTuple):
     read: Callable[[], int]
 
 
-def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = None, *, lists: int | None = None) -> Texts:
+def open_texts(
+    path: str, columns: tuple[str, ...] = (), form: Form | None = None, *, lists: int | None = None, whole: bool = False
+) -> Texts:
     """The rows of a file, or of standard input (``-``).
 
     Args:
@@ -41,6 +44,7 @@ def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = Non
       columns: of the texts: names in the first line, or numbers from 0 where there is none; none: the only one.
       form: how it is written, where its name does not say that.
       lists: the number of a column that in ``*.jsonl`` may also hold lists of texts, from 0.
+      whole: texts keep the white space around them: answers about places in them count it.
 
     Raises:
       BertJaxError: no such file, no such column (those that there are, are listed), or columns of plain lines. While rows are
@@ -59,17 +63,18 @@ def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = Non
 
     data = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
     lines = _checked(_FIELDS[form](_decoded(data, path)), path)
+    take = functools.partial(_rows, path=path, whole=whole)
     first = next(lines, None)
     if first is None:
         raise BertJaxError(f"{path}: no rows: it is empty")
     if form == "lines":
-        return Texts(_rows(first, lines, [0], path, None), ("text",), size, counted)
+        return Texts(take(first, lines, [0]), ("text",), size, counted)
     header = list(first[1]) if isinstance(first[1], dict) else [name.strip() for name in first[1]]
     if isinstance(first[1], list) and columns and all(name.isdigit() for name in columns):
         if max(map(int, columns)) >= len(header):
             hint = other_separator(header, form)
             raise BertJaxError(f"{path}: no column {max(columns, key=int)}; there are 0 to {len(header) - 1}{hint}")
-        return Texts(_rows(first, lines, [int(name) for name in columns], path, len(header)), columns, size, counted)
+        return Texts(take(first, lines, [int(name) for name in columns], width=len(header)), columns, size, counted)
     if not columns and len(header) > 1:
         raise BertJaxError(f"{path}: name the column of the text (--texts); there are {', '.join(header)}")
     columns = columns or tuple(header)
@@ -79,8 +84,8 @@ def open_texts(path: str, columns: tuple[str, ...] = (), form: Form | None = Non
             hint = other_separator(header, form) if isinstance(first[1], list) else ""
             raise BertJaxError(f"{path}: {what} {name!r}; there are {', '.join(header)}{hint}")
     if isinstance(first[1], dict):
-        return Texts(_rows(first, lines, list(columns), path, None, lists), columns, size, counted)
-    return Texts(_rows(None, lines, [header.index(name) for name in columns], path, len(header)), columns, size, counted)
+        return Texts(take(first, lines, list(columns), lists=lists), columns, size, counted)
+    return Texts(take(None, lines, [header.index(name) for name in columns], width=len(header)), columns, size, counted)
 
 
 def form_of(path: str, form: Form | None = None) -> Form:
@@ -135,12 +140,13 @@ def _checked(lines: Iterator[tuple[int, list | dict]], path: str) -> Iterator[tu
 
 
 def _rows(
-    first: tuple | None, lines: Iterator[tuple[int, list | dict]], wanted: list, path: str, width: int | None,
-    lists: int | None = None,
+    first: tuple | None, lines: Iterator[tuple[int, list | dict]], wanted: list, *, path: str, whole: bool,
+    width: int | None = None, lists: int | None = None,
 ) -> Iterator[tuple[str | tuple[str, ...], ...]]:
     some = first is not None
     for number, fields in itertools.chain([first] if some else [], lines):
-        yield _texts(number, fields, wanted, path, width, lists)
+        found = _texts(number, fields, wanted, path, width, lists)
+        yield found if whole else tuple(map(_stripped, found))
         some = True
     if not some:
         raise BertJaxError(f"{path}: no rows below the names of the columns")
@@ -162,9 +168,13 @@ def _text(field: Any, where: str, lists: bool) -> str | tuple[str, ...]:
         return tuple(_text(one, where, False) for one in field)
     if not isinstance(field, str):
         raise BertJaxError(f"{where}: a text is a string{', or a list of them' if lists else ''}")
-    if not (text := field.strip()):
+    if not field.strip():
         raise BertJaxError(f"{where}: the text is empty, or nothing but white space: take the line out")
-    return text
+    return field
+
+
+def _stripped(text: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return text.strip() if isinstance(text, str) else tuple(map(str.strip, text))
 
 
 def _plain(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from bert_jax.errors import BertJaxError
-from bert_jax.files import write_whole
+from bert_jax.files import check_local, write_whole
 
 # Keys of a tokenizer_config.json that point at files or code of the place where it was written.
 _LOCAL_SETTINGS = ("auto_map", "merges_file", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file")
@@ -234,6 +234,7 @@ def _not_text(texts: Sequence[str]) -> BertJaxError:
 
 def write_files(directory: str | os.PathLike, files: dict[str, bytes]) -> None:
     """Writes each file whole or not at all. Raises BertJaxError where that cannot be."""
+    check_local(directory)
     folder = pathlib.Path(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -201,21 +201,35 @@ def _load_vocab(file: pathlib.Path, beside: Beside) -> Tokenizer:
 def _load_tokenizer_json(file: pathlib.Path, beside: Beside) -> Tokenizer:
     content = _read(file)
     rules = tokenizer_json.parse(content)
-    if not _plain_bert(rules, beside):
-        return PipelineTokenizer(content, settings=beside.settings, special_map=beside.special_map)
-    own = rules["normalizer"]
-    if beside.settings.get("tokenizer_class") in _VERBATIM:  # the file as it is; other classes override its rules
+    own, plain = rules.get("normalizer") or {}, _plain_bert(rules, beside)
+    if beside.settings.get("tokenizer_class") in _VERBATIM:
         beside = beside._replace(settings={key: beside.settings[key] for key in beside.settings.keys() - _RULES})
-    lowercase = beside.flag("do_lower_case", own.get("lowercase", True))
-    if lowercase != own.get("lowercase", True):
-        logger.warning("%s: do_lower_case of the %s beside it is used, not its own lowercase", file, CONFIG)
+    elif own.get("type") == "BertNormalizer":  # other classes override the rules of the file
+        changed = _restated(own, beside)
+        if changed != own:
+            logger.warning("%s: %s of the %s beside it are used, not its own rules", file, ", ".join(sorted(_RULES)), CONFIG)
+            rules["normalizer"] = own = changed
+            content = to_json(rules)
+    if not plain:
+        return PipelineTokenizer(content, settings=beside.settings, special_map=beside.special_map)
     return WordPieceTokenizer(
         tokenizer_json.by_id(tokenizer_json.vocabulary(rules)),
-        lowercase=lowercase,
-        strip_accents=beside.flag("strip_accents", own.get("strip_accents")),
-        split_chinese=beside.flag("tokenize_chinese_chars", own.get("handle_chinese_chars", True)),
+        lowercase=own.get("lowercase", True),
+        strip_accents=own.get("strip_accents"),
+        split_chinese=own.get("handle_chinese_chars", True),
         settings=beside.settings,
     )
+
+
+def _restated(own: dict, beside: Beside) -> dict:
+    """A BertNormalizer with the rules that tokenizer_config.json has; null there lets accents go where capitals go."""
+    found = {
+        theirs: beside.flag(ours, own.get(theirs, True))
+        for ours, theirs in (("do_lower_case", "lowercase"), ("tokenize_chinese_chars", "handle_chinese_chars"))
+    }
+    if "strip_accents" in beside.settings:
+        found["strip_accents"] = beside.flag("strip_accents")
+    return own | {key: value for key, value in found.items() if value != own.get(key, True if key != "strip_accents" else None)}
 
 
 def _plain_bert(rules: dict, beside: Beside) -> bool:

@@ -1,1 +1,1 @@
-"""The one training loop and what it needs: experiment values, optimisers, checkpoints, records."""
+"""The one training loop and what it needs: experiment values, optimisers, work directories, records."""

@@ -19,7 +19,7 @@ from bert_jax.tasks.base import finetuned_encoder
 from bert_jax.tasks.choice import Choice, Questions
 from bert_jax.tasks.classification import Classification
 from bert_jax.tasks.columns import Columns, Lists, a_word_a_line, conllu, iob2
-from bert_jax.tasks.question_answering import AnswersQuestions, QuestionAnswering
+from bert_jax.tasks.question_answering import WINDOW, AnswersQuestions, QuestionAnswering, window_sizes
 from bert_jax.tasks.regression import Regression, values_of
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import FORMATS, Table, kind_of, labels_of
@@ -33,7 +33,6 @@ logger = logging.getLogger("bert_jax")
 HELDOUT = 0.1  # of data that comes alone
 LONGEST = 512  # tokens; shorter texts take no more than they need
 SHOWN, LABEL = 6, 30  # labels that a line shows, and characters of each
-WINDOW = 384  # tokens of question and context
 EPOCHS, WARM = 3.0, 0.1
 FEWEST_UPDATES, MOST_EPOCHS = 200, 20.0  # small tables: as many epochs as that takes, at most 20
 EVALUATIONS = 10  # at most
@@ -144,11 +143,15 @@ def recipe(
         _task(model, checkpoint, data, training, heldout, kind), AdamW(learning_rate=rate, bias_correction=True),
         TrainConfig(batch_size=batch, eval_batches=None, eval_batch_size=64, keep=1),
     )
+    said = paths_of(assignments)
     given = configuration.override(begun, [*assignments, f"task.init={json.dumps(checkpoint)}"])
+    if isinstance(given.task, QuestionAnswering):
+        given = configuration.override(given, _unsaid(
+            said, {f"task.{name}": size for name, size in window_sizes(max(given.task.lengths)).items()}
+        ))
     each = count_rows(given.task, model.tokenizer) / given.train.batch_size  # updates of an epoch
     if epochs is None:
         epochs = max(EPOCHS, min(FEWEST_UPDATES / each, MOST_EPOCHS))
-    said = paths_of(assignments)
     steps = given.train.steps if said & {"train", "train.steps"} else max(1, round(epochs * each))
     each = max(1, round(each * math.ceil(steps / max(1, round(each)) / EVALUATIONS)))
     derived = {
@@ -156,9 +159,12 @@ def recipe(
         "train.log_every": max(1, min(50, each // 4)), "optimizer.warmup_steps": int(WARM * steps),
         "task.shapes": min(16, max(2, steps // 100)),  # a step is compiled for each, and one more has to save what that costs
     }
-    return configuration.override(
-        given, [f"{path}={value}" for path, value in derived.items() if not said & {path, path.partition(".")[0]}]
-    )
+    return configuration.override(given, _unsaid(said, derived))
+
+
+def _unsaid(said: set[str], derived: dict[str, Any]) -> list[str]:
+    """Assignments of what is ``derived``, but for what ``said`` has, as a field or with all of its part."""
+    return [f"{path}={value}" for path, value in derived.items() if not said & {path, path.partition(".")[0]}]
 
 
 def paths_of(assignments: Sequence[str]) -> set[str]:
@@ -201,17 +207,15 @@ def _task(
     longest = min(LONGEST, model.config.max_length)
 
     def encoder(labels: tuple[str, ...], *heads: Any):
-        return finetuned_encoder(model.config, labels, heads)
+        return dataclasses.replace(finetuned_encoder(model.config, labels, heads), lora_rank=0)  # it begins with the product
 
     sentences = ("pooler", "classifier")
     shared = {"init": checkpoint, "data": training, "heldout": heldout, "lengths": (longest,)}
     match data:
         case Squad():
             every = [*training.read().labels, *heldout.read().labels]
-            window = min(WINDOW, longest)
             return QuestionAnswering(
-                encoder((), "span"), **shared | {"lengths": (window,)}, stride=min(128, window // 3),
-                question_tokens=min(64, window // 4), answer_tokens=min(30, window // 4),
+                encoder((), "span"), **shared | {"lengths": (min(WINDOW, longest),)},
                 null_threshold=None if all(gold.answers for gold in every) else 0.0,
             )
         case Columns() | Lists():

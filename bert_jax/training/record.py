@@ -1,8 +1,12 @@
 """What a run leaves to look at: metrics.jsonl, TensorBoard events, curves.png, and a progress bar in the terminal."""
 
+import contextlib
 import json
+import logging
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,8 @@ from rich.table import Column
 
 from bert_jax.progress import LINE_SECONDS, clock, redirects_stdout
 from bert_jax.task import Ratio
+
+log = logging.getLogger("bert_jax")
 
 METRICS = "metrics.jsonl"
 WIDE = 120  # columns of a terminal in which a bar has room
@@ -35,7 +41,9 @@ class Record:
         temporary.replace(self._path)
         self._spent = max((row["time"] for row in kept), default=0.0)
         self._started = time.monotonic()
-        self._board = _tensorboard()(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        # Its thread ends at the first error, after which a queue that may be full would hold up the run: none is.
+        self._board = _tensorboard()(str(workdir / "tensorboard"), purge_step=start + 1 if start else None, max_queue=0)
+        self._waiting: list[str] = []  # rows that could not be written yet
         self._drawn, self._complete = self._started, False  # when the curves were, and whether they have every row
         self._console = Console(stderr=True)
         self._progress = progress_bar(self._console)
@@ -70,25 +78,49 @@ class Record:
     def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
         """One line of the JSONL file and one point of every TensorBoard curve."""
         row = {"step": step, "kind": kind, "time": round(self.seconds, 3)} | metrics
-        with self._path.open("a") as file:  # closed each time: a mounted bucket uploads a file when it is closed
-            file.write(json.dumps(row) + "\n")
+        self._waiting.append(json.dumps(row) + "\n")
         self._complete = False
+        with self._forgiving("row"):
+            self._append()
         for name, value in metrics.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
         if kind == "eval":
-            self._board.flush()
+            with self._forgiving("event of TensorBoard"):
+                self._board.flush()
             if time.monotonic() - self._drawn > DRAW_SECONDS:
                 self._draw()
+
+    def _append(self) -> None:
+        """Writes the rows that wait, all of them or, with an error, none."""
+        before = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a") as file:  # closed each time: a mounted bucket uploads a file when it is closed
+                file.write("".join(self._waiting))
+        except OSError:
+            with contextlib.suppress(OSError):  # nothing behind half a row would be read
+                os.truncate(self._path, before)
+            raise
+        self._waiting.clear()
 
     def close(self) -> None:
         """Flushes everything and leaves the terminal clean."""
         self._progress.stop()
-        self._board.close()
+        with self._forgiving("event of TensorBoard"):
+            self._board.close()
         if not self._complete and read(self._path):
             self._draw()
 
+    @contextlib.contextmanager
+    def _forgiving(self, what: str) -> Iterator[None]:
+        """A record that cannot be written is no reason to end a run, nor to be silent."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("%s: a %s could not be written (%s)", self._workdir, what, error.strerror or error)
+
     def _draw(self) -> None:
-        draw(self._path, self._workdir / "curves.png")
+        with self._forgiving("picture"):
+            draw(self._path, self._workdir / "curves.png")
         self._drawn, self._complete = time.monotonic(), True
 
 

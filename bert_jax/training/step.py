@@ -12,7 +12,7 @@ from bert_jax.models.api import sharding_rules
 from bert_jax.parallel.mesh import RULES, batch_sharding, parameter_shardings, replicated
 from bert_jax.task import Batch, Losses, Params, Ratio, Task
 from bert_jax.training import together
-from bert_jax.training.optimizer import matrices
+from bert_jax.training.optimizer import AdamW, Lamb, frozen, make_optimizer, matrices
 from bert_jax.training.state import TrainState
 
 
@@ -57,6 +57,21 @@ def init_state(
         lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), start, shardings.params
     )
     return compiled(state)(params, key)
+
+
+def make_update(
+    task: Task, mesh: Mesh, config: AdamW | Lamb, steps: int, *, accumulate: int, reduce_dtype: str,
+    seeds: tuple[int, ...] = (),
+) -> tuple[optax.GradientTransformation, TrainState, Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]]:
+    """What a run of ``steps`` updates runs, and what a plan of it compiles: the optimiser, the shapes of the state of one run,
+    and the update, see :func:`make_train_step`."""
+    axes = task.logical_axes()
+    optimizer = make_optimizer(config, steps, axes)
+    abstract = abstract_state(task, optimizer, mesh)
+    return optimizer, abstract, make_train_step(
+        task, optimizer, mesh, abstract, accumulate=accumulate, reduce_dtype=reduce_dtype, frozen=frozen(config, axes),
+        seeds=seeds,
+    )
 
 
 def make_train_step(

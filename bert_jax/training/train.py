@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from bert_jax import config as configuration
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import BertJaxError
+from bert_jax.files import check_local, locked
 from bert_jax.model import CHECKPOINTS, EXPERIMENT
 from bert_jax.parallel.cluster import Cluster, local_rows
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
@@ -31,10 +32,10 @@ from bert_jax.task import Batch, Params, Ratio, Task
 from bert_jax.training import together, workdirs
 from bert_jax.training.best import Best, check_metric
 from bert_jax.training.experiment import Experiment
-from bert_jax.training.optimizer import AdamW, Lamb, frozen, make_optimizer, schedule
+from bert_jax.training.optimizer import AdamW, Lamb, schedule
 from bert_jax.training.record import METRICS, NoRecord, Record, Window, draw, read, summary
 from bert_jax.training.state import TrainState, key_data
-from bert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
+from bert_jax.training.step import init_state, make_eval_step, make_update
 
 log = logging.getLogger("bert_jax")
 
@@ -70,8 +71,33 @@ def train(
       BertJaxError: the mesh or batch does not fit, the work directory holds another experiment or is not shared by all
         hosts, the loss is not finite, a checkpoint cannot be written, or several runs with ``train.best`` or processes.
     """
-    workdir, settings, cluster = Path(workdir), experiment.train, cluster or Cluster()
-    seeds = tuple(runs or ())
+    workdir, cluster = Path(workdir), cluster or Cluster()
+    check_local(workdir)
+    with _kept_from_others(workdir, cluster):
+        return _train(task, experiment, workdir, cluster, runs or {}, source)
+
+
+@contextlib.contextmanager
+def _kept_from_others(workdir: Path, cluster: Cluster) -> Iterator[None]:
+    """No other run may begin in ``workdir`` meanwhile. A refusal leaves no folder where there was none."""
+    with contextlib.ExitStack() as held:
+        if cluster.first and not workdir.exists():
+            held.callback(_remove_if_empty, workdir)
+        if cluster.first:
+            with contextlib.suppress(OSError):  # what cannot be written is said later, and better
+                held.enter_context(locked(workdir))
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _train(
+    task: Task, experiment: Experiment, workdir: Path, cluster: Cluster, runs: Mapping[int, Path], source: str | None
+) -> Result:
+    settings, seeds = experiment.train, tuple(runs)
     if seeds and settings.best:
         raise BertJaxError(f"train.best is {settings.best!r}: seeds that are trained together end together, leave one out")
     if seeds and jax.process_count() > 1:
@@ -100,7 +126,7 @@ def train(
         return init_state(task, optimizer, abstract, key, _begin(task, settings.seed, seeds))
 
     # All that may refuse comes before the claim: a refusal changes nothing, and where nothing was there leaves nothing.
-    folders = (workdir, *(runs or {}).values())
+    folders = (workdir, *runs.values())
     identity = task.identity()  # once: it reads the data of a fine-tuning
     tokenizer = identity.get("tokenizer")
     state, fresh = None, cluster.from_first(
@@ -239,12 +265,8 @@ def _functions(
     task: Task, mesh: Mesh, config: AdamW | Lamb, steps: int, accumulate: int, reduce_dtype: str, seeds: tuple[int, ...]
 ) -> tuple[Any, ...]:
     """The optimiser, the shapes of the state, and the two compiled functions."""
-    axes = task.logical_axes()
-    optimizer = make_optimizer(config, steps, axes)
-    abstract = abstract_state(task, optimizer, mesh)
-    step = make_train_step(
-        task, optimizer, mesh, abstract, accumulate=accumulate, reduce_dtype=reduce_dtype, frozen=frozen(config, axes),
-        seeds=seeds,
+    optimizer, abstract, step = make_update(
+        task, mesh, config, steps, accumulate=accumulate, reduce_dtype=reduce_dtype, seeds=seeds
     )
     return optimizer, together.abstract(abstract, len(seeds)) if seeds else abstract, step, make_eval_step(task, mesh)
 

@@ -65,7 +65,7 @@ def _has_tokenizer(workdir: Path, wanted: str | None) -> bool:
 
 
 def claim(workdir: Path, experiment: Experiment, task: Task, tokenizer: str | None) -> None:
-    """Writes assets and experiment.json, and says what has changed since an earlier start. ``tokenizer``: its hash."""
+    """Writes experiment.json and assets, and says what has changed since an earlier start. ``tokenizer``: its hash."""
     changes = [change for _, change in _changes(workdir, experiment)]
     if trained(workdir):
         for change in changes:
@@ -76,8 +76,8 @@ def claim(workdir: Path, experiment: Experiment, task: Task, tokenizer: str | No
         if not _has_tokenizer(workdir, tokenizer):
             shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
     workdir.mkdir(parents=True, exist_ok=True)
+    configuration.save(experiment, workdir / EXPERIMENT)  # first: a tokenizer that is not whole is then this run's own
     task.save_assets(workdir)
-    configuration.save(experiment, workdir / EXPERIMENT)
 
 
 def check_shared(workdir: Path, cluster: Cluster, name: str, seen: Callable[[Path], bool]) -> None:

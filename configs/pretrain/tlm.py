@@ -7,8 +7,9 @@ Recipe:  facebookresearch/XLM README, "Pretrain a language model (with MLM and T
          here), Adam 1e-4, betas 0.9 / 0.98, no decay; text and translations in turns (--mlm_steps). train.py and optim.py: 15%
          predicted, 80/10/10, clipping at 5, warm-up 4,000, eps 1e-8. XLM's rate then falls with the inverse square root of the
          step and training ends when the perplexity no longer improves; ours falls on a line and ends after 500,000 updates.
-         The released model has 95,000 pieces. The segment table is XLM's table of languages, of 15 rows: with more
-         languages --set task.encoder.segments=N. Sampling of languages is off in that script.
+         Its output layer has no transform before the vocabulary; here it has BERT's, as exports need (without: --set
+         task.encoder.mlm_transform=false). The released model has 95,000 pieces. The segment table is XLM's table of
+         languages, of 15 rows: with more languages --set task.encoder.segments=N. Sampling of languages is off in that script.
          The text of the first turn is that of the parallel store. With more text in single languages, pre-train on that first
          and set task.init, as the README advises.
 Chips:   8 chips or GPUs, or more.

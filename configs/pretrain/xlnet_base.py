@@ -12,7 +12,8 @@ Recipe:  zihangdai/xlnet. Size: its README, XLNet-Base has 12 layers, width 768,
          decay 0.01, eps 1e-6, dropout 0.1 (appendix; both in others' excerpts of the paper). train.py of the code has
          other defaults (clip 1.0, taken here), and the README's command 2,048 rows an update.
          Left out: segment memory (reuse_len 256, mem_len 384), orders of 256 tokens (perm_size), rows read backwards (bi_data),
-         dropout of the waves of distances and inside feed-forward layers. [CLS] begins a row, there it ends it.
+         dropout of the waves of distances, inside feed-forward layers and of the final states. [CLS] begins a row and has the
+         segment of A, there it ends it and has a segment of its own.
 Chips:   a slice of 64 or more; train.accumulate for fewer. Not planned here.
 Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
          benchmarks/results/objectives_cpu.json): accuracy of the permuted pieces 0.162, SST-2 67.5.
@@ -34,7 +35,7 @@ def get_config() -> Experiment:
                 compute_dtype="bfloat16", vocab_multiple=1024,
             ),
             objectives=(PermutationLM(targets="spans"),),
-            examples=PairSpec(length=512, pairs="nsp"),
+            examples=PairSpec(length=512, pairs="nsp", short_fraction=0.0),
         ),
         optimizer=AdamW(learning_rate=4e-4, warmup_steps=40_000),
         train=TrainConfig(

@@ -166,6 +166,71 @@ def test_foreign_settings_travel_and_changes_win(bert, tmp_path):
     assert hf.load(tmp_path / "changed")[1] == changed
 
 
+def test_labels_of_another_head_do_not_travel(tmp_path):
+    """transformers makes the two outputs of a span by num_labels: with three of a classifier the weights did not fit."""
+    classifier = dataclasses.replace(TINY, with_heads=("pooler", "classifier"), labels=("no", "maybe", "yes"))
+    source = hf.export(random_params(classifier), classifier, TOKENIZER, tmp_path / "classifier")
+    edit_config(source, num_labels=3, problem_type="multi_label_classification", bert_jax_predictor={"length": 4})
+    origin = hf.load(source).origin
+    span = dataclasses.replace(TINY, with_heads=("span",))
+    hf.export(random_params(span), span, TOKENIZER, tmp_path / "span", origin=origin)
+    found = json.loads((tmp_path / "span" / "config.json").read_text())
+    assert not found.keys() & {"id2label", "label2id", "num_labels", "problem_type", "bert_jax_predictor"}
+    assert found["architectures"] == ["BertForQuestionAnswering"]
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "span")
+    ours = load_file(tmp_path / "span" / "model.safetensors")["qa_outputs.weight"]
+    assert np.array_equal(model.qa_outputs.weight.detach().numpy(), ours)
+
+
+def test_one_value_is_a_regression(tmp_path):
+    """Else pipelines give the sigmoid of it."""
+    config = dataclasses.replace(TINY, with_heads=("pooler", "classifier"), labels=("stars",))
+    hf.export(random_params(config), config, TOKENIZER, tmp_path / "one")
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["problem_type"] == "regression"
+    two = dataclasses.replace(config, labels=("no", "yes"))
+    hf.export(random_params(two), two, TOKENIZER, tmp_path / "two")
+    assert "problem_type" not in json.loads((tmp_path / "two" / "config.json").read_text())
+
+
+def test_a_bert_is_given_segments_by_whatever_class_reads_its_tokenizer(tmp_path):
+    """transformers' class without rules of its own leaves token_type_ids out, and pairs would be one segment."""
+    transformers = pytest.importorskip("transformers", reason="AutoTokenizer needs transformers (the torch extra)")
+    (tmp_path / "own").mkdir()
+    content = json.loads(TOKENIZER._marked.to_str())
+    content["added_tokens"].append({"id": TOKENIZER.vocab_size, "content": "[X]", "single_word": False, "lstrip": False,
+                                    "rstrip": False, "normalized": False, "special": True})
+    (tmp_path / "own" / "tokenizer.json").write_text(json.dumps(content))
+    own = tokenizers.load(tmp_path / "own")
+    config = dataclasses.replace(TINY, vocab_size=own.vocab_size)
+    for name, segments, wanted in (("pairs", 2, [0, 0, 0, 1, 1]), ("none", 0, None)):
+        hf.export(random_params(changed := dataclasses.replace(config, segments=segments)), changed, own, tmp_path / name)
+        found = transformers.AutoTokenizer.from_pretrained(tmp_path / name)("a", "b")
+        assert found["input_ids"] == own.build(own.encode("a").ids, own.encode("b").ids)[0].tolist()
+        assert found.get("token_type_ids") == wanted
+
+
+def test_a_length_beyond_the_positions_is_not_promised(tmp_path):
+    """A tokenizer that was taken over says 512, and the model that was trained with it has fewer positions."""
+    longer = WordPieceTokenizer([*SPECIALS, *"abcdef"], settings={"model_max_length": 512})
+    hf.export(random_params(TINY), TINY, longer, tmp_path / "ours")
+    said = json.loads((tmp_path / "ours" / "tokenizer_config.json").read_text())
+    assert said["model_max_length"] == TINY.max_length
+    origin = hf.load(tmp_path / "ours").origin
+    hf.export(random_params(TINY), TINY, longer, tmp_path / "theirs", origin=origin)  # what came from there stays as it was
+    assert json.loads((tmp_path / "theirs" / "tokenizer_config.json").read_text())["model_max_length"] == 512
+
+
+def test_an_encoder_of_sentences_lacks_the_head_that_its_base_had(bert, caplog):
+    edit_config(bert, architectures=["BertForMaskedLM"])
+    edit_weights(bert, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("cls.")])
+    with pytest.raises(BertJaxError, match="lacks cls.predictions"):
+        hf.load(bert)
+    found = hf.plan(bert, of_sentences=True)
+    assert found.config.with_heads == ("pooler",)
+    assert "promises heads of which no tensor is there: left out: mlm" in caplog.text
+
+
 def test_jax_arrays_and_numpy_arrays_export_alike(tmp_path):
     params = random_params(TINY)
     a = hf.export(params, TINY, TOKENIZER, tmp_path / "a")

@@ -64,6 +64,13 @@ def test_an_ordinary_directory_is_none_of_these(lay):
     assert files.read(directory) is None
 
 
+def test_another_kind_of_their_models_is_read_as_what_its_config_describes(lay, caplog):
+    """A CrossEncoder has modules.json too, and is a classifier like any other."""
+    directory = lay({"config_sentence_transformers.json": {"model_type": "CrossEncoder"}})
+    assert files.read(directory) is None
+    assert "is a CrossEncoder of sentence-transformers: read as the model that its config.json describes" in caplog.text
+
+
 def test_defaults(lay):
     directory = lay({})
     assert files.read(directory) == (directory, SentenceSettings(("mean",), max_length=512))
@@ -212,7 +219,6 @@ def test_arguments_of_loaders_are_named(lay, caplog):
         ({"sentence_bert_config.json": {"transformer_task": "fill-mask"}}, "transformer_task is 'fill-mask': only 'feat"),
         ({"sentence_bert_config.json": {"module_output_name": "sentence_embedding"}}, "module_output_name is 'sentence_e"),
         ({"sentence_bert_config.json": {"modality_config": {"image": {}}}}, "modality_config is .*image"),
-        ({"config_sentence_transformers.json": {"model_type": "SparseEncoder"}}, "model_type is 'SparseEncoder'"),
         ({"config_sentence_transformers.json": {"prompts": ["query: "]}}, "prompts is .*an object of names and texts"),
         ({"config_sentence_transformers.json": {"prompts": {"query": 1}}}, "prompts.0.text: expected str, got 1"),
         ({"config_sentence_transformers.json": {"default_prompt_name": "query"}}, "no prompt is called 'query'"),

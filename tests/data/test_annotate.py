@@ -13,8 +13,8 @@ from bert_jax.data.annotate import annotate_entities, annotate_phrases, choose
 from bert_jax.data.gazetteer import read_names
 from bert_jax.data.prepare import prepare
 from bert_jax.data.store import TokenStore
-from bert_jax.data.writer import locked
 from bert_jax.errors import BertJaxError
+from bert_jax.files import locked
 from tests.data.test_prepare import contents
 
 

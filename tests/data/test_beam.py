@@ -19,8 +19,8 @@ from bert_jax.data.prepare import prepare
 from bert_jax.data.sources import Corpus
 from bert_jax.data.stages import Recipe
 from bert_jax.data.store import TokenStore
-from bert_jax.data.writer import locked
 from bert_jax.errors import BertJaxError
+from bert_jax.files import locked
 
 pytest.importorskip("apache_beam", reason="needs the extra `beam`")
 

@@ -18,6 +18,7 @@ from bert_jax.data import stages, writer
 from bert_jax.data.prepare import prepare
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
+from bert_jax.files import locked
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -306,7 +307,7 @@ def test_what_stands_in_the_way(text, tokenizer, tmp_path):
     with pytest.raises(BertJaxError, match="something other than an unfinished store"):
         prepare([path], tmp_path / "other", tokenizer, heldout=0, workers=1)
     assert (tmp_path / "other.partial" / "thesis.txt").read_text() == "mine"
-    with writer.locked(tmp_path / "third.partial"), pytest.raises(BertJaxError, match="another run is writing it"):
+    with locked(tmp_path / "third.partial"), pytest.raises(BertJaxError, match="another run is writing it"):
         prepare([path], tmp_path / "third", tokenizer, heldout=0, workers=1)
     with pytest.raises(BertJaxError, match="cannot be written"):
         prepare([path], path / "store", tokenizer, heldout=0, workers=1)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import json
 import logging
 import threading
 
@@ -254,3 +255,8 @@ def test_the_verb_does_as_sentence_transformers_where_nothing_was_said(encoder, 
     texts = ["the cat sat", "on the mat"]
     expected = theirs.SentenceTransformer(str(tmp_path / "bare"), device="cpu").encode(texts)
     np.testing.assert_allclose(bert_jax.embed(tmp_path / "bare", texts), expected, atol=1e-5)
+    settings = json.loads((tmp_path / "bare" / "tokenizer_config.json").read_text())
+    (tmp_path / "bare" / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 4}))
+    cut = theirs.SentenceTransformer(str(tmp_path / "bare"), device="cpu").encode(texts)
+    assert np.abs(cut - expected).max() > 1e-3
+    np.testing.assert_allclose(bert_jax.embed(tmp_path / "bare", texts), cut, atol=1e-5)

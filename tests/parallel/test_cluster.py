@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax.errors import BertJaxError
+from bert_jax.errors import BertJaxError, CannotSave
 from bert_jax.parallel import cluster as cluster_module
 from bert_jax.parallel.cluster import Cluster, alone, code_hash, connect, local_rows
 from bert_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
@@ -197,7 +197,9 @@ def test_errors_are_told_from_symptoms(monkeypatch, capsys):
     assert c._diagnose(wrapped)[0] == 75
     assert c._diagnose(BertJaxError("process 1 did not answer"))[0] == 1  # nobody knew of a peer that is gone
     assert capsys.readouterr().err == ""
-    assert c._diagnose(KeyError("x")) == (1, "KeyError: 'x'")
+    assert c._diagnose(KeyError("x")) == (70, "KeyError: 'x'")
+    assert c._diagnose(OSError(5, "I/O error"))[0] == c._diagnose(CannotSave("could not save step 5"))[0] == 74
+    assert c._diagnose(PermissionError(13, "denied"))[0] == 1, "starting again would not help"
     assert "KeyError" in capsys.readouterr().err, "what nobody expected is printed whole"
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from bert_jax.errors import BertJaxError
 from bert_jax.reporting import card, judged, page, table
 from bert_jax.reporting.judged import Judged
+from bert_jax.tasks.tables import Rows
+from tests.tasks.tiny_tasks import make_task
 
 
 def evaluations():
@@ -57,6 +59,19 @@ def test_predictions_are_a_line_each(tmp_path):
         "one\ttwo\tlabel\tprediction\tprobability", 'a b c d\t"x"\tred\tblue\t0.250000', "e\tf\tred\tred\t1.000000",
     ]
     assert judged.hardest(rows, 5) == rows[:1]
+
+
+def test_numbers_keep_their_digits(tmp_path):
+    found = judged.judge(
+        make_task("Regression").config, Rows([("a",), ("b",)], ["1234567.89", "0.000012"]),
+        [{"size": float(np.float32(1234567.9))}, {"size": float(np.float32(1.2e-5))}],
+    )
+    judged.write(tmp_path / "p.tsv", ("text",), found)
+    assert [line.split("\t")[1:] for line in (tmp_path / "p.tsv").read_text().splitlines()[1:]] == [
+        ["1234567.89", "1234567.9"], ["0.000012", "1.2e-05"],
+    ]
+    scores = table.gather({0: {"rmse": 1.25e-5}, 1: {"rmse": 1.75e-5}})
+    assert table.cells(scores)[1] == [["rmse", "1.50e-05", "3.54e-06", "1.25e-05", "1.25e-05", "1.75e-05"]]
 
 
 def test_texts_cannot_break_the_page(tmp_path):

@@ -21,8 +21,8 @@ from bert_jax.tasks.choice import Choice, ChoiceTask, Chooses, Questions, Race, 
 from bert_jax.tasks.tables import Rows
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
-from bert_jax.training.finetune import finetune
 from bert_jax.training.optimizer import AdamW
+from tests.tasks.tiny_tasks import finetune
 
 WORDS = "cat dog bird mat sat ran on the red blue one two".split()
 TOKENIZER = WordPieceTokenizer([*SPECIALS, *WORDS, ".", "?"])

@@ -30,8 +30,8 @@ from bert_jax.tasks.masked_words import (
 from bert_jax.tasks.tables import Rows, Table
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
-from bert_jax.training.finetune import finetune
 from bert_jax.training.optimizer import AdamW
+from tests.tasks.tiny_tasks import finetune
 
 WORDS = "cat dog bird mat sat ran on the red blue one two it was good bad".split()
 TOKENIZER = WordPieceTokenizer([*SPECIALS, *WORDS, "##s", ".", ","])

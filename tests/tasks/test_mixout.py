@@ -12,7 +12,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.model import load
 from bert_jax.models import api
 from bert_jax.parallel.mesh import MeshConfig, make_mesh, parameter_shardings
-from bert_jax.tasks import Classification
+from bert_jax.tasks import Classification, finetuning_task
 from bert_jax.tasks.base import finetuned_encoder, without_anchors
 from bert_jax.tasks.freelb import FreeLB
 from bert_jax.tasks.mixout import Mixout, kept, mixed_part
@@ -20,10 +20,9 @@ from bert_jax.tasks.smart import Smart
 from bert_jax.tasks.tables import Table
 from bert_jax.training import train as train_module
 from bert_jax.training.experiment import Experiment, TrainConfig
-from bert_jax.training.finetune import finetune, finetuning_task
 from bert_jax.training.optimizer import AdamW
 from bert_jax.training.train import train
-from tests.tasks.tiny_tasks import ENCODER, KINDS, make_batch, make_task, scattered, updated
+from tests.tasks.tiny_tasks import ENCODER, KINDS, finetune, make_batch, make_task, scattered, updated
 
 KEY = jax.random.key(7)
 HEADS = dataclasses.replace(ENCODER, with_heads=("pooler", "classifier"), labels=("a", "b", "c"))

@@ -17,6 +17,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
+from bert_jax.tasks import finetuning_task
 from bert_jax.tasks import question_answering as qa
 from bert_jax.tasks.base import finetuned_encoder, predict
 from bert_jax.tasks.batches import Encoded, EvalBatches
@@ -25,8 +26,8 @@ from bert_jax.tasks.squad import Answer, Gold, Squad
 from bert_jax.tasks.tables import Rows
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
-from bert_jax.training.finetune import finetune, finetuning_task
 from bert_jax.training.optimizer import AdamW
+from tests.tasks.tiny_tasks import finetune
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MARKS = "\u0301\u0308\u0323"

@@ -21,8 +21,8 @@ from bert_jax.tasks.tables import Table
 from bert_jax.tasks.tagging import Tagging, TaggingTask
 from bert_jax.tokenizers.pipeline import PipelineTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
-from bert_jax.training.finetune import finetune
 from bert_jax.training.optimizer import AdamW
+from tests.tasks.tiny_tasks import finetune
 from tests.tiny_bert import get_config
 
 

@@ -25,8 +25,8 @@ from bert_jax.tasks.tagging import Tagging, TaggingTask, Tags, pieces_of_words, 
 from bert_jax.tokenizers.pipeline import PipelineTokenizer
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
-from bert_jax.training.finetune import finetune
 from bert_jax.training.optimizer import AdamW
+from tests.tasks.tiny_tasks import finetune
 
 LETTERS = "abcdefgh"
 TOKENIZER = WordPieceTokenizer([*SPECIALS, *LETTERS, *(f"##{c}" for c in LETTERS), *"我爱北京😀.,", "ab", "##cd"])

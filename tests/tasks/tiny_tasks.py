@@ -9,7 +9,7 @@ from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh
-from bert_jax.tasks import Choice, Classification, MaskedWords, QuestionAnswering, Regression, Tagging
+from bert_jax.tasks import Choice, Classification, MaskedWords, QuestionAnswering, Regression, Tagging, finetuning_task
 from bert_jax.tasks.base import FinetuningTask
 from bert_jax.tasks.choice import Questions
 from bert_jax.tasks.columns import Columns
@@ -17,10 +17,9 @@ from bert_jax.tasks.masked_words import Cloze
 from bert_jax.tasks.squad import Answer, Gold, Squad
 from bert_jax.tasks.tables import Rows, Table
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
-from bert_jax.training.finetune import finetuning_task
 from bert_jax.training.optimizer import AdamW, frozen, make_optimizer
 from bert_jax.training.step import abstract_state, init_state, make_train_step
-from bert_jax.training.train import to_devices
+from bert_jax.training.train import to_devices, train
 
 WORDS = "the a cat dog bird sat ran sang on in".split()
 TOKENIZER = WordPieceTokenizer([*SPECIALS, *WORDS, "."])
@@ -103,3 +102,10 @@ def updated(task: FinetuningTask, updates: int = 3, sizes=None, accumulate: int 
             state, metrics = step(state, to_devices(next(batches), mesh))
             history.append(jax.device_get(state.params))
     return history, jax.device_get(metrics)
+
+
+def finetune(experiment, workdir, model=None) -> dict[str, float]:
+    """Trains to the end, and returns the scores on the held-out data."""
+    result = train(finetuning_task(experiment.task, model), experiment, workdir)
+    assert result.finished
+    return result.evaluation

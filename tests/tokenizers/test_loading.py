@@ -218,6 +218,26 @@ def test_case_follows_config_then_content(tmp_path, caplog):
     assert tokenizers.load(path).lowercase and not caplog.records
 
 
+@pytest.mark.parametrize("added", [False, True], ids=["plain", "with a piece more"])
+def test_rules_of_the_configuration_come_before_those_of_the_file(added, tmp_path, caplog):
+    """As in transformers, for every class but the one that runs the file as it is."""
+    transformers = pytest.importorskip("transformers")
+    plain = WordPieceTokenizer([*SPECIALS, "cat", "É", "é", "e", "c", "##at", "C"], lowercase=True)
+    content = json.loads(plain._marked.to_str())
+    if added:
+        content["added_tokens"].append({"id": plain.vocab_size, "content": "[X]", "single_word": False, "lstrip": False,
+                                        "rstrip": False, "normalized": False, "special": True})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    for rules, told in (({"do_lower_case": True}, False), ({"do_lower_case": False}, True),
+                        ({"do_lower_case": False, "strip_accents": None}, True), ({"strip_accents": False}, True)):
+        for kind in ("BertTokenizer", "PreTrainedTokenizerFast"):
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(rules | {"tokenizer_class": kind}))
+            caplog.clear()
+            ours, theirs = tokenizers.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+            assert ours.build(ours.encode("cat É Cat").ids)[0].tolist() == theirs("cat É Cat")["input_ids"], (rules, kind)
+            assert ("it are used, not its own rules" in caplog.text) == (told and kind == "BertTokenizer"), (rules, kind)
+
+
 def test_carriage_returns_are_not_part_of_a_piece(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes("\r\n".join([*SPECIALS, "a", ""]).encode())

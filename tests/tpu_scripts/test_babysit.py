@@ -46,6 +46,22 @@ def test_preempted_in_mid_run(cloud):
     assert len((cloud.folder / ".local/state/bert_jax/my-project.us-central1-a.job/slices").read_text().splitlines()) == 2
 
 
+def test_killed_while_it_waits_it_can_be_started_again(cloud):
+    """What create.sh does meanwhile goes on for a while, and must not hold the lock."""
+    cloud.tell(request_after_create="WAITING_FOR_RESOURCES")
+    first = subprocess.Popen([SCRIPTS / "babysit.sh"], env=cloud.env | {"POLL": "5"}, cwd=ROOT, stderr=subprocess.DEVNULL,
+                             stdin=subprocess.DEVNULL)
+    for _ in range(200):
+        if cloud.calls("compute", "tpus", "queued-resources", "create"):
+            break
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    cloud.tell(request="ACTIVE", slice=READY)
+    cloud.plan("0 100 0", "0 - 0")
+    assert "finished" in cloud.run("babysit.sh").stderr
+
+
 def test_refusal_ends_it(cloud):
     cloud.tell(request="ACTIVE", slice=READY)
     cloud.plan("75 100 0", "1 - 0")

@@ -18,6 +18,7 @@ DESCRIBE = ["compute", "tpus", "queued-resources", "describe"]
     ],
 )
 def test_create_asks_once_and_waits(cloud, accelerator, provisioning, runtime, flags):
+    cloud.tell(slice_after_create=READY.replace("v5litepod-8", accelerator))
     done = cloud.run("create.sh", ACCELERATOR_TYPE=accelerator, PROVISIONING=provisioning)
     assert cloud.calls("compute", "tpus", "queued-resources", "create") == [[
         "compute", "tpus", "queued-resources", "create", "job", *PLACE, "--node-id=job", f"--accelerator-type={accelerator}",
@@ -33,6 +34,8 @@ def test_create_again_waits_for_the_request_that_is_there(cloud):
     cloud.tell(request="WAITING_FOR_RESOURCES\nACTIVE", slice="CREATING,,0,,v5litepod-8\n" + READY)
     assert "exists already, in state WAITING_FOR_RESOURCES" in cloud.run("create.sh").stderr
     assert not cloud.calls("compute", "tpus", "queued-resources", "create")
+    done = cloud.run("create.sh", ACCELERATOR_TYPE="v5litepod-16", status=1)  # what was changed in the settings meanwhile
+    assert "job is a v5litepod-8, not a v5litepod-16: delete.sh first" in done.stderr
 
 
 @pytest.mark.parametrize(("state", "words"), [("FAILED", "FAILED (no capacity)"), ("SUSPENDED", "SUSPENDED")])

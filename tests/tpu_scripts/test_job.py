@@ -101,8 +101,8 @@ def test_run_starts_all_detached_and_once(ready):
             "--distributed --profiler-port 9012 --set train.batch_size=512 --set x=a  'b'"
         ]
     done = ready.run("run.sh", status=75)  # the second start is refused, and ends neither of the first
-    assert "a run is under way already" in done.stderr
-    ready.settled("exited 75")
+    assert "a run is under way already" in done.stderr and "worker 1 running" in done.stderr
+    assert len(ready.settled("running")) == 2 and len(ready.started(0)) == 1
 
 
 def test_stop_saves_and_run_continues(ready):

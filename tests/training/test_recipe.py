@@ -19,12 +19,11 @@ from bert_jax import config as configuration
 from bert_jax.errors import BertJaxError
 from bert_jax.finetuning import check_assignments
 from bert_jax.models import api
-from bert_jax.tasks import Choice, QuestionAnswering, Tagging
+from bert_jax.tasks import Choice, QuestionAnswering, Tagging, finetuning_task
 from bert_jax.tasks.choice import Questions
 from bert_jax.tasks.columns import Columns, Lists, conllu, iob2
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import Table
-from bert_jax.training.finetune import finetuning_task
 from bert_jax.training.recipe import described, own_data, recipe
 
 GUIDE = Path(__file__).parents[2] / "docs" / "finetuning.md"
@@ -112,6 +111,24 @@ def test_answers(model, tmp_path):
     assert len(task.data.read().texts) == 22 and len(task.heldout.read().texts) == 2
     assert experiment.train.batch_size == 32 and experiment.optimizer.learning_rate == 5e-5
     assert recipe(model, "m", own_data(str(write_squad(tmp_path / "y.json", unanswerable=True)))).task.null_threshold == 0
+
+
+def test_windows_overlap_however_long_they_are(model, tmp_path):
+    data = own_data(str(write_squad(tmp_path / "x.json")))
+    for assignments, wanted in (
+        ((), (10, 8, 8)), (("task.lengths=[24]",), (8, 6, 6)), (("task.lengths=[24]", "task.stride=3"), (3, 6, 6)),
+    ):
+        task = recipe(model, "m", data, assignments=assignments).task
+        assert (task.stride, task.question_tokens, task.answer_tokens) == wanted
+
+
+def test_a_checkpoint_with_lora_is_trained_as_a_whole_unless_asked(model, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\n" + "".join(f"{word} {k},{'ab'[k % 2]}\n" for k, word in enumerate(WORDS * 10)))
+    low_rank = model._replace(config=dataclasses.replace(model.config, lora_rank=2))
+    data = own_data(str(path), ["text"], "label")
+    assert recipe(low_rank, "m", data).task.encoder.lora_rank == 0
+    assert recipe(low_rank, "m", data, assignments=["task.encoder.lora_rank=4"]).task.encoder.lora_rank == 4
 
 
 def test_an_epoch_of_answers_is_all_windows(model, tmp_path):

@@ -1,6 +1,8 @@
 """The record of a run: what is drawn when, and what starting it does not cost."""
 
+import errno
 import io
+import pathlib
 import subprocess
 import sys
 
@@ -63,6 +65,54 @@ def test_curves_are_drawn_now_and_then_and_in_the_end(tmp_path, monkeypatch):
     kept.write(3, "train", {"mlm_loss": 2.0})
     kept.close()
     assert drawn == [3, 4]
+
+
+def test_a_record_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, caplog):
+    """A mounted bucket or a full disk fails for a moment: the rows come later, and half of one is not left."""
+    kept = record.Record(tmp_path, 9, 0)
+    kept.write(1, "train", {"mlm_loss": 2.0})
+    whole = pathlib.Path.open
+
+    class Half:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, text):
+            self.file.write(text[:7])
+            self.file.flush()
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "open", lambda path, mode: Half(whole(path, mode)))
+        patch.setattr(record, "draw", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        patch.setattr(record, "DRAW_SECONDS", -1.0)
+        kept.write(2, "train", {"mlm_loss": 3.0})
+        kept.write(2, "eval", {"mlm_loss": 4.0})
+    assert [line.split(": a ")[1] for line in caplog.messages] == [
+        "row could not be written (Input/output error)", "row could not be written (Input/output error)",
+        "picture could not be written (No space left on device)",
+    ]
+    kept.write(3, "train", {"mlm_loss": 5.0})
+    kept.close()
+    rows = record.read(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["mlm_loss"]) for row in rows] == [(1, 2), (2, 3), (2, 4), (3, 5)]
+
+
+def test_events_that_cannot_be_written_hold_up_no_run(tmp_path):
+    """The thread of TensorBoard's writer ends at its first error; with the queue that it has by default the loop would wait."""
+    kept = record.Record(tmp_path, 99, 0)
+    writer = kept._board.file_writer.event_writer
+    writer._worker.stop()
+    writer._worker.join()
+    for step in range(1, 40):
+        kept.write(step, "train", {"mlm_loss": 2.0, "nsp_loss": 1.0})
+    assert len(record.read(tmp_path / "metrics.jsonl")) == 39
 
 
 STATE = "classifier acc 0.750 loss 0.685 3,369 tokens/s"

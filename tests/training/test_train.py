@@ -19,6 +19,7 @@ from bert_jax.data.loader import heldout_batches
 from bert_jax.data.prepare import prepare
 from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
+from bert_jax.files import locked
 from bert_jax.objectives import Capitalisation
 from bert_jax.parallel.cluster import Cluster
 from bert_jax.tasks import Classification
@@ -212,6 +213,30 @@ def test_what_was_claimed_and_never_trained_is_free(run_tiny, tmp_path, other_st
     shutil.move(tmp_path / "apart", workdir / "best")
     with pytest.raises(BertJaxError, match="holds another experiment"):
         run_tiny(workdir, "task.encoder.layers=1")
+
+
+def test_no_folder_is_renamed(run_tiny, tmp_path, monkeypatch):
+    """A bucket mounted by gcsfuse refuses it, unless it has a hierarchical namespace."""
+
+    def only_files(real):
+        def moving(source, *words, **options):
+            assert not os.path.isdir(source), f"{source} is a folder"
+            return real(source, *words, **options)
+
+        return moving
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, only_files(getattr(os, name)))
+    assert run_tiny(tmp_path / "run", "train.steps=3", "train.best=mlm_accuracy").finished
+    assert (tmp_path / "run" / "tokenizer" / "vocab.txt").is_file()
+
+
+def test_one_run_at_a_time(run_tiny, copy):
+    before = contents(copy)
+    with locked(copy), pytest.raises(BertJaxError, match="another run is writing it: wait for it, or stop it"):
+        run_tiny(copy, "train.steps=20")
+    assert contents(copy) == before
+    assert run_tiny(copy, "train.steps=13").finished
 
 
 def test_somebody_s_own_tokenizer_is_not_removed(run_tiny, tiny_store, tmp_path):
