@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -237,7 +238,7 @@ def publish(results: Path, page: Path, rows: dict[str, dict], text: str) -> None
     results.write_text(f"{head}{lines}\n}}}}\n", encoding="utf-8")
     if note:
         text = text.replace("\nMachine: ", f"\n**How these rows were made.** {note}\n\nMachine: ", 1)
-    page.write_text(text, encoding="utf-8")
+    page.write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
     print(page)
 
 
