@@ -41,8 +41,7 @@ class Record:
         temporary.replace(self._path)
         self._spent = max((row["time"] for row in kept), default=0.0)
         self._started = time.monotonic()
-        # Its thread ends at the first error, after which a queue that may be full would hold up the run: none is.
-        self._board = _tensorboard()(str(workdir / "tensorboard"), purge_step=start + 1 if start else None, max_queue=0)
+        self._board = Board(workdir / "tensorboard", start)
         self._waiting: list[str] = []  # rows that could not be written yet
         self._drawn, self._complete = self._started, False  # when the curves were, and whether they have every row
         self._console = Console(stderr=True)
@@ -80,15 +79,12 @@ class Record:
         row = {"step": step, "kind": kind, "time": round(self.seconds, 3)} | metrics
         self._waiting.append(json.dumps(row) + "\n")
         self._complete = False
-        with self._forgiving("row"):
+        with self._forgiving("a row"):
             self._append()
-        for name, value in metrics.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-        if kind == "eval":
-            with self._forgiving("event of TensorBoard"):
-                self._board.flush()
-            if time.monotonic() - self._drawn > DRAW_SECONDS:
-                self._draw()
+        with self._forgiving("an event of TensorBoard"):
+            self._board.write({f"{kind}/{name}": value for name, value in metrics.items()}, step)
+        if kind == "eval" and time.monotonic() - self._drawn > DRAW_SECONDS:
+            self._draw()
 
     def _append(self) -> None:
         """Writes the rows that wait, all of them or, with an error, none."""
@@ -105,7 +101,7 @@ class Record:
     def close(self) -> None:
         """Flushes everything and leaves the terminal clean."""
         self._progress.stop()
-        with self._forgiving("event of TensorBoard"):
+        with self._forgiving("an event of TensorBoard"):
             self._board.close()
         if not self._complete and read(self._path):
             self._draw()
@@ -116,10 +112,10 @@ class Record:
         try:
             yield
         except OSError as error:
-            log.warning("%s: a %s could not be written (%s)", self._workdir, what, error.strerror or error)
+            log.warning("%s: %s could not be written (%s)", self._workdir, what, error.strerror or error)
 
     def _draw(self) -> None:
-        with self._forgiving("picture"):
+        with self._forgiving("a picture"):
             draw(self._path, self._workdir / "curves.png")
         self._drawn, self._complete = time.monotonic(), True
 
@@ -205,18 +201,44 @@ class Window:
         return max(time.monotonic() - self._clock, 1e-9)
 
 
-def _tensorboard() -> type:
-    """tensorboardX's writer. Where torch is installed it imports it for the name of a type, which takes two seconds of every
-    start and 200 MB: it is made to believe that there is none."""
+class Board:
+    """TensorBoard's events, written where they come. The thread of tensorboardX's SummaryWriter ends at its first error; then
+    its queue holds up the run as soon as it is full, and the process as it ends."""
+
+    def __init__(self, folder: Path, start: int):
+        """``start``: the step from which a run goes on; what was written of later ones is not shown."""
+        with _torch_hidden():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.proto.summary_pb2 import Summary
+        self._event, self._summary = Event, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{start}")
+        if start:
+            self._writer.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, values: dict[str, float], step: int) -> None:
+        """A point of every curve."""
+        points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=points)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Where torch is installed tensorboardX imports it for the name of a type, which takes two seconds of every start and
+    200 MB: it is made to believe that there is none."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None
     try:
-        from tensorboardX import SummaryWriter
+        yield
     finally:
         if hidden:
             del sys.modules["torch"]
-    return SummaryWriter
 
 
 def summary(values: dict[str, float]) -> str:

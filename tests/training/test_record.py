@@ -3,11 +3,13 @@
 import errno
 import io
 import pathlib
+import struct
 import subprocess
 import sys
 
 import pytest
 from rich.console import Console
+from tensorboardX.proto import event_pb2
 
 from bert_jax.reporting import plots
 from bert_jax.training import record
@@ -94,9 +96,9 @@ def test_a_record_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capl
         patch.setattr(record, "DRAW_SECONDS", -1.0)
         kept.write(2, "train", {"mlm_loss": 3.0})
         kept.write(2, "eval", {"mlm_loss": 4.0})
-    assert [line.split(": a ")[1] for line in caplog.messages] == [
-        "row could not be written (Input/output error)", "row could not be written (Input/output error)",
-        "picture could not be written (No space left on device)",
+    assert [line.split(": ")[1] for line in caplog.messages] == [
+        "a row could not be written (Input/output error)", "a row could not be written (Input/output error)",
+        "a picture could not be written (No space left on device)",
     ]
     kept.write(3, "train", {"mlm_loss": 5.0})
     kept.close()
@@ -104,15 +106,45 @@ def test_a_record_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capl
     assert [(row["step"], row["mlm_loss"]) for row in rows] == [(1, 2), (2, 3), (2, 4), (3, 5)]
 
 
-def test_events_that_cannot_be_written_hold_up_no_run(tmp_path):
-    """The thread of TensorBoard's writer ends at its first error; with the queue that it has by default the loop would wait."""
+def test_events_that_cannot_be_written_hold_up_no_run(tmp_path, monkeypatch, caplog):
     kept = record.Record(tmp_path, 99, 0)
-    writer = kept._board.file_writer.event_writer
-    writer._worker.stop()
-    writer._worker.join()
-    for step in range(1, 40):
-        kept.write(step, "train", {"mlm_loss": 2.0, "nsp_loss": 1.0})
-    assert len(record.read(tmp_path / "metrics.jsonl")) == 39
+
+    def full(event):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept._board._writer, "write_event", full)
+        for step in range(1, 40):
+            kept.write(step, "train", {"mlm_loss": 2.0, "nsp_loss": 1.0})
+    kept.write(40, "train", {"mlm_loss": 3.0})
+    kept.close()
+    assert len(record.read(tmp_path / "metrics.jsonl")) == 40
+    assert len(caplog.messages) == 39 and "an event of TensorBoard could not be written (No space left" in caplog.text
+
+
+def test_events_are_those_of_the_metrics(tmp_path):
+    """Across a restart that went back, from where TensorBoard leaves out what was written of later steps."""
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        kept = record.Record(tmp_path, 9, start)
+        for step in steps:
+            kept.write(step, "train", {"mlm_loss": 10.0 * (start + 1) + step})
+        kept.close()
+    found = [
+        [(event.step, value.simple_value) for value in event.summary.value] or event.file_version or
+        (event.step, event_pb2.SessionLog.SessionStatus.Name(event.session_log.status))
+        for path in sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.suffix) for event in events(path)
+    ]
+    assert found == ["brain.Event:2", [(1, 11.0)], [(2, 12.0)], [(3, 13.0)],
+                     "brain.Event:2", (3, "START"), [(3, 33.0)], [(4, 34.0)]]
+
+
+def events(path: pathlib.Path):
+    """Of a file of records: length, checksum, content, checksum."""
+    data = path.read_bytes()
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        yield event_pb2.Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
 
 
 STATE = "classifier acc 0.750 loss 0.685 3,369 tokens/s"
