@@ -165,13 +165,13 @@ def test_refused_overrides(assignment, message):
 
 
 def test_damaged_files(tmp_path):
-    with pytest.raises(BertJaxError, match="no such file"):
+    with pytest.raises(BertJaxError, match="cannot be read: No such file"):
         config.load(Basket, tmp_path / "absent.json")
     (tmp_path / "cut.json").write_text('{"kind": "Basket", "cou')
     with pytest.raises(BertJaxError, match="is not JSON"):
         config.load(Basket, tmp_path / "cut.json")
     (tmp_path / "list.json").write_text("[1]")
-    with pytest.raises(BertJaxError, match="expected an object for Basket"):
+    with pytest.raises(BertJaxError, match="a JSON object is needed, this is a list"):
         config.load(Basket, tmp_path / "list.json")
     (tmp_path / "other.json").write_text('{"kind": "Apple"}')
     with pytest.raises(BertJaxError, match="expected Basket, got Apple"):

@@ -116,7 +116,7 @@ def one_line(value: Any) -> str:
     """A value as a field of a TSV file: numbers with the digits of a float32, lists of words with blanks between, other things
     as JSON, and every tab or line break a blank."""
     if isinstance(value, float):
-        return str(np.float32(value))
+        return repr(float(str(np.float32(value))))
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = " ".join(value)
     if not isinstance(value, str):

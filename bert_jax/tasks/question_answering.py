@@ -69,7 +69,8 @@ class QuestionAnswering(Finetuning):
 def window_sizes(length: int) -> dict[str, int]:
     """``stride``, ``question_tokens`` and ``answer_tokens`` for windows of ``length`` tokens: run_squad.py's, or where windows
     are too short for these a third, a fourth and a fourth of ``length``."""
-    return {"stride": min(128, length // 3), "question_tokens": min(64, length // 4), "answer_tokens": min(30, length // 4)}
+    sizes = {"stride": min(128, length // 3), "question_tokens": min(64, length // 4), "answer_tokens": min(30, length // 4)}
+    return {name: max(1, size) for name, size in sizes.items()}
 
 
 class AnswersQuestions(Predictor):

@@ -205,8 +205,8 @@ def _load_tokenizer_json(file: pathlib.Path, beside: Beside) -> Tokenizer:
     if beside.settings.get("tokenizer_class") in _VERBATIM:
         beside = beside._replace(settings={key: beside.settings[key] for key in beside.settings.keys() - _RULES})
     elif own.get("type") == "BertNormalizer":  # other classes override the rules of the file
-        changed = _restated(own, beside)
-        if changed != own:
+        changed = own | dict(zip(_OWN_RULES, _rules(own, beside), strict=True))
+        if _rules(changed, _ALONE) != _rules(own, _ALONE):
             logger.warning("%s: %s of the %s beside it are used, not its own rules", file, ", ".join(sorted(_RULES)), CONFIG)
             rules["normalizer"] = own = changed
             content = to_json(rules)
@@ -221,15 +221,18 @@ def _load_tokenizer_json(file: pathlib.Path, beside: Beside) -> Tokenizer:
     )
 
 
-def _restated(own: dict, beside: Beside) -> dict:
-    """A BertNormalizer with the rules that tokenizer_config.json has; null there lets accents go where capitals go."""
-    found = {
-        theirs: beside.flag(ours, own.get(theirs, True))
-        for ours, theirs in (("do_lower_case", "lowercase"), ("tokenize_chinese_chars", "handle_chinese_chars"))
-    }
-    if "strip_accents" in beside.settings:
-        found["strip_accents"] = beside.flag("strip_accents")
-    return own | {key: value for key, value in found.items() if value != own.get(key, True if key != "strip_accents" else None)}
+_ALONE = Beside({}, {}, {})
+_OWN_RULES = ("lowercase", "handle_chinese_chars", "strip_accents")
+
+
+def _rules(own: dict, beside: Beside) -> tuple[bool, bool, bool]:
+    """What a BertNormalizer does, as tokenizer_config.json states it. A class that is named there has defaults for what is not
+    stated: true, and for accents null, which lets them go where capitals go."""
+    default = {} if beside.settings.get("tokenizer_class") else own
+    lowercase = beside.flag("do_lower_case", default.get("lowercase", True))
+    chinese = beside.flag("tokenize_chinese_chars", default.get("handle_chinese_chars", True))
+    accents = beside.flag("strip_accents", None if "strip_accents" in beside.settings else default.get("strip_accents"))
+    return lowercase, chinese, lowercase if accents is None else accents
 
 
 def _plain_bert(rules: dict, beside: Beside) -> bool:

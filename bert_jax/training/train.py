@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from bert_jax import config as configuration
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import BertJaxError
-from bert_jax.files import check_local, locked
+from bert_jax.files import check_local
 from bert_jax.model import CHECKPOINTS, EXPERIMENT
 from bert_jax.parallel.cluster import Cluster, local_rows
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
@@ -73,25 +73,8 @@ def train(
     """
     workdir, cluster = Path(workdir), cluster or Cluster()
     check_local(workdir)
-    with _kept_from_others(workdir, cluster):
+    with workdirs.kept_from_others(workdir, cluster):
         return _train(task, experiment, workdir, cluster, runs or {}, source)
-
-
-@contextlib.contextmanager
-def _kept_from_others(workdir: Path, cluster: Cluster) -> Iterator[None]:
-    """No other run may begin in ``workdir`` meanwhile. A refusal leaves no folder where there was none."""
-    with contextlib.ExitStack() as held:
-        if cluster.first and not workdir.exists():
-            held.callback(_remove_if_empty, workdir)
-        if cluster.first:
-            with contextlib.suppress(OSError):  # what cannot be written is said later, and better
-                held.enter_context(locked(workdir))
-        yield
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _train(

@@ -1,5 +1,6 @@
 """The work directory of a run: whose it is, what lies there, and whether all hosts see it."""
 
+import contextlib
 import logging
 import shutil
 import time
@@ -11,6 +12,7 @@ from bert_jax import config as configuration
 from bert_jax import tokenizers
 from bert_jax.checkpoint import saved_steps
 from bert_jax.errors import BertJaxError
+from bert_jax.files import locked
 from bert_jax.model import BEST, CHECKPOINTS, EXPERIMENT, TOKENIZER
 from bert_jax.parallel.cluster import Cluster
 from bert_jax.task import Task
@@ -78,6 +80,23 @@ def claim(workdir: Path, experiment: Experiment, task: Task, tokenizer: str | No
     workdir.mkdir(parents=True, exist_ok=True)
     configuration.save(experiment, workdir / EXPERIMENT)  # first: a tokenizer that is not whole is then this run's own
     task.save_assets(workdir)
+
+
+@contextlib.contextmanager
+def kept_from_others(workdir: Path, cluster: Cluster) -> Iterator[None]:
+    """No other run may begin in ``workdir`` meanwhile. A refusal leaves no folder where there was none."""
+    with contextlib.ExitStack() as held:
+        if cluster.first:
+            if not workdir.exists():
+                held.callback(_remove_if_empty, workdir)
+            with contextlib.suppress(OSError):  # what cannot be written is said later, and better
+                held.enter_context(locked(workdir))
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def check_shared(workdir: Path, cluster: Cluster, name: str, seen: Callable[[Path], bool]) -> None:

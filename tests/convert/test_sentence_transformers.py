@@ -197,7 +197,7 @@ def test_arguments_of_loaders_are_named(lay, caplog):
         ({"modules.json": modules("Pooling", "Transformer")}, "the modules are Pooling, Transformer"),
         ({"modules.json": modules("Transformer", "Pooling")[:1]}, "the modules are Transformer:"),
         ({"modules.json": []}, "the modules are none"),
-        ({"modules.json": {"0": "Transformer"}}, "a list of modules is needed"),
+        ({"modules.json": {"0": "Transformer"}}, "a JSON list is needed, this is a dict"),
         ({"modules.json": ["Transformer"]}, "a list of modules is needed"),
         ({"modules.json": modules("Transformer", "Pooling", path=None)}, "module 1 needs a type and a path"),
         ({"modules.json": modules("Transformer", "Pooling", path="../1_Pooling")}, "'../1_Pooling' of module 1 leads out"),

@@ -270,7 +270,7 @@ def test_shorter_lengths_make_longer_epochs(model, tmp_path):
         assert made.train.steps == round(3 * rows / 32) > whole.train.steps + 5
         assert made.optimizer.warmup_steps == made.train.steps // 10 and made.train.eval_every == round(rows / 32)
     with pytest.raises(BertJaxError, match="windows of 10 tokens leave -1 beside a question of 8"):
-        recipe(model, "m", squad, assignments=["task.lengths=[10]"])
+        recipe(model, "m", squad, assignments=["task.lengths=[10]", "task.question_tokens=8"])
 
 
 def test_tags(model, tmp_path, caplog):
