@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import BertJaxError, CannotSave
 from bert_jax.files import write_json
-from bert_jax.parallel.agreement import Agreement
+from bert_jax.parallel.agreement import SILENCE, Agreement
 
 log = logging.getLogger("bert_jax")
 T = TypeVar("T")
@@ -242,7 +242,7 @@ class Checkpoints:
             line += f"; the last good checkpoint is step {good}" if good is not None else ""
         line = self._peers.failure(line)
         if line is not None:
-            raise kind(line)
+            raise (BertJaxError if line == SILENCE else kind)(line)
 
     # Reading
 

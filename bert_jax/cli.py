@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from bert_jax import cli_finetune
-from bert_jax.errors import BertJaxError, exit_status
+from bert_jax.errors import BertJaxError, exit_status, out_of_memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,13 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         print("bert-jax: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            traceback.print_exc()
-            return exit_status(error)
-        said = " ".join(str(error).split())[:200]
-        print("bert-jax: error: the memory of the device does not suffice: a smaller batch (train.batch_size, --batch-size), "
-              f"one in parts (train.accumulate) or fewer seeds at once may do ({said})", file=sys.stderr)
-        return 1
+        if line := out_of_memory(error):
+            print(f"bert-jax: error: {line}", file=sys.stderr)
+            return 1
+        traceback.print_exc()
+        return exit_status(error)
 
 
 def _parser() -> argparse.ArgumentParser:

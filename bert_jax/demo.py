@@ -34,7 +34,7 @@ from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
 from bert_jax.training.pretrain import heldout_majorities
-from bert_jax.training.record import read
+from bert_jax.training.record import METRICS, read
 from bert_jax.training.train import train
 
 log = logging.getLogger("bert_jax")
@@ -111,7 +111,7 @@ def demo(directory: Path, assignments: list[str]) -> dict[str, Any]:
         hf.export(model.params, model.config, model.tokenizer, exported)
     settings = experiment.train
     batch_size = settings.eval_batch_size or settings.batch_size
-    speeds = [row["sequences_per_second"] for row in read(directory / "model" / "metrics.jsonl")
+    speeds = [row["sequences_per_second"] for row in read(directory / "model" / METRICS)
               if "sequences_per_second" in row]
     summary = {
         "eval_mlm_accuracy": result.evaluation["mlm_accuracy"],

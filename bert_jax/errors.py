@@ -23,6 +23,15 @@ UNFORESEEN = 70  # status for any other exception (EX_SOFTWARE): a device or a l
 _LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """The line for an exception of a device whose memory did not suffice; None of any other."""
+    text = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" not in text or isinstance(error, BertJaxError):
+        return None
+    return ("the memory of the device does not suffice: a smaller batch (train.batch_size, --batch-size), one in parts "
+            f"(train.accumulate) or fewer seeds at once may do ({text[:200]})")
+
+
 def exit_status(error: Exception) -> int:
     """That of a process which ``error`` ends."""
     if isinstance(error, OSError):

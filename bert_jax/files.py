@@ -33,10 +33,10 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """The JSON value in a file, an object unless another ``kind`` is asked for.
 
     Raises:
-      BertJaxError: the file cannot be read, or is no JSON in UTF-8 or nested too deeply, or holds something else.
+      BertJaxError: the file cannot be read, or is no JSON or nested too deeply, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # which knows byte order marks
     except OSError as error:
         raise BertJaxError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

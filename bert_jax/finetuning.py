@@ -29,7 +29,7 @@ from bert_jax.convert.reading import PREDICTOR, Origin, flatten
 from bert_jax.convert.settings import CONFIG, family_of
 from bert_jax.errors import BertJaxError, each_warning_once
 from bert_jax.files import check_local, read_json, write_json, write_whole
-from bert_jax.model import EXPERIMENT, EXPORTED, PLAN, Model, load, save
+from bert_jax.model import CHECKPOINTS, EXPERIMENT, EXPORTED, PLAN, Model, load, save
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.predicting import Answering, kept_of, of_task
@@ -43,12 +43,12 @@ from bert_jax.training import record
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.recipe import paths_of
 from bert_jax.training.train import train
-from bert_jax.training.workdirs import trained
+from bert_jax.training.workdirs import kept_from_others, trained
 from bert_jax.warm_start import of_the_checkpoint
 
 logger = logging.getLogger("bert_jax")
 
-RESULT, PREDICTIONS, PAGE, CARD, CURVES = "result.json", "predictions.tsv", "report.html", "README.md", "curves.png"
+RESULT, PREDICTIONS, PAGE, CARD = "result.json", "predictions.tsv", "report.html", "README.md"
 HARDEST = 20  # wrong examples on the page
 PACKAGES = ("bert_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -130,7 +130,14 @@ def finetune(
     """
     _check_kind(experiment)
     check_local(workdir)
-    workdir, console = Path(workdir), Console(stderr=True)
+    with kept_from_others(Path(workdir)):
+        return _finetune(experiment, Path(workdir), seeds, at_once, model, export, command)
+
+
+def _finetune(
+    experiment: Experiment, workdir: Path, seeds: int, at_once: int, model: Model | None, export: Export, command: Sequence[str]
+) -> Finetuned:
+    console = Console(stderr=True)
     for name, value in (("seeds", seeds), ("at_once", at_once)):
         if value < 1:
             raise BertJaxError(f"{name} is {value}: it must be at least 1")
@@ -141,7 +148,6 @@ def finetune(
     identity = task.identity() | {"start (task.init)": _digest(model)}
     plan = {"experiment": configuration.to_json(experiment), "identity": identity}
     _check(workdir, plan)
-    console.print(f"training on {jax.device_count()} x {jax.devices()[0].device_kind}", highlight=False)
     console.print("tokenising the data")
     _ = task.training, task.evaluation  # what is wrong with the data is said before anything is written
     if (scored := _scored(task, experiment)) < len(task.heldout.texts):
@@ -213,6 +219,9 @@ def _better(results: dict[int, dict[str, Any]], name: str) -> int:
     return max(results, key=lambda seed: sign * results[seed]["scores"][name])
 
 
+_ONE, _SEVERAL = re.compile(r"seed-\d+"), re.compile(r"seeds(-\d+){2,}")  # folders of runs
+
+
 def _digest(model: Model) -> str:
     """Of the weights that seeds begin with: a folder may have others when the next ones are asked for."""
     digest = hashlib.sha256()
@@ -226,8 +235,9 @@ def _check(workdir: Path, plan: dict[str, Any]) -> None:
     """Raises BertJaxError where ``workdir`` holds anything but this fine-tuning; one that trained nothing gives way."""
     if (workdir / PLAN).is_file():
         there = read_json(workdir / PLAN)
-        runs = [path for path in workdir.glob("seed*") if path.is_dir()]
-        if there != plan and not any(map(trained, runs)):
+        runs = [path for path in workdir.iterdir() if _ONE.fullmatch(path.name) or _SEVERAL.fullmatch(path.name)]
+        left = (workdir / EXPORTED).exists() or (workdir / SCORES).exists() or any(map(trained, runs))
+        if there != plan and not left:
             logger.warning("the fine-tuning that was begun in %s trained nothing, this one takes its place", workdir)
             for path in runs:
                 shutil.rmtree(path)
@@ -299,10 +309,12 @@ def _leaving_no_refusal(workdir: Path, new: Sequence[Path]) -> Iterator[None]:
 
 def _groups(numbers: Sequence[int], at_once: int, workdir: Path) -> list[list[int]]:
     """The seeds that train together: those that have begun so, and then ``at_once`` at a time of those that have not begun."""
-    for path in workdir.glob("seeds-*"):
-        if not trained(path):  # perhaps there were too many for the memory
+    joint = sorted(path for path in workdir.iterdir() if _SEVERAL.fullmatch(path.name))
+    going_on = [path for path in joint if trained(path) and (path / CHECKPOINTS).is_dir()]
+    for path in joint:  # what trained nothing (perhaps the memory did not suffice), or is left of one that has ended
+        if path not in going_on and not any(map(trained, path.glob("seed-*"))):
             shutil.rmtree(path)
-    begun = [[int(seed) for seed in path.name.split("-")[1:]] for path in sorted(workdir.glob("seeds-*"))]
+    begun = [[int(seed) for seed in path.name.split("-")[1:]] for path in going_on]
     taken = {seed for group in begun for seed in group}
     waiting = [seed for seed in numbers if seed not in taken and not (workdir / f"seed-{seed}").exists()]
     new = [waiting[first : first + at_once] for first in range(0, len(waiting), at_once)] if at_once > 1 else []
@@ -327,7 +339,7 @@ def _run(task: FinetuningTask, experiment: Experiment, folder: Path) -> tuple[ap
     result = train(task, experiment, folder)
     if not result.finished:
         return None, {}
-    rows = record.read(folder / "metrics.jsonl")
+    rows = record.read(folder / record.METRICS)
     found = {"seed": experiment.train.seed, "step": result.step, "scores": result.evaluation,
              "seconds": max((row["time"] for row in rows), default=0.0)}
     return jax.device_get(task.finished(result.params)), found
@@ -349,8 +361,8 @@ def _report(
     config, folder = task.config, workdir / f"seed-{chosen}"
     answers, found = _answers(task, answering, params, folder)
     pictures = plots.draw(config, task.heldout, answers, found, workdir)
-    records = {seed: record.read(workdir / f"seed-{seed}" / "metrics.jsonl") for seed in results}
-    plots.draw_curves(records, [row.name for row in scores.rows], workdir / CURVES)
+    records = {seed: record.read(workdir / f"seed-{seed}" / record.METRICS) for seed in results}
+    plots.draw_curves(records, [row.name for row in scores.rows], workdir / record.CURVES)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
     seconds = {seed: result["seconds"] for seed, result in results.items()}
     counts = {"training": len(np.unique(task.training.item)), "held-out": _scored(task, experiment)}
@@ -366,7 +378,7 @@ def _report(
     }
     table.write(scores, workdir, {"exported_seed": chosen, "chosen_by": primary_score(experiment) if export == "best" else None,
                                   "seconds": seconds, "versions": versions, "command": shlex.join(command)})
-    shown = [(f"Learning curves of {len(results)} seeds" if len(results) > 1 else "Learning curves", workdir / CURVES)]
+    shown = [(f"Learning curves of {len(results)} seeds" if len(results) > 1 else "Learning curves", workdir / record.CURVES)]
     shown += [(f"{path.stem.replace('_', ' ')}, seed {chosen}", path) for path in pictures]
     page.write(
         workdir / PAGE, title=f"{workdir.name}: {type(config).__name__}", scores=scores,

@@ -190,9 +190,23 @@ def test_lamb_would_let_a_head_vanish_that_nothing_trains():
     """Its update of what has no gradient is as long as the parameter times the rate, and points to zero."""
     task = Pretraining(EncoderConfig(), (MaskedLM(),), Streams(length=32))
     with pytest.raises(BertJaxError, match="no objective trains pooler, pair of task.encoder.with_heads, and LAMB"):
-        Experiment(task, Lamb())
-    Experiment(task, AdamW())
-    Experiment(dataclasses.replace(task, encoder=EncoderConfig(with_heads=("mlm",))), Lamb())
+        Experiment(task, Lamb()).check_beginning()
+    Experiment(task, AdamW()).check_beginning()
+    Experiment(task, Lamb(weight_decay=0.0)).check_beginning()
+    Experiment(dataclasses.replace(task, encoder=EncoderConfig(with_heads=("mlm",))), Lamb()).check_beginning()
+
+
+def test_every_layer_is_unfrozen_within_the_run():
+    """Those that are read: of twelve four here."""
+    encoder = EncoderConfig(layers=12, read_layers=(1, 2, 3, 4), with_heads=("mlm",))
+    for every, fits in ((20, True), (39, True), (40, False)):
+        task, steps = Pretraining(encoder, (MaskedLM(),), Streams(length=32)), TrainConfig(steps=200)
+        made = Experiment(task, AdamW(unfreeze_every=every), steps)
+        if fits:
+            made.check_beginning()
+        else:
+            with pytest.raises(BertJaxError, match="all of 4 layers and the embeddings would train after 200 updates"):
+                made.check_beginning()
 
 
 def test_micro_batches_must_share_the_batch():

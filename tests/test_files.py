@@ -43,6 +43,11 @@ def test_what_is_no_json_object_is_said_in_a_line(tmp_path, content, said):
     assert "\n" not in str(error.value)
 
 
+def test_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "x.json") == {"a": 1}
+
+
 def test_a_list_where_one_is_wanted(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([1]))
     assert read_json(tmp_path / "x.json", list) == [1]

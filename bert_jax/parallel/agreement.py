@@ -10,6 +10,7 @@ import time
 import jax
 from jax._src import distributed  # the store has no public name
 
+SILENCE = "process 0 did not answer"  # which the others may have heard otherwise
 _objects = itertools.count()
 
 
@@ -79,7 +80,7 @@ class Agreement:
         # Process 0 waits for the slowest one first: it may rightly take that long, and a little longer, to answer.
         answer = self._hear(f"{self._key}/verdict", 1.1 * self._patience + 30)
         if answer is None:
-            raise TimeoutError("process 0 did not answer")
+            raise TimeoutError(SILENCE)
         return _unpacked(answer)
 
     def _hear(self, key: str, seconds: float) -> str | None:

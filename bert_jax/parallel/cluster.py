@@ -31,7 +31,7 @@ from jax._src import distributed, lib  # the key-value store, the address and th
 from jax.experimental import multihost_utils
 
 from bert_jax.config import differences
-from bert_jax.errors import BertJaxError, exit_status
+from bert_jax.errors import BertJaxError, exit_status, out_of_memory
 from bert_jax.parallel.agreement import Agreement
 
 log = logging.getLogger("bert_jax.cluster")
@@ -216,6 +216,8 @@ class Cluster:
                 return TEMPORARY, f"a peer is lost: {symptom[:200]}"
         if isinstance(error, BertJaxError):
             return exit_status(error), str(error)
+        if line := out_of_memory(error):
+            return 1, line
         traceback.print_exception(error)
         return exit_status(error), f"{type(error).__name__}: {chain[0][:300]}"
 

@@ -120,6 +120,8 @@ class PipelineTokenizer(Tokenizer):
     def save(self, directory: str | os.PathLike) -> None:
         config = dict(self.settings)
         config["tokenizer_class"] = config.get("tokenizer_class") or "PreTrainedTokenizerFast"
+        for key, value in self._stated().items():
+            config.setdefault(key, value)
         for role, piece in zip(tokenizer_json.ROLES, self._specials, strict=True):
             if role not in self._named:
                 config[f"{role}_token"] = piece
@@ -127,6 +129,15 @@ class PipelineTokenizer(Tokenizer):
         if self.special_map:
             files["special_tokens_map.json"] = to_json(self.special_map)
         write_files(directory, files)
+
+    def _stated(self) -> dict[str, bool]:
+        """Rules of its file for which a class that is named has other defaults, which would come before them."""
+        own = json.loads(self.content).get("normalizer") or {}
+        if own.get("type") != "BertNormalizer" or not self.settings.get("tokenizer_class"):
+            return {}
+        rules = {"do_lower_case": own.get("lowercase", True), "tokenize_chinese_chars": own.get("handle_chinese_chars", True)}
+        found = {key: value for key, value in rules.items() if not value}
+        return found | ({"strip_accents": own["strip_accents"]} if own.get("strip_accents") is not None else {})
 
     def __reduce__(self):
         beside = {"settings": self.settings, "special_map": self.special_map}

@@ -5,9 +5,8 @@ from typing import Any
 
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import BertJaxError
+from bert_jax.model import BEST
 from bert_jax.task import Params
-
-FOLDER = "best"  # in the work directory, beside the checkpoints
 
 
 def check_metric(metric: str, evaluation: dict[str, float]) -> None:
@@ -31,7 +30,7 @@ class Best:
         self.step, self.evaluation = 0, {}
         self._name, self._sign = (metric or "").removeprefix("-"), -1.0 if metric and metric.startswith("-") else 1.0
         self._patience, self._abstract = patience, abstract
-        self._checkpoints = Checkpoints(workdir / FOLDER, keep=1, last_saved=True) if metric else None
+        self._checkpoints = Checkpoints(workdir / BEST, keep=1, last_saved=True) if metric else None
         if metric and (restored := self._checkpoints.restore({"params": abstract})):
             self.step, self.evaluation = restored.step, restored.metadata["evaluation"]
 

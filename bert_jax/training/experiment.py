@@ -52,8 +52,6 @@ class TrainConfig:
         for field in ("eval_batches", "eval_batch_size"):
             if (value := getattr(self, field)) is not None and value < 1:
                 raise BertJaxError(f"train.{field} is {value}: it must be at least 1, or null")
-        if self.best in SMALLER_IS_BETTER or (self.best and self.best.endswith("_loss") and not self.best.startswith("-")):
-            raise BertJaxError(f"train.best is {self.best!r}, of which the largest would be kept: write -{self.best}")
         if self.patience is not None and (self.patience < 1 or not self.best):
             raise BertJaxError(f"train.patience is {self.patience}: at least 1, and train.best must name what is watched")
         if self.batch_size % self.accumulate:
@@ -76,11 +74,6 @@ class Experiment:
                 f"task.encoder.share is {encoder.share!r}: layers that share parameters cannot have different learning rates, "
                 "leave optimizer.layer_decay and unfreeze_every out"
             )
-        if optimizer.unfreeze_every and (thawed := optimizer.unfreeze_every * (encoder.layers + 1)) >= self.train.steps:
-            raise BertJaxError(
-                f"optimizer.unfreeze_every is {optimizer.unfreeze_every}: all of {encoder.layers} layers and the embeddings "
-                f"would train after {thawed} updates, train.steps is {self.train.steps}: lower the one or raise the other"
-            )
         if encoder.lora_rank and optimizer.freeze_encoder:
             raise BertJaxError("optimizer.freeze_encoder with task.encoder.lora_rank: choose one, LoRA trains the encoder")
         if self.train.reduce_dtype == "bfloat16" and self.task.encoder.compute_dtype != "bfloat16":
@@ -88,16 +81,32 @@ class Experiment:
                 f"train.reduce_dtype is bfloat16 with task.encoder.compute_dtype={self.task.encoder.compute_dtype}: it would "
                 "round what is computed exactly; set both to bfloat16, or reduce_dtype to float32"
             )
-        if isinstance(self.task, Pretraining) and isinstance(optimizer, Lamb):
-            trained = {head for objective in self.task.all_objectives.values() for head in objective.heads}
-            if idle := [head for head in encoder.with_heads if head not in trained]:
-                raise BertJaxError(
-                    f"no objective trains {', '.join(idle)} of task.encoder.with_heads, and LAMB lets what has no gradient "
-                    "decay to nothing: leave it out there, or give it an objective"
-                )
         if isinstance(self.task, Finetuning):
             mixes = any(isinstance(trick, Mixout) for trick in self.task.tricks)
             if optimizer.freeze_encoder and (mixes or self.task.reinitialise):
                 raise BertJaxError("optimizer.freeze_encoder: its layers stay, leave task.reinitialise and Mixout out")
             if mixes and self.train.reduce_dtype == "bfloat16":
                 raise BertJaxError("train.reduce_dtype bfloat16 rounds away what Mixout makes larger: set float32")
+
+    def check_beginning(self) -> None:
+        """What would not do what is meant, and is refused where a run begins; one that has begun so may go on.
+
+        Raises:
+          BertJaxError: ``train.best`` is a loss, of which the largest would be the best; layers would be unfrozen after the
+            end; or LAMB would let a head decay to nothing that no objective trains.
+        """
+        encoder, optimizer, best = self.task.encoder, self.optimizer, self.train.best or ""
+        if best in SMALLER_IS_BETTER or (best.endswith("_loss") and not best.startswith("-")):
+            raise BertJaxError(f"train.best is {best!r}, of which the largest would be kept: write -{best}")
+        if optimizer.unfreeze_every and (thawed := optimizer.unfreeze_every * (encoder.depth + 1)) >= self.train.steps:
+            raise BertJaxError(
+                f"optimizer.unfreeze_every is {optimizer.unfreeze_every}: all of {encoder.depth} layers and the embeddings "
+                f"would train after {thawed} updates, train.steps is {self.train.steps}: lower the one or raise the other"
+            )
+        if isinstance(self.task, Pretraining) and isinstance(optimizer, Lamb) and optimizer.weight_decay:
+            trained = {head for objective in self.task.all_objectives.values() for head in objective.heads}
+            if idle := [head for head in encoder.with_heads if head not in trained]:
+                raise BertJaxError(
+                    f"no objective trains {', '.join(idle)} of task.encoder.with_heads, and LAMB lets what has no gradient "
+                    "decay to nothing: leave it out there, or give it an objective"
+                )

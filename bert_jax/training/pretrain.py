@@ -7,7 +7,6 @@ import traceback
 from pathlib import Path
 
 import jax
-from rich.console import Console
 
 from bert_jax import config as configuration
 from bert_jax.checkpoint import saved_steps
@@ -66,8 +65,6 @@ def pretrain(
     task = PretrainingTask(experiment.task, TokenStore(data, verify=cluster.first_on_host))
     cluster.agree("data", task.identity())
     devices = jax.local_devices()
-    if cluster.first:  # which may be another than was thought: jax without a driver takes the processor
-        Console(stderr=True).print(f"training on {jax.device_count()} x {devices[0].device_kind}", highlight=False)
     cluster.agree("machine", {"kind of device": devices[0].device_kind, "number of devices": len(devices)})
     return train(task, _as_begun(experiment, Path(workdir), cluster), workdir, cluster, source=str(data))
 

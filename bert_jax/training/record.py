@@ -19,7 +19,7 @@ from bert_jax.task import Ratio
 
 log = logging.getLogger("bert_jax")
 
-METRICS = "metrics.jsonl"
+METRICS, CURVES = "metrics.jsonl", "curves.png"
 WIDE = 120  # columns of a terminal in which a bar has room
 DRAW_SECONDS = 10.0  # between pictures of the curves; the last one is always drawn
 
@@ -31,7 +31,9 @@ class Record:
     seconds of training, restarts included. In a run of several processes the first one keeps the record.
     """
 
-    def __init__(self, workdir: Path, steps: int, start: int):
+    def __init__(self, workdir: Path, steps: int, start: int, device: str = ""):
+        """``device``: how many of which kind, for the line that says that a step is compiled: who thought of a GPU and has none
+        sees it there."""
         self._path = workdir / METRICS
         self._workdir = workdir
         self._steps = steps
@@ -46,12 +48,12 @@ class Record:
         self._drawn, self._complete = self._started, False  # when the curves were, and whether they have every row
         self._console = Console(stderr=True)
         self._progress = progress_bar(self._console)
-        self._bar = self._progress.add_task("training", total=steps, completed=start, state="compiling")
+        self._bar = self._progress.add_task("training", total=steps, completed=start, state=f"compiling{device}")
         self._start, self._last_line = start, 0.0
         self._timed: tuple[int, float] | None = None  # the first step, which compiles, and when it was done
         self._progress.start()
         if not self._console.is_terminal and start < steps:
-            self.say(f"step {start}/{steps} compiling")
+            self.say(f"step {start}/{steps} compiling{device}")
 
     @property
     def seconds(self) -> float:
@@ -88,6 +90,8 @@ class Record:
 
     def _append(self) -> None:
         """Writes the rows that wait, all of them or, with an error, none."""
+        if not self._waiting:
+            return
         before = self._path.stat().st_size if self._path.exists() else 0
         try:
             with self._path.open("a") as file:  # closed each time: a mounted bucket uploads a file when it is closed
@@ -103,6 +107,8 @@ class Record:
         self._progress.stop()
         with self._forgiving("an event of TensorBoard"):
             self._board.close()
+        with self._forgiving("a row"):
+            self._append()
         if not self._complete and read(self._path):
             self._draw()
 
@@ -116,7 +122,7 @@ class Record:
 
     def _draw(self) -> None:
         with self._forgiving("a picture"):
-            draw(self._path, self._workdir / "curves.png")
+            draw(self._path, self._workdir / CURVES)
         self._drawn, self._complete = time.monotonic(), True
 
 

@@ -33,7 +33,7 @@ from bert_jax.training import together, workdirs
 from bert_jax.training.best import Best, check_metric
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import AdamW, Lamb, schedule
-from bert_jax.training.record import METRICS, NoRecord, Record, Window, draw, read, summary
+from bert_jax.training.record import CURVES, METRICS, NoRecord, Record, Window, draw, read, summary
 from bert_jax.training.state import TrainState, key_data
 from bert_jax.training.step import init_state, make_eval_step, make_update
 
@@ -73,7 +73,7 @@ def train(
     """
     workdir, cluster = Path(workdir), cluster or Cluster()
     check_local(workdir)
-    with workdirs.kept_from_others(workdir, cluster):
+    with workdirs.kept_from_others(workdir, cluster.first):
         return _train(task, experiment, workdir, cluster, runs or {}, source)
 
 
@@ -147,7 +147,8 @@ def _train(
         _check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
     cluster.from_first(lambda: workdirs.claim(workdir, experiment, task, tokenizer))
     workdirs.check_shared(workdir, cluster, EXPERIMENT, lambda folder: workdirs.experiment_of(folder) == experiment)
-    record = Record(workdir, settings.steps, start) if cluster.first else NoRecord()
+    device = f" for {mesh.size} x {mesh.devices.flat[0].device_kind}"
+    record = Record(workdir, settings.steps, start, device) if cluster.first else NoRecord()
     if not len(heldout):
         log.warning("the data has no held-out documents: this run is not evaluated")
     if start:
@@ -270,8 +271,8 @@ def _leave(
     identity = task.identity()
     workdirs.claim(workdir, experiment, task, identity.get("tokenizer"))
     (workdir / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    draw(workdir / METRICS, workdir / "curves.png")
-    with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=1)) as checkpoints:
+    draw(workdir / METRICS, workdir / CURVES)
+    with contextlib.closing(Checkpoints(workdir / CHECKPOINTS, keep=1)) as checkpoints:
         metadata = {"data": data, "identity": identity, "experiment": configuration.to_json(experiment)}
         checkpoints.save(step, {"params": state[0], "optimizer": state[1]}, metadata)
 

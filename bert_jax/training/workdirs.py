@@ -46,11 +46,13 @@ def _changes(workdir: Path, experiment: Experiment) -> Iterator[tuple[str, str]]
 
 
 def check_experiment(workdir: Path, experiment: Experiment, tokenizer: str | None) -> bool:
-    """Whether nothing was trained there; BertJaxError if another model or task was, or if somebody's own tokenizer lies there
-    that is not the one of this hash. What has only been claimed may be claimed by another."""
+    """Whether nothing was trained there; BertJaxError if what would begin is a mistake, if another model or task was trained,
+    or if somebody's own tokenizer lies there that is not the one of this hash. What has only been claimed may be claimed
+    anew."""
     if not trained(workdir):
         if experiment_of(workdir) is None and (workdir / TOKENIZER).exists() and not _has_tokenizer(workdir, tokenizer):
             raise BertJaxError(f"{workdir / TOKENIZER} is there and is not the data's tokenizer: choose another --workdir")
+        experiment.check_beginning()
         return True
     for field, change in _changes(workdir, experiment):
         if field.startswith("task") and field not in CHANGEABLE:
@@ -83,12 +85,17 @@ def claim(workdir: Path, experiment: Experiment, task: Task, tokenizer: str | No
 
 
 @contextlib.contextmanager
-def kept_from_others(workdir: Path, cluster: Cluster) -> Iterator[None]:
-    """No other run may begin in ``workdir`` meanwhile. A refusal leaves no folder where there was none."""
+def kept_from_others(workdir: Path, first: bool = True) -> Iterator[None]:
+    """No other run may begin in ``workdir`` meanwhile, which the ``first`` process sees to. A refusal leaves no folder where
+    there was none.
+
+    Raises:
+      BertJaxError: another run has it.
+    """
     with contextlib.ExitStack() as held:
-        if cluster.first:
-            if not workdir.exists():
-                held.callback(_remove_if_empty, workdir)
+        if first:
+            for folder in [parent for parent in (workdir, *workdir.parents) if not parent.exists()][::-1]:
+                held.callback(_remove_if_empty, folder)
             with contextlib.suppress(OSError):  # what cannot be written is said later, and better
                 held.enter_context(locked(workdir))
         yield

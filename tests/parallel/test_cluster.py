@@ -197,6 +197,9 @@ def test_errors_are_told_from_symptoms(monkeypatch, capsys):
     assert c._diagnose(wrapped)[0] == 75
     assert c._diagnose(BertJaxError("process 1 did not answer"))[0] == 1  # nobody knew of a peer that is gone
     assert capsys.readouterr().err == ""
+    status, line = c._diagnose(RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"))
+    assert status == 1 and line.startswith("the memory of the device does not suffice") and "\n" not in line
+    assert capsys.readouterr().err == ""
     assert c._diagnose(KeyError("x")) == (70, "KeyError: 'x'")
     assert c._diagnose(OSError(5, "I/O error"))[0] == c._diagnose(CannotSave("could not save step 5"))[0] == 74
     assert c._diagnose(PermissionError(13, "denied"))[0] == 1, "starting again would not help"

@@ -238,6 +238,20 @@ def test_rules_of_the_configuration_come_before_those_of_the_file(added, tmp_pat
             assert ("it are used, not its own rules" in caplog.text) == (told and kind == "BertTokenizer"), (rules, kind)
 
 
+def test_a_cased_vocabulary_with_a_piece_more_comes_back_as_it_is(tmp_path):
+    """The class that its folder names lower-cases unless it is told not to, and nobody had told it."""
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "Cat", "cat", "É", "e"]))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[X]": 9}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    ours = tokenizers.load(tmp_path)
+    ours.save(tmp_path / "saved")
+    again, theirs = tokenizers.load(tmp_path / "saved"), transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again.hash == ours.hash
+    ids = ours.build(ours.encode("Cat É").ids)[0].tolist()
+    assert ids == theirs("Cat É")["input_ids"] == [2, 5, 7, 3]
+
+
 def test_carriage_returns_are_not_part_of_a_piece(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes("\r\n".join([*SPECIALS, "a", ""]).encode())

@@ -96,11 +96,11 @@ def test_a_record_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capl
         patch.setattr(record, "DRAW_SECONDS", -1.0)
         kept.write(2, "train", {"mlm_loss": 3.0})
         kept.write(2, "eval", {"mlm_loss": 4.0})
+        kept.write(3, "train", {"mlm_loss": 5.0})
     assert [line.split(": ")[1] for line in caplog.messages] == [
         "a row could not be written (Input/output error)", "a row could not be written (Input/output error)",
-        "a picture could not be written (No space left on device)",
+        "a picture could not be written (No space left on device)", "a row could not be written (Input/output error)",
     ]
-    kept.write(3, "train", {"mlm_loss": 5.0})
     kept.close()
     rows = record.read(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["mlm_loss"]) for row in rows] == [(1, 2), (2, 3), (2, 4), (3, 5)]
