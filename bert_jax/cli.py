@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        if arguments.jax:
+            _start_jax()
         return arguments.run(arguments) or 0
     except BertJaxError as error:
         print(f"bert-jax: error: {error}", file=sys.stderr)
@@ -63,14 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name, run, summary, description):
+    def command(name, run, summary, description, jax=True):
         sub = commands.add_parser(
             name, help=summary, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, jax=jax)
         return sub
 
-    sub = command("tokenizer", _tokenizer, "train a tokenizer from text", "Learns a vocabulary from text and saves it.")
+    sub = command("tokenizer", _tokenizer, "train a tokenizer from text", "Learns a vocabulary from text and saves it.",
+                  jax=False)
     _add_text_options(sub)
     sub.add_argument("--out", required=True, help="folder to write; must not exist")
     sub.add_argument("--kind", choices=["wordpiece", "sentencepiece"], default="wordpiece",
@@ -80,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("prepare", _prepare, "turn text into a token store",
                   "Splits text into documents and sentences, tokenizes it on all cores and writes a token store. An "
-                  "interrupted run leaves OUT.partial and goes on when called again with the same arguments.")
+                  "interrupted run leaves OUT.partial and goes on when called again with the same arguments.", jax=False)
     _add_text_options(sub)
     sub.add_argument("--tokenizer", required=True, help="folder or file of a tokenizer (vocab.txt, tokenizer.json, *.model)")
     sub.add_argument("--out", required=True, help="folder of the store; must not exist")
@@ -104,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("annotate", _annotate, "mark phrases and names in a token store",
                   "Adds to a finished token store which words belong together, so that they can be masked together: phrases "
                   "that are mined from its own text by pointwise mutual information, or names from lists. Done again, it "
-                  "replaces what was there. Runs that use neither go on as before.")
+                  "replaces what was there. Runs that use neither go on as before.", jax=False)
     sub.add_argument("store", help="token store made by bert-jax prepare")
     sub.add_argument("--phrases", action="store_true",
                      help="n-grams of 2 to 5 words with the highest PMI in the train split (PMI-Masking); STORE/phrases/*/"
@@ -136,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("plan", _plan, "say what a run needs on a TPU slice that you do not have",
                   "Compiles the training step of a configuration for the given devices, with XLA's own compiler and without "
                   "the devices or any data, and prints memory, exchanges between devices, and what the published peaks allow. "
-                  "Exit status 0 where it fits, 1 where it does not.")
+                  "Exit status 0 where it fits, 1 where it does not.", jax=False)
     sub.add_argument("--config", required=True, help="Python file with get_config() -> Experiment, see configs/")
     sub.add_argument("--topology", required=True,
                      help="v5e:4x4 or v5e-16 (v2, v3, v4, v5e, v5p, v6e; needs the plan extra), v5e:4x4*2 for two slices, "
@@ -147,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="find the largest batch a device can hold for each remat policy instead, cheapest policy first")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    cli_finetune.add(command, _start_jax)
+    cli_finetune.add(command)
 
     sub = command("evaluate", _evaluate, "measure a checkpoint on held-out data",
                   "Losses and accuracies on the held-out documents of a token store, with the same pairs and masks each "
@@ -275,7 +278,6 @@ def _annotate(arguments: argparse.Namespace) -> None:
 def _pretrain(arguments: argparse.Namespace) -> int | None:
     place = (arguments.coordinator, arguments.processes, arguments.process)
     distributed = arguments.distributed or place != (None, None, None)
-    _start_jax()
     import jax
 
     from bert_jax import config
@@ -318,7 +320,6 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    _start_jax()
     from bert_jax.training.pretrain import evaluate_checkpoint
 
     print(json.dumps(
@@ -327,7 +328,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _fill_mask(arguments: argparse.Namespace) -> None:
-    _start_jax()
     import bert_jax
     from bert_jax.fill_mask import fill_mask
 
@@ -337,7 +337,6 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    _start_jax()
     import bert_jax
 
     model = bert_jax.load(arguments.checkpoint, tokenizer=arguments.tokenizer, allow_missing=arguments.allow_missing)
@@ -347,14 +346,12 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    _start_jax()
     import bert_jax
 
     print(bert_jax.inspect(arguments.checkpoint))
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    _start_jax()
     import bert_jax
 
     bert_jax.save(bert_jax.load(arguments.checkpoint), arguments.out)
@@ -362,7 +359,6 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    _start_jax()
     from bert_jax.demo import demo
 
     demo(Path(arguments.workdir), arguments.assignments)

@@ -1,19 +1,17 @@
 """The verbs of fine-tuning on the command line: what ``bert-jax finetune`` and ``predict`` take, and call."""
 
 import argparse
-import functools
 import signal
 import sys
-from collections.abc import Callable
 
 from bert_jax.errors import BertJaxError, each_warning_once
 
 _OWN = ("texts", "label", "heldout", "kind", "epochs")  # options that go with --data
 
 
-def add(command, start_jax: Callable[[], None]) -> None:
-    """Adds both; ``command(name, run, summary, description)`` makes a parser, and ``start_jax`` is called before all else."""
-    sub = command("finetune", functools.partial(_finetune, start_jax), "fine-tune a checkpoint over seeds, with a report",
+def add(command) -> None:
+    """Adds both; ``command(name, run, summary, description)`` makes a parser."""
+    sub = command("finetune", _finetune, "fine-tune a checkpoint over seeds, with a report",
                   "Trains what a configuration describes, or a file of your own (--data) by the published recipe, once for "
                   "every seed. Leaves scores with mean and deviation, predictions, pictures, report.html, "
                   "README.md (a model card) and model/, which transformers opens and bert-jax predict reads. Called again it "
@@ -49,7 +47,7 @@ def add(command, start_jax: Callable[[], None]) -> None:
     sub.add_argument("--epochs", type=float, default=None,
                      help="with --data: passes over it; default: 3, of small data what 200 updates take, at most 20")
 
-    sub = command("predict", functools.partial(_predict, start_jax), "answer about new texts with a fine-tuned model",
+    sub = command("predict", _predict, "answer about new texts with a fine-tuned model",
                   "Classes, values, tags, answers or choices for every row of a file, in its order, with memory that does not "
                   "grow. What is written appears whole or not at all.")
     sub.add_argument("model",
@@ -67,8 +65,7 @@ def add(command, start_jax: Callable[[], None]) -> None:
 
 
 @each_warning_once()
-def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> int | None:
-    start_jax()
+def _finetune(arguments: argparse.Namespace) -> int | None:
     from rich.console import Console
 
     from bert_jax.finetuning import CARD, EXPORTED, PAGE, check_assignments, finetune, fit
@@ -112,8 +109,7 @@ def _finetune(start_jax: Callable[[], None], arguments: argparse.Namespace) -> i
     return None
 
 
-def _predict(start_jax: Callable[[], None], arguments: argparse.Namespace) -> None:
-    start_jax()
+def _predict(arguments: argparse.Namespace) -> None:
     from bert_jax.predicting import predict_file
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half-written goes

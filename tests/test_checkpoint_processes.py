@@ -185,7 +185,7 @@ def test_the_failure_of_one_is_the_failure_of_all(seen):
         assert "no space left (could not save step 4)" in line and "(process 1)" in line and "\n" not in line
         assert line.endswith("the last good checkpoint is step 3") and seconds < 60
         line, seconds = process["no metadata"]
-        assert "could not save step 5" in line and "(process 0)" in line and seconds < 60
+        assert "could not save step 6" in line and "(process 0)" in line and seconds < 60  # after 5, of which a warning tells
         assert process["steps in the end"] == [3, 7]
     assert seen[1][0]["after full"] == [[2, 3], ["2", "3"]]  # process 0 clears up
     assert len({process["full"][0] for process in seen[1]}) == 1

@@ -8,6 +8,7 @@ config.json says and we have no word for travels as :class:`Origin`.
 
 import dataclasses
 import functools
+import json
 import logging
 import os
 import re
@@ -43,7 +44,7 @@ from bert_jax.convert.tensors import (
     write_safetensors,
 )
 from bert_jax.errors import BertJaxError
-from bert_jax.files import check_local, read_json, write_json
+from bert_jax.files import check_local, read_json, write_json, write_whole
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.models.heads import HEADS
@@ -52,7 +53,6 @@ from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
 
-_HF = {"architectures", "transformers_version"}  # keys of a config.json that transformers wrote
 # Classes of tokenizers that give no token_type_ids by themselves.
 _NO_SEGMENTS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "DistilBertTokenizer",
                 "DistilBertTokenizerFast")
@@ -142,10 +142,17 @@ def write(
     settings = write_settings(config, tokenizer, origin, dtype)
     entries = _entries(params, config, origin)
     write_safetensors(directory / SAFETENSORS, entries, DTYPES[dtype], tracked(entries, "writing"))
-    write_json(directory / CONFIG, dict(sorted(settings.items())))
+    write_whole(directory / CONFIG, json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     if tokenizer is not None:
         tokenizer.save(directory)
-        _complete(directory / "tokenizer_config.json", tokenizer, config, foreign=bool(origin and _HF & origin.settings.keys()))
+        _complete(directory / "tokenizer_config.json", tokenizer, config, _is_of_transformers(origin))
+
+
+def _is_of_transformers(origin: Origin | None) -> bool:
+    """Whether a model came from a directory of transformers, which has settings of the tokenizer as well, and not from a
+    checkpoint of TensorFlow, whose settings are those that we found."""
+    said = origin.settings if origin else {}
+    return bool(said) and ("model_type" not in said or bool({"architectures", "transformers_version"} & said.keys()))
 
 
 def _complete(file: Path, tokenizer: Tokenizer, config: EncoderConfig, foreign: bool) -> None:

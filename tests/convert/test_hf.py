@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import bert_jax
 from bert_jax import tokenizers
 from bert_jax.convert import hf
-from bert_jax.convert.reading import NOTES
+from bert_jax.convert.reading import NOTES, Origin
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
@@ -218,6 +218,9 @@ def test_a_length_beyond_the_positions_is_not_promised(tmp_path):
     origin = hf.load(tmp_path / "ours").origin
     hf.export(random_params(TINY), TINY, longer, tmp_path / "theirs", origin=origin)  # what came from there stays as it was
     assert json.loads((tmp_path / "theirs" / "tokenizer_config.json").read_text())["model_max_length"] == 512
+    google = Origin("bert", {"model_type": "bert", "hidden_size": 6}, origin.heads, "float32")  # TensorFlow: a bare vocab.txt
+    hf.export(random_params(TINY), TINY, TOKENIZER, tmp_path / "google", origin=google)
+    assert json.loads((tmp_path / "google" / "tokenizer_config.json").read_text())["model_max_length"] == TINY.max_length
 
 
 def test_an_encoder_of_sentences_lacks_the_head_that_its_base_had(bert, caplog):

@@ -64,7 +64,8 @@ class Drawn(NamedTuple):
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
         """A directory as somebody else may have left it: with settings of their own."""
-        origin = Origin(self.family.model_type, {"model_type": self.family.model_type}, (), self.dtype)
+        settings = {"model_type": self.family.model_type, "architectures": []}
+        origin = Origin(self.family.model_type, settings, (), self.dtype)
         hf.export(self.params, self.config, self.tokenizer, folder, origin=origin, dtype=self.dtype)
         path = folder / "config.json"
         assert not self.foreign.keys() & json.loads(path.read_text("utf-8")).keys()

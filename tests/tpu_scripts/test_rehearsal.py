@@ -99,6 +99,7 @@ def test_gcloud_itself_would_accept_the_commands(cloud, tmp_path):
     settings = {"DISABLE_PROMPTS": "1", "CHECK_GCE_METADATA": "false", "DISABLE_USAGE_REPORTING": "true"}
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CLOUDSDK_CONFIG": str(tmp_path)}
     env |= {f"CLOUDSDK_CORE_{name}": value for name, value in settings.items()}
+    (tmp_path / "runs" / "base" / "store").mkdir(parents=True)  # which it looks for before its account
     for command in sorted(unique):
         done = subprocess.run([gcloud, *command], env=env, text=True, capture_output=True, cwd=tmp_path)
         assert done.returncode == 1 and "do not currently have an active account" in done.stderr, (command, done.stderr)
