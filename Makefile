@@ -11,7 +11,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 help:
 	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
-	@echo "make test   all tests (about an hour on two cores); make test-fast leaves out the slow ones"
+	@echo "make test   all tests (half an hour on two quiet cores); make test-fast leaves out the slow ones"
 	@echo "make test-beam  that Apache Beam prepares the same store, in an environment of its own"
 	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"

@@ -19,6 +19,13 @@ class CannotSave(BertJaxError):
     status = 74
 
 
+class InUse(BertJaxError):
+    """Somebody else is at work there: later it may be free. (A file server keeps the lock of a machine that has died for a
+    minute or two.)"""
+
+    status = 75
+
+
 UNFORESEEN = 70  # status for any other exception (EX_SOFTWARE): a device or a library failed, which may pass
 _LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 

@@ -90,7 +90,7 @@ def kept_from_others(workdir: Path, first: bool = True) -> Iterator[None]:
     there was none.
 
     Raises:
-      BertJaxError: another run has it.
+      InUse: another run has it.
     """
     with contextlib.ExitStack() as held:
         if first:
