@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.errors import BertJaxError, CannotSave
+from bert_jax.errors import BertJaxError, CannotSave, NotHeard
 from bert_jax.files import write_json
 from bert_jax.parallel.agreement import SILENCE, Agreement
 
@@ -242,7 +242,7 @@ class Checkpoints:
             line += f"; the last good checkpoint is step {good}" if good is not None else ""
         line = self._peers.failure(line)
         if line is not None:
-            raise (BertJaxError if line == SILENCE else kind)(line)
+            raise (NotHeard if line == SILENCE else kind)(line)
 
     # Reading
 

@@ -17,8 +17,8 @@ from bert_jax.errors import BertJaxError, exit_status, out_of_memory
 
 def main(argv: list[str] | None = None) -> int:
     """Runs ``bert-jax``; returns the exit status: 0 done, 1 refused with one line on stderr, 2 wrong usage; 75 stopped early
-    with all saved, so that the same command continues, or somebody else is at work there; 70 and 74 failed, as devices,
-    networks and disks do: the same command may continue."""
+    with all saved, so that the same command continues; 70 and 74 failed, as devices, networks and disks do: the same command
+    may continue."""
     arguments = _parser().parse_args(argv)
     arguments.command_line = argv
     logging.basicConfig(format="bert-jax: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)

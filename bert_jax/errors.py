@@ -19,11 +19,10 @@ class CannotSave(BertJaxError):
     status = 74
 
 
-class InUse(BertJaxError):
-    """Somebody else is at work there: later it may be free. (A file server keeps the lock of a machine that has died for a
-    minute or two.)"""
+class NotHeard(BertJaxError):
+    """This process heard nothing where the others may have agreed: no save that has failed, but as likely to pass."""
 
-    status = 75
+    status = CannotSave.status
 
 
 UNFORESEEN = 70  # status for any other exception (EX_SOFTWARE): a device or a library failed, which may pass

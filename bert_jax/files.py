@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bert_jax.errors import BertJaxError, InUse
+from bert_jax.errors import BertJaxError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -59,7 +59,7 @@ def locked(folder: Path) -> Iterator[None]:
     no locks keeps nobody out.
 
     Raises:
-      InUse: another run has it.
+      BertJaxError: another run has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -67,7 +67,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InUse(f"{folder}: another run is writing it: wait for it, or stop it") from None
+            raise BertJaxError(f"{folder}: another run is writing it: wait for it, or stop it") from None
         except OSError:
             pass
         yield

@@ -309,6 +309,8 @@ def _leaving_no_refusal(workdir: Path, new: Sequence[Path]) -> Iterator[None]:
 
 def _groups(numbers: Sequence[int], at_once: int, workdir: Path) -> list[list[int]]:
     """The seeds that train together: those that have begun so, and then ``at_once`` at a time of those that have not begun."""
+    for path in workdir.glob(".seeds-*.over"):
+        shutil.rmtree(path)
     joint = sorted(path for path in workdir.iterdir() if _SEVERAL.fullmatch(path.name))
     going_on = [path for path in joint if trained(path) and (path / CHECKPOINTS).is_dir()]
     for path in joint:  # what trained nothing (perhaps the memory did not suffice), or is left of one that has ended
@@ -330,7 +332,9 @@ def _together(task: FinetuningTask, experiment: Experiment, seeds: Sequence[int]
     for folder in folders.values():
         if not (workdir / folder.name).exists():  # else this had been interrupted
             folder.rename(workdir / folder.name)
-    shutil.rmtree(joint)
+    over = joint.with_name(f".{joint.name}.over")  # in one go: half of it would be a run to go on with
+    joint.rename(over)
+    shutil.rmtree(over)
     return True
 
 

@@ -697,7 +697,7 @@ def test_one_fine_tuning_at_a_time(tiny_checkpoint, tmp_path, capfd):
     words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
              str(tmp_path / "run"), "--set", "train.steps=2"]
     with locked(tmp_path / "run"):
-        assert cli.main(words) == 75
+        assert cli.main(words) == 1
         assert "another run is writing it" in capfd.readouterr().err and list((tmp_path / "run").iterdir()) == []
 
 

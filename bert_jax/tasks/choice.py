@@ -21,7 +21,7 @@ from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
 from bert_jax.tasks.batches import Encoded, Keep, WrongText, encode
 from bert_jax.tasks.datasets import Named
-from bert_jax.tasks.files import objects_of, text_of
+from bert_jax.tasks.files import check_characters, objects_of, text_of
 from bert_jax.tasks.tables import FORMATS, Rows, Source, check_share, part_of, separated
 
 BLANK = "_"  # in questions of RACE: where the answer goes
@@ -140,6 +140,8 @@ def _text(parts: list[Any], where: str) -> str:
         raise BertJaxError(f"{where}: a text is a string")
     if not parts[-1].strip():
         raise BertJaxError(f"{where}: is empty")
+    for part in parts:
+        check_characters(part, f"{where}: it")
     return " ".join(part.strip() for part in parts if part.strip())
 
 

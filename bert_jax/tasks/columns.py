@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tasks.files import objects_of, text_of
+from bert_jax.tasks.files import check_characters, objects_of, text_of
 from bert_jax.tasks.tables import Rows, check_share, part_of
 
 logger = logging.getLogger("bert_jax")
@@ -174,6 +174,8 @@ class Lists:
             raise BertJaxError(f"{where}: {name!r} is not a list of strings")
         if not found or not all(str(one).strip() for one in found):
             raise BertJaxError(f"{where}: {name!r} {'has an empty string' if found else 'is empty'}")
+        for one in found:
+            check_characters(str(one), f"{where}: {name!r}")
         return tuple(str(one).strip() for one in found)
 
 

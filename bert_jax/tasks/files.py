@@ -34,7 +34,7 @@ def objects_of(text: str, path: str) -> Iterator[tuple[int, dict]]:
     """The number of each line of ``text`` that is not empty, and its JSON object.
 
     Raises:
-      BertJaxError: a line that is no JSON, no object, or has half a surrogate pair, which no file of text and no picture takes.
+      BertJaxError: a line that is no JSON, or no object.
     """
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a string may hold U+2028 and the like
         if not line.strip():
@@ -45,12 +45,17 @@ def objects_of(text: str, path: str) -> Iterator[tuple[int, dict]]:
             raise BertJaxError(f"{path}: line {number} is not JSON ({error}): an object a line is needed") from None
         if not isinstance(found, dict):
             raise BertJaxError(f"{path}: line {number} is no JSON object: {{\"field\": ..., ...}} is needed")
-        try:
-            json.dumps(found, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise BertJaxError(f"{path}: line {number} has half a character ({half!a}, of a surrogate pair)") from None
         yield number, found
+
+
+def check_characters(text: str, where: str) -> None:
+    """Raises BertJaxError where a string of JSON has half a surrogate pair, which no tokenizer, file of text or picture takes.
+    ``where``: what messages call it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise BertJaxError(f"{where} has half a character ({half!a}, of a surrogate pair): write the whole one") from None
 
 
 def other_separator(header: Sequence[str], form: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tasks.files import objects_of, other_separator, text_of
+from bert_jax.tasks.files import check_characters, objects_of, other_separator, text_of
 
 logger = logging.getLogger("bert_jax")
 
@@ -137,6 +137,9 @@ class Table:
             wrong = next((name for name in wanted if isinstance(found[name], dict | list)), None)
             if wrong is not None:
                 raise BertJaxError(f"{self.path}: line {number}: column {wrong!r} is neither text nor a number")
+            for name in wanted:
+                if isinstance(found[name], str):
+                    check_characters(found[name], f"{self.path}: line {number}: column {name!r}")
             values = (found[name] for name in wanted)
             yield number, ["" if value is None else (value if isinstance(value, str) else json.dumps(value)).strip()
                            for value in values]

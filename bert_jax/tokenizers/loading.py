@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -221,14 +222,15 @@ def _load_tokenizer_json(file: pathlib.Path, beside: Beside) -> Tokenizer:
     )
 
 
+_BERT_DEFAULTS = re.compile("(Bert|DistilBert|Electra|MobileBert|ConvBert|MPNet|LayoutLM|Funnel)Tokenizer(Fast)?")
 _ALONE = Beside({}, {}, {})
 _OWN_RULES = ("lowercase", "handle_chinese_chars", "strip_accents")
 
 
 def _rules(own: dict, beside: Beside) -> tuple[bool, bool, bool]:
-    """What a BertNormalizer does, as tokenizer_config.json states it. A class that is named there has defaults for what is not
-    stated: true, and for accents null, which lets them go where capitals go."""
-    default = {} if beside.settings.get("tokenizer_class") else own
+    """What a BertNormalizer does, as tokenizer_config.json states it. BERT's class, or one that is made from it, has defaults
+    for what is not stated: true, and for accents null, which lets them go where capitals go."""
+    default = {} if _BERT_DEFAULTS.fullmatch(str(beside.settings.get("tokenizer_class"))) else own
     lowercase = beside.flag("do_lower_case", default.get("lowercase", True))
     chinese = beside.flag("tokenize_chinese_chars", default.get("handle_chinese_chars", True))
     accents = beside.flag("strip_accents", None if "strip_accents" in beside.settings else default.get("strip_accents"))

@@ -116,6 +116,7 @@ def _train(
         lambda: [workdirs.check_experiment(folder, experiment, tokenizer) for folder in folders][0]
     )
     if fresh:
+        experiment.check_beginning()
         state = begin()
         _check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
     else:

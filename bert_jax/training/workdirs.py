@@ -46,13 +46,11 @@ def _changes(workdir: Path, experiment: Experiment) -> Iterator[tuple[str, str]]
 
 
 def check_experiment(workdir: Path, experiment: Experiment, tokenizer: str | None) -> bool:
-    """Whether nothing was trained there; BertJaxError if what would begin is a mistake, if another model or task was trained,
-    or if somebody's own tokenizer lies there that is not the one of this hash. What has only been claimed may be claimed
-    anew."""
+    """Whether nothing was trained there; BertJaxError if another model or task was, or if somebody's own tokenizer lies there
+    that is not the one of this hash. What has only been claimed may be claimed by another."""
     if not trained(workdir):
         if experiment_of(workdir) is None and (workdir / TOKENIZER).exists() and not _has_tokenizer(workdir, tokenizer):
             raise BertJaxError(f"{workdir / TOKENIZER} is there and is not the data's tokenizer: choose another --workdir")
-        experiment.check_beginning()
         return True
     for field, change in _changes(workdir, experiment):
         if field.startswith("task") and field not in CHANGEABLE:
@@ -90,7 +88,7 @@ def kept_from_others(workdir: Path, first: bool = True) -> Iterator[None]:
     there was none.
 
     Raises:
-      InUse: another run has it.
+      BertJaxError: another run has it.
     """
     with contextlib.ExitStack() as held:
         if first:

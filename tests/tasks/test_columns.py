@@ -121,7 +121,7 @@ def test_a_sentence_a_line_as_lists(tmp_path, caplog):
 
 @pytest.mark.parametrize("text, message", [
     ("", "no sentences"), ("[", "line 1 is not JSON"), ("[1]", "line 1 is no JSON object"),
-    ('{"words": ["\\ud83d"]}', "line 1 has half a character"),
+    ('{"words": ["\\ud83d"], "tags": ["O"]}', "line 1: 'words' has half a character"),
     ('{"words": ["a"], "ner": ["O"]}', "line 1 has no field 'tags'; there are words, ner"),
     ('{"words": "a", "tags": ["O"]}', "line 1: 'words' is not a list of strings"),
     ('{"words": [true], "tags": ["O"]}', "line 1: 'words' is not a list of strings"),

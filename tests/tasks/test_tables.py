@@ -51,6 +51,7 @@ def test_every_format(tmp_path, end):
     ("x.tsv.gz", b"a\tlabel\nx\t1\n\xe4\t0\n", "line 3 is not UTF-8 .byte 0xe4."),
     ("x.jsonl", '{"a": "x", "label": 1}\n{"b": "x"}\n', "no column 'a'; line 2 has b"),
     ("x.jsonl", '{"a": "x", "label": 1}\n{"a"\n', "line 2 is not JSON"),
+    ("x.jsonl", '{"a": "x", "label": "\\ud83d"}\n', "line 1: column 'label' has half a character"),
     ("x.jsonl", "[1, 2]\n", "line 1 is no JSON object"),
     ("x.jsonl", '{"a": ["x"], "label": 1}\n', "line 1: column 'a' is neither text nor a number"),
     ("x.jsonl", '{"a": "x", "label": null}\n', "line 1 has nothing in column 'label'"),

@@ -238,6 +238,15 @@ def test_rules_of_the_configuration_come_before_those_of_the_file(added, tmp_pat
             assert ("it are used, not its own rules" in caplog.text) == (told and kind == "BertTokenizer"), (rules, kind)
 
 
+def test_other_classes_have_other_defaults(tmp_path):
+    """HerBERT's keeps capitals and accents, and says so nowhere but in its file."""
+    plain = WordPieceTokenizer([*SPECIALS, "Cat", "É"], lowercase=False)
+    content = json.loads(plain._marked.to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "HerbertTokenizer"}))
+    assert tokenizers.load(tmp_path).encode("Cat É").ids.tolist() == [5, 6]
+
+
 def test_a_cased_vocabulary_with_a_piece_more_comes_back_as_it_is(tmp_path):
     """The class that its folder names lower-cases unless it is told not to, and nobody had told it."""
     transformers = pytest.importorskip("transformers")
