@@ -487,7 +487,7 @@ about {expected:.1f} among so many. The development sets are small (RTE has 277 
 points for any model), and that part of the noise no number of seeds shows.
 
 Seconds are the median over seeds of the ratio to the row that the trick is compared with, of the same seed, in the same
-process that ran alone (-: many shared a GPU); a first stage (STS-B, SICK: {intermediate}, {epochs} epochs; further
+process that ran alone (-: several ran side by side); a first stage (STS-B, SICK: {intermediate}, {epochs} epochs; further
 pre-training: {further} updates of 32 x 128 tokens) is not in them. The start has no masked-language-model head, so that
 further pre-training begins with a new one: what comes of that is no measure of what in-domain pre-training does for a model
 that has its head.
