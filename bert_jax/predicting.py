@@ -257,10 +257,10 @@ def of_model(model: Model, name: str = "this model") -> Ready:
     kept = configuration.from_json(Kept, stated.get(PREDICTOR) or {}, f"{name}: {PREDICTOR} in its {CONFIG}")
     length = min(kept.length or (WINDOW if kind is AnswersQuestions else LONGEST), model.config.max_length)
     predictor = kind(model.config, model.tokenizer, length)
-    defaults = window_sizes(length) if kind is AnswersQuestions else {}
-    for field in set(kind.kept) - {"length"}:
-        if (value := getattr(kept, field)) is not None or (value := defaults.get(field)) is not None:
-            setattr(predictor, field, value)
+    attributes = window_sizes(length) if kind is AnswersQuestions else {}
+    attributes |= {name: value for name, value in vars(kept).items() if value is not None} | {"length": length}
+    for name in attributes.keys() & set(kind.kept):
+        setattr(predictor, name, attributes[name])
     return Ready(predictor, model.params)
 
 
@@ -275,6 +275,11 @@ class Kept:
     question_tokens: int | None = None
     answer_tokens: int | None = None
     null_threshold: float | None = None
+
+    def __post_init__(self):
+        for name in ("length", "texts", "stride", "question_tokens", "answer_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise BertJaxError(f"{PREDICTOR} says {name} {value}: it must be at least 1")
 
 
 def kept_of(predictor: Predictor) -> dict[str, Any]:

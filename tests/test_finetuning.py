@@ -724,9 +724,14 @@ def test_the_folder_of_unanswerable_questions_says_so_too(run, tiny_checkpoint, 
     (answer,) = bert_jax.predict(tmp_path / "run" / "model", [("she ran", "cat dog")])
     assert answer["text"] == "" and answer["start"] == -1 and answer["span"]
     path = tmp_path / "run" / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"bert_jax_predictor": {"strides": 3}}))
-    with pytest.raises(BertJaxError, match="bert_jax_predictor in its config.json"):
-        list(bert_jax.predict(tmp_path / "run" / "model", [("she ran", "cat dog")]))
+    for wrong, message in (({"strides": 3}, "bert_jax_predictor in its config.json"), ({"stride": 0}, "it must be at least 1"),
+                           ({"length": "x"}, "bert_jax_predictor in its config.json"), ([], None)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"bert_jax_predictor": wrong}))
+        if message is None:  # nothing is said: defaults
+            assert list(bert_jax.predict(tmp_path / "run" / "model", [("she ran", "cat dog")]))
+            continue
+        with pytest.raises(BertJaxError, match=message):
+            list(bert_jax.predict(tmp_path / "run" / "model", [("she ran", "cat dog")]))
 
 
 def test_new_layers_are_not_those_that_pre_training_began_with(tmp_path):
