@@ -83,7 +83,7 @@ def demo(directory: Path, assignments: list[str]) -> dict[str, Any]:
     if not corpus.exists():
         stage("1/6 collecting docstrings")
         write_docstrings(corpus)
-    if not tokenizer_path.exists():
+    if not tokenizers.is_in(tokenizer_path):
         stage("2/6 training a tokenizer")
         documents = Corpus([corpus], documents="formfeed")
         tokenizers.train("wordpiece", documents, experiment.task.encoder.vocab_size).save(tokenizer_path)

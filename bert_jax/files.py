@@ -1,11 +1,12 @@
 """Small files: written whole or not at all, and JSON that is read with one line where something is wrong with it; and folders
-that one process alone writes."""
+that one process alone writes, and that come whole under their names."""
 
 import contextlib
 import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,27 @@ def check_local(path: str | os.PathLike) -> None:
     """Raises BertJaxError where a path is an address, as of a bucket: a folder of that name would be made beside the user."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):  # Path has made one slash of two
         raise BertJaxError(f"{path}: an address is no folder of this machine: mount the bucket, or copy it here first")
+
+
+def put_in_place(partial: Path, folder: Path, last: str | None = None) -> None:
+    """Gives a folder its final name; file by file, the one called ``last`` at the end, where the file system renames no
+    folders, as a mounted bucket."""
+    try:
+        os.rename(partial, folder)
+        return
+    except OSError:
+        if folder.exists():
+            raise
+    files = [path for path in partial.rglob("*") if path.is_file()]
+    try:
+        for path in sorted(files, key=lambda path: path == partial / (last or "")):
+            target = folder / path.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    except OSError as error:
+        raise BertJaxError(f"{folder}: {partial} was whole, and moving it there failed half-way ({error.strerror}): move the "
+                           "rest of its files as well" + (f", {last} last" if last else "")) from error
+    shutil.rmtree(partial)
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ def save_beside(workdir: Path, tokenizer: Tokenizer) -> None:
     """Saves the tokenizer into a work directory; BertJaxError where another one lies there. No folder is renamed: a mounted
     bucket refuses that."""
     target = workdir / TOKENIZER
-    if not target.exists():
+    if not tokenizers.is_in(target):  # or only a part of one, by a run that was killed
         tokenizer.save(target)
     elif (there := tokenizers.load(target)).hash != tokenizer.hash:
         raise BertJaxError(

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from bert_jax.errors import BertJaxError
-from bert_jax.files import check_local, locked, read_json, write_json, write_whole
+from bert_jax.files import check_local, locked, put_in_place, read_json, write_json, write_whole
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
@@ -82,3 +82,25 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", none)
     with locked(tmp_path / "run"), locked(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
+
+
+def test_a_mounted_bucket_renames_no_folder(tmp_path, monkeypatch):
+    """File by file then, and the one that says that all is there comes last."""
+    partial, order = tmp_path / "store.partial", []
+    (partial / "train").mkdir(parents=True)
+    for name in ("a", "manifest.json", "train/b"):
+        (partial / name).write_text(name)
+
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    replace = os.replace
+    monkeypatch.setattr(os, "rename", refuse)
+    monkeypatch.setattr(os, "replace", lambda old, new: (order.append(os.path.basename(new)), replace(old, new)))
+    put_in_place(partial, tmp_path / "store", "manifest.json")
+    assert {p.name: p.read_text() for p in (tmp_path / "store").rglob("*") if p.is_file()} == {
+        "a": "a", "b": "train/b", "manifest.json": "manifest.json"}
+    assert order[-1] == "manifest.json" and not partial.exists()
+    partial.mkdir()
+    with pytest.raises(OSError, match="not supported"):
+        put_in_place(partial, tmp_path / "store")

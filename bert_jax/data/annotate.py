@@ -27,7 +27,7 @@ from bert_jax.data.gazetteer import Gazetteer, read_names
 from bert_jax.data.prepare import one_line
 from bert_jax.data.store import ANNOTATIONS, PARTIAL, Annotation, Split, TokenStore, digests
 from bert_jax.errors import BertJaxError
-from bert_jax.files import locked, write_whole
+from bert_jax.files import locked, put_in_place, write_whole
 from bert_jax.progress import Progress
 
 logger = logging.getLogger("bert_jax")
@@ -163,7 +163,7 @@ def _annotate(path: pathlib.Path, channel: str, options: dict[str, Any], find: F
             if before is not None and before.folder == folder:
                 shutil.rmtree(partial)  # the same bytes are there, and were checked above
             else:
-                os.rename(partial, path / folder)
+                put_in_place(partial, path / folder)
                 text = json.dumps({name: dataclasses.asdict(made) for name, made in annotations.items()}, indent=1)
                 write_whole(path / ANNOTATIONS, text + "\n")
                 if before is not None:

@@ -36,7 +36,7 @@ from bert_jax.data.stages import Assembly, Recipe, Work, check_sides, parts, tas
 from bert_jax.data.store import MANIFEST, PARTIAL, Manifest, SplitInfo, digests
 from bert_jax.data.writer import check_not_empty, manifest_of
 from bert_jax.errors import BertJaxError
-from bert_jax.files import locked
+from bert_jax.files import locked, put_in_place
 from bert_jax.progress import Progress
 
 try:
@@ -202,7 +202,7 @@ def _place(out: str) -> Iterator[tuple[str, str]]:
             yield str(partial), str(partial / WORK)
             shutil.rmtree(partial / WORK)
             os.sync()  # workers' files are closed, not yet on this machine's disk
-            os.rename(partial, out)
+            put_in_place(partial, pathlib.Path(out), MANIFEST)
         except BaseException:
             shutil.rmtree(partial)
             raise

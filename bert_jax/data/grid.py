@@ -1,7 +1,8 @@
 """Where examples come from, and in which order: a grid of cells over the text, shuffled, with shares for languages.
 
 A store's text is a number of *areas*, each an axis of tokens: a document, all documents of a language, a document with
-its translation. Everything here is a pure function of (seed, position): no state, no table in the size of the corpus.
+its translation. Everything here is a pure function of (seed, position): no state, and no table of examples; of an area some
+numbers of 8 bytes.
 
 *Cells.* With room for T tokens an area of n tokens is cut into ceil(n / T) cells of 1 to T tokens, one more where n >= 32 T.
 How long the first cell is, is drawn for every version and area, so the cuts move while their number stays (for an area

@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING
 from bert_jax.data.parallel import ParallelCorpus
 from bert_jax.data.sources import Corpus, Group
 from bert_jax.data.stages import Assembly, Part, Recipe, Tokenised, Work, check_sides, digest, parts, tasks, warn_of_doubts
-from bert_jax.data.store import PARTIAL, Manifest
+from bert_jax.data.store import MANIFEST, PARTIAL, Manifest
 from bert_jax.data.workers import SPAWN
 from bert_jax.data.writer import STATE, StoreWriter, chained
 from bert_jax.errors import BertJaxError
-from bert_jax.files import check_local, locked
+from bert_jax.files import check_local, locked, put_in_place
 from bert_jax.progress import Progress
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ def prepare(
         try:
             _run(corpus, writer, tokenizer, recipe, workers or _cores(), progress)
             manifest = writer.finish(tokenizer)
-        except BaseException:
-            writer.abandon()
+        except BaseException as error:
+            writer.abandon(error)
             raise
-        os.rename(partial, out)
+        put_in_place(partial, out, MANIFEST)
         (out / STATE).unlink()
     warn_of_doubts(out)
     if manifest.documents_without_tokens:

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from bert_jax.errors import BertJaxError
+from bert_jax.files import check_local
 
 logger = logging.getLogger("bert_jax")
 
@@ -165,7 +166,7 @@ class Corpus:
             if source.kind == "json":
                 yield from self._json_documents(source, stream)
             else:
-                yield from _text_documents(source, stream, self.documents)
+                yield from _text_documents(source, stream, self.documents, self.field)
 
     def _json_documents(self, source: Source, stream: BinaryIO) -> Iterator[str]:
         number = 0
@@ -178,7 +179,7 @@ class Corpus:
                 continue
             try:
                 record = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except ValueError as error:  # of JSON, of UTF-8, and of a number with more digits than Python reads
                 raise BertJaxError(f"{where}: not JSON ({error}): one JSON object a line is expected") from error
             except RecursionError as error:
                 raise BertJaxError(f"{where}: JSON nested too deeply: one flat object a line is expected") from error
@@ -209,7 +210,7 @@ class Corpus:
             raise BertJaxError(f"{where}: field {self.field!r} is not Unicode text ({error})") from error
         if not isinstance(text, str):
             raise BertJaxError(f"{where}: field {self.field!r} is a {type(text).__name__}, not text")
-        return text
+        return text.replace("\r\n", "\n")  # as lines of files lose it
 
 
 def _expand(spec: "str | os.PathLike | Source") -> list[Source]:
@@ -221,6 +222,7 @@ def _expand(spec: "str | os.PathLike | Source") -> list[Source]:
         name = spec.removeprefix("tfds:")
         _, size = open_tfds(name)
         return [Source(name=spec, path=name, size=size, kind="tfds", language=language)]
+    check_local(spec)
     if glob.has_magic(spec) and not os.path.exists(spec):
         paths = sorted(path for path in glob.glob(spec, recursive=True) if os.path.isfile(path))
         if not paths:
@@ -260,7 +262,7 @@ def file_source(path: str, size: int, language: str | None = None) -> Source:
     return Source(pathlib.PurePath(path).name, path, size, kind, language)
 
 
-def _text_documents(source: Source, stream: BinaryIO, documents: str) -> Iterator[str]:
+def _text_documents(source: Source, stream: BinaryIO, documents: str, field: str) -> Iterator[str]:
     """The documents of one text file: lines are gathered until one that begins the next document."""
     path = source.path
     prefix = documents.removeprefix("prefix:") if documents.startswith("prefix:") else None
@@ -277,7 +279,11 @@ def _text_documents(source: Source, stream: BinaryIO, documents: str) -> Iterato
         if text and not text.isspace():
             yield text
 
+    begun = False
     for line in _lines(path, stream):
+        if not begun and line.strip():
+            begun = True
+            _check_no_json(path, line, field)
         if documents == "blank" and not line.strip():
             yield from finished()
             continue
@@ -303,6 +309,25 @@ def _text_documents(source: Source, stream: BinaryIO, documents: str) -> Iterato
     yield from finished()
 
 
+def _check_no_json(path: str, line: str, field: str) -> None:
+    """Raises BertJaxError where the first line of a file of text is a JSON object with the ``field`` of a text."""
+    if line.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            if field in json.loads(line):
+                raise BertJaxError(f"{path}: JSON lines, by its first one: give it a name that ends in .jsonl (or .jsonl.gz)")
+
+
+_COMPRESSED = {  # besides gzip, by how files begin
+    "bzip2": tuple(b"BZh%d1AY" % level for level in range(1, 10)), "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ",
+    "zip": b"PK\x03\x04",
+}
+_FOREIGN = (  # how files begin that are not read as text, and what to do with them
+    (b"\x1f\x8b", "compressed by gzip: give it a name that ends in .gz"),
+    *((start, f"compressed by {name}: decompress it, or compress it by gzip") for name, start in _COMPRESSED.items()),
+    ((b"\xff\xfe", b"\xfe\xff"), "UTF-16, by its first bytes: convert it to UTF-8"),
+)
+
+
 def _lines(path: str, stream: BinaryIO) -> Iterator[str]:
     """Lines without their ends; decoded a block at a time, which takes two thirds of the time of a line at a time."""
     offset = 0  # in the decompressed bytes, of the start of `rest`
@@ -311,8 +336,8 @@ def _lines(path: str, stream: BinaryIO) -> Iterator[str]:
         if offset == 0 and not rest and block.startswith(b"\xef\xbb\xbf"):
             block = block[3:]
             offset = 3
-        if offset == 0 and not rest and block.startswith(b"\x1f\x8b"):
-            raise BertJaxError(f"{path}: compressed by gzip: give it a name that ends in .gz")
+        if offset == 0 and not rest and (found := next((what for start, what in _FOREIGN if block.startswith(start)), None)):
+            raise BertJaxError(f"{path}: {found}")
         rest += block
         end = rest.rfind(b"\n") + 1
         if not end:
@@ -378,4 +403,7 @@ def open_tfds(spec: str):
     known = sorted(builder.info.splits)
     if split.partition("[")[0] not in known:
         raise BertJaxError(f"tfds:{spec}: no split {split!r}: choose one of {', '.join(known)}")
-    return builder.as_data_source(split), int(builder.info.splits[split].num_bytes)
+    try:
+        return builder.as_data_source(split), int(builder.info.splits[split].num_bytes)
+    except ValueError as error:  # what stands in brackets behind the split
+        raise BertJaxError(f"tfds:{spec}: {' '.join(str(error).split())}") from error

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bert_jax")
 
 TASK = 1 << 19  # characters tokenised at once
-UNKNOWN = 0.01  # share of tokens
+UNKNOWN = 0.01  # share of tokens or words
 LONG = 128  # tokens in an average sentence; a novel has 22
 STRETCH, STRETCHES = 4096, 1024
 _NOT_BLANK = re.compile(r"\S")
@@ -143,12 +143,12 @@ def check_sides(corpus: Corpus | ParallelCorpus, heldout: float) -> None:
 
 def warn_of_doubts(path: str | os.PathLike) -> None:
     """One warning line for each language of a finished store (or the whole) in which hardly an end of a sentence was found, and
-    one for each of whose tokens more than `UNKNOWN` are unknown to its tokenizer: counted in up to `STRETCHES` stretches of the
-    train split, evenly spaced."""
+    one for each of whose tokens or words more than `UNKNOWN` are unknown to its tokenizer (one such token may be a long word,
+    where there are no blanks): counted in up to `STRETCHES` stretches of the train split, evenly spaced."""
     store = TokenStore(path, verify=False)
     split, tokenizer = store.split("train"), store.tokenizer
     names = split.languages or ("",)
-    unknown, count, sentences = (np.zeros(len(names), np.int64) for _ in range(3))
+    unknown, unknown_words, words, count, sentences = (np.zeros(len(names), np.int64) for _ in range(5))
     for start in np.unique(np.linspace(0, max(0, split.tokens - STRETCH), STRETCHES, dtype=np.int64)):
         raw = split.stretch(int(start), int(min(start + STRETCH, split.tokens)))
         document = np.searchsorted(split.documents, start + np.arange(len(raw)), side="right") - 1
@@ -156,18 +156,21 @@ def warn_of_doubts(path: str | os.PathLike) -> None:
         count += np.bincount(language, minlength=len(names))
         first, last = np.searchsorted(split.sentences, (start, start + len(raw)))
         sentences += np.bincount(language[split.sentences[first:last] - start], minlength=len(names))
-        unknown += np.bincount(language[(raw & (split.word_start - 1)) == tokenizer.unk_id], minlength=len(names))
+        begins, strange = (raw & split.word_start) != 0, (raw & (split.word_start - 1)) == tokenizer.unk_id
+        for counts, chosen in ((unknown, strange), (words, begins), (unknown_words, begins & strange)):
+            counts += np.bincount(language[chosen], minlength=len(names))
     punkt = store.manifest.options["sentences"] == "punkt"
-    for name, part, whole, begun in zip(names, unknown.tolist(), count.tolist(), sentences.tolist(), strict=True):
+    for name, whole, begun, *parts in zip(names, count.tolist(), sentences.tolist(), unknown / np.maximum(count, 1),
+                                          unknown_words / np.maximum(words, 1), strict=True):
         if punkt and whole > LONG * max(1, begun):
             logger.warning(
                 "%s: a sentence%s has %d tokens on average: few ends were found. Objectives on sentences want one a line and "
                 "--sentences line", path, name and f" in {name}", whole // max(1, begun),
             )  # fmt: skip
-        if part > UNKNOWN * whole:
+        if max(parts) > UNKNOWN:
             logger.warning(
-                "%s: %.1f%% of the tokens%s are unknown to the tokenizer (%s): was it made for this text?",
-                path, 100 * part / whole, name and f" in {name}", tokenizer.piece(tokenizer.unk_id),
+                "%s: %.1f%% of the %s%s are unknown to the tokenizer (%s): was it made for this text?", path, 100 * max(parts),
+                "tokens" if parts[0] >= parts[1] else "words", name and f" in {name}", tokenizer.piece(tokenizer.unk_id),
             )  # fmt: skip
 
 

@@ -22,12 +22,15 @@ was, so a run that uses no annotation goes on after it (see `TokenStore.identity
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
 import os
 import pathlib
+import resource
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +53,7 @@ ADVICE = {
     "entities": "run `bert-jax annotate STORE --gazetteer FILE`",
 }
 RESTORE = "copy the store again, or prepare it again"
+FEW = 64  # open files that any process has room for
 PARTIAL = ".partial"  # what `prepare` adds to the folder's name until all is written
 
 
@@ -166,21 +170,21 @@ class Split:
         # Plain arrays on the maps: np.memmap runs Python code on every slice.
         self.documents = np.load(path / name / "documents.npy", mmap_mode="r").view(np.ndarray)
         self.sentences = np.load(path / name / "sentences.npy", mmap_mode="r").view(np.ndarray)
-        self._shards = [np.memmap(path / file, self.dtype, "r").view(np.ndarray) for file, _ in info.shards]
+        places = {channel: path / name / f"{channel}-" for channel in manifest.channels}
+        places |= {channel: path / made.folder / f"{name}-" for channel, made in (annotations or {}).items()}
+        allow_open((1 + len(places)) * len(info.shards))
+        self._shards = [_mapped(path / file, self.dtype) for file, _ in info.shards]
         self._shard_starts = np.cumsum([0, *(tokens for _, tokens in info.shards)])
         self.languages = manifest.languages
         self.parallel = manifest.parallel
         count = len(self.documents) - 1
         self.document_language = np.broadcast_to(np.uint8(0), count)
         if self.languages:
-            self.document_language = np.memmap(path / name / "languages.bin", np.uint8, "r").view(np.ndarray)
-        places = {channel: path / name / f"{channel}-" for channel in manifest.channels}
-        places |= {channel: path / made.folder / f"{name}-" for channel, made in (annotations or {}).items()}
+            self.document_language = _mapped(path / name / "languages.bin", np.uint8)
         self.channels = tuple(places)
         numbers = range(len(info.shards))
         self._channels = {
-            channel: [np.memmap(f"{place}{number:05d}.bin", np.uint8, "r").view(np.ndarray) for number in numbers]
-            for channel, place in places.items()
+            channel: [_mapped(f"{place}{number:05d}.bin", np.uint8) for number in numbers] for channel, place in places.items()
         }
 
     def stretch(self, start: int, stop: int) -> np.ndarray:
@@ -226,6 +230,26 @@ class Split:
             chosen = order[cuts[number] : cuts[number + 1]]
             raw[chosen] = shards[number][position[chosen]]
         return raw
+
+
+def _mapped(path: str | os.PathLike, dtype: np.dtype | type) -> np.ndarray:
+    try:
+        return np.memmap(path, dtype, "r").view(np.ndarray)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise BertJaxError(f"{path}: a process may not have so many files open (ulimit -Hn): raise the limit, or prepare with "
+                           "larger --shard-tokens") from None
+
+
+def allow_open(files: int) -> None:
+    """Lets this process have ``files`` more of them open, as far as the system's hard limit goes: Python keeps that of a memory
+    map open, and 1,024 in all are usual."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files > FEW and soft != resource.RLIM_INFINITY:
+        most = soft + files
+        with contextlib.suppress(ValueError, OSError):  # where it does not suffice, opening says so
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 class TokenStore:

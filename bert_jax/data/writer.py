@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from bert_jax.data.stages import Piece
-from bert_jax.data.store import FORMAT, MANIFEST, Manifest, SplitInfo, digests
+from bert_jax.data.store import FORMAT, MANIFEST, Manifest, SplitInfo, digests, token_dtype
 from bert_jax.errors import BertJaxError
 from bert_jax.files import write_whole
 
@@ -218,10 +218,12 @@ class StoreWriter:
         self.text_bytes: int = state.get("text_bytes", 0)
         if self.consumed:
             logger.warning("%s: going on after %d documents of an interrupted run", path, self.consumed)
-        (path / MANIFEST).unlink(missing_ok=True)
+        for left in (path / MANIFEST, *path.rglob("*.new")):  # of a run that was killed while it wrote one
+            left.unlink(missing_ok=True)
         tokenizer.save(path / "tokenizer")
         saved = state.get("splits", {})
         kinds = ["tokens", *inputs["channels"]]
+        _check_lengths(path, saved, kinds, token_dtype(tokenizer.vocab_size).itemsize, bool(inputs["languages"]))
         kept = {
             shard_file(side, number, kind)
             for side, split in saved.items() for number in range(len(split["shards"])) for kind in kinds
@@ -282,14 +284,13 @@ class StoreWriter:
         write_whole(self.path / MANIFEST, manifest.to_json())
         return manifest
 
-    def abandon(self) -> None:
+    def abandon(self, error: BaseException) -> None:
         """After a failure: what was recorded stays, for the next run; where nothing was, nothing stays."""
         for split in self.splits.values():
             split.close()
         if self.recorded:
-            logger.warning(
-                "%s: kept, %d documents are done; the same call goes on from there", self.path, self.recorded
-            )
+            on = "" if isinstance(error, BertJaxError) else "; the same call goes on from there"
+            logger.warning("%s: kept, %d documents are done%s", self.path, self.recorded, on)
         else:
             shutil.rmtree(self.path)
 
@@ -299,7 +300,7 @@ def _read_state(path: pathlib.Path, inputs: dict) -> dict:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         if any(path.iterdir()):
-            if {entry.name for entry in path.iterdir()} - {"tokenizer", "train", "heldout"}:
+            if {entry.name for entry in path.iterdir()} - {"tokenizer", "train", "heldout", f"{STATE}.new"}:
                 raise BertJaxError(f"{path}: holds something other than an unfinished store: remove it") from None
         return {}
     except ValueError as error:
@@ -310,6 +311,23 @@ def _read_state(path: pathlib.Path, inputs: dict) -> dict:
             f"{path}: left by an interrupted run with other {' and other '.join(different)}: remove it to start again"
         )
     return state
+
+
+def _check_lengths(path: pathlib.Path, splits: dict[str, dict], kinds: list[str], token_bytes: int, languages: bool) -> None:
+    """Raises BertJaxError where a file of an interrupted run lacks what its record says was safely on disk."""
+    least = {}
+    for side, split in splits.items():
+        for name in ("documents", "sentences"):
+            least[f"{side}/{name}.npy"] = NPY_HEADER + 8 * split[name] if split[name] else 0
+        if languages:
+            least[languages_file(side)] = split["documents"]
+        for number, (_, tokens) in enumerate(split["shards"]):
+            least |= {shard_file(side, number, kind): tokens * (token_bytes if kind == "tokens" else 1) for kind in kinds}
+    for name, size in least.items():
+        there = (path / name).stat().st_size if (path / name).exists() else 0
+        if there < size:
+            raise BertJaxError(f"{path}: {name} has {there:,} bytes, and had {size:,} when the interrupted run recorded it: "
+                               "remove the folder to start again")
 
 
 def chained(running: bytes, digest: bytes) -> bytes:

@@ -125,10 +125,10 @@ class PipelineTokenizer(Tokenizer):
         for role, piece in zip(tokenizer_json.ROLES, self._specials, strict=True):
             if role not in self._named:
                 config[f"{role}_token"] = piece
-        files = {"tokenizer.json": self.content, "tokenizer_config.json": to_json(config)}
+        files = {"tokenizer_config.json": to_json(config)}  # first: what is read without it would follow other rules
         if self.special_map:
             files["special_tokens_map.json"] = to_json(self.special_map)
-        write_files(directory, files)
+        write_files(directory, files | {"tokenizer.json": self.content})
 
     def _stated(self) -> dict[str, bool]:
         """Rules of its file for which a class that is named has other defaults, which would come before them."""

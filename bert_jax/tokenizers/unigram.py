@@ -109,9 +109,9 @@ class SentencePieceTokenizer(Tokenizer):
             "mask_token": "[MASK]",
         }
         files = {
+            "tokenizer_config.json": to_json(config),  # first: what is read without it would follow other rules
             "spiece.model": self.model,
             "tokenizer.json": self._marked.to_str(pretty=True).encode(),
-            "tokenizer_config.json": to_json(config),
         }
         write_files(directory, files)
 

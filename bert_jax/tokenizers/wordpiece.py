@@ -73,9 +73,9 @@ class WordPieceTokenizer(Tokenizer):
             "mask_token": "[MASK]",
         }
         files = {
+            "tokenizer_config.json": to_json(config),  # first: what is read without it would follow other rules
             "vocab.txt": "".join((piece or "") + "\n" for piece in self._written_pieces()).encode(),
             "tokenizer.json": self._marked.to_str(pretty=True).encode(),
-            "tokenizer_config.json": to_json(config),
         }
         write_files(directory, files)
 

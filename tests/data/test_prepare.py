@@ -320,3 +320,77 @@ def test_wrong_arguments(text, tokenizer, tmp_path, wrong):
     path, _ = text(3)
     with pytest.raises(BertJaxError, match=next(iter(wrong))):
         prepare([path], tmp_path / "store", tokenizer, **wrong)
+
+
+def interrupted(text, tokenizer, tmp_path, monkeypatch) -> tuple[pathlib.Path, pathlib.Path]:
+    """A text, and what is left of a preparation of it that ended after some shards."""
+    path, _ = text(200)
+    ended = iter(range(120))
+
+    def stop(self, *words, **options):
+        if next(ended, None) is None:
+            raise KeyboardInterrupt
+        return end(self, *words, **options)
+
+    end = writer.StoreWriter.end_document
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.StoreWriter, "end_document", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare([path], tmp_path / "store", tokenizer, **SMALL_SHARDS)
+    return path, tmp_path / "store.partial"
+
+
+SMALL_SHARDS = dict(heldout=0, workers=1, shard_tokens=500, progress=False)
+
+
+@pytest.mark.parametrize("name", ["train/sentences.npy", "train/tokens-00000.bin", "train/documents.npy"])
+def test_a_file_that_lost_its_end_is_not_made_longer(name, text, tokenizer, tmp_path, monkeypatch):
+    path, partial = interrupted(text, tokenizer, tmp_path, monkeypatch)
+    os.truncate(partial / name, 300)
+    with pytest.raises(BertJaxError, match=f"{name} has 300 bytes, and had [0-9,]+ when the interrupted run recorded it"):
+        prepare([path], tmp_path / "store", tokenizer, **SMALL_SHARDS)
+    assert partial.is_dir()
+    (partial / name).unlink()
+    with pytest.raises(BertJaxError, match=f"{name} has 0 bytes"):
+        prepare([path], tmp_path / "store", tokenizer, **SMALL_SHARDS)
+
+
+def test_what_a_killed_run_left_of_a_small_file_is_no_part_of_the_store(text, tokenizer, tmp_path, monkeypatch):
+    path, partial = interrupted(text, tokenizer, tmp_path, monkeypatch)
+    for name in ("manifest.json.new", "state.json.new", "tokenizer/vocab.txt.new"):
+        (partial / name).write_text("{")
+    prepare([path], tmp_path / "store", tokenizer, **SMALL_SHARDS)
+    prepare([path], tmp_path / "whole", tokenizer, **SMALL_SHARDS)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_a_store_of_more_shards_than_files_may_be_open(text, tokenizer, tmp_path):
+    """The soft limit is raised as far as the hard one goes; where that is too low, a line says so."""
+    path, _ = text(150)
+    manifest = prepare([path], tmp_path / "store", tokenizer, heldout=0, workers=1, shard_tokens=10, progress=False)
+    assert len(manifest.splits["train"].shards) > 100
+    code = """
+import resource, sys
+from bert_jax.errors import BertJaxError
+from bert_jax.data.store import TokenStore
+store = TokenStore(sys.argv[1], verify=False)
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, int(sys.argv[2])))
+try:
+    print(store.split("train").tokens)
+except BertJaxError as error:
+    print(error)
+"""
+    def tokens(hard: int) -> str:
+        words = [sys.executable, "-c", code, str(tmp_path / "store"), str(hard)]
+        return subprocess.run(words, capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parents[2]).stdout
+
+    assert tokens(1000).strip() == str(manifest.splits["train"].tokens)
+    assert "a process may not have so many files open (ulimit -Hn)" in tokens(90)
+
+
+def test_long_words_that_are_unknown_are_counted_as_words(tokenizer, tmp_path, warnings_of):
+    """Without blanks a hundred characters are one unknown token, and a few among many hide much of the text."""
+    lines = ["abcdef " * 50 + "\u0e01" * 120] * 40  # 0.3% of the tokens, 2% of the words
+    (tmp_path / "a.txt").write_text("\n\n".join(lines))
+    prepare([tmp_path / "a.txt"], tmp_path / "store", tokenizer, heldout=0, workers=1, progress=False)
+    assert any("of the words are unknown to the tokenizer ([UNK])" in line for line in warnings_of()), warnings_of()

@@ -188,3 +188,32 @@ def test_names_that_mislead(tmp_path, caplog):
     assert not caplog.records
     assert list(Corpus([tmp_path / "a.TXT.GZ", f"{tmp_path}/*.GZ"])) == ["one", "two"] * 2
     assert "a.TXT.GZ is given 2 times" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("wiki_00", b'{"id": "1", "text": "a"}\n{"id": "2", "text": "b"}\n', r"wiki_00: JSON lines, .* ends in .jsonl"),
+    ("a.txt", b"BZh91AY&SY", "a.txt: compressed by bzip2: decompress it"),
+    ("a.txt", b"\x28\xb5\x2f\xfd\x00", "compressed by zstd"),
+    ("a.txt", "a".encode("utf-16"), "a.txt: UTF-16, by its first bytes: convert it to UTF-8"),
+    ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}\n", "a.jsonl, line 1: not JSON"),
+])
+def test_what_is_no_text_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BertJaxError, match=words):
+        list(Corpus([tmp_path / name]))
+
+
+def test_braces_are_text_where_they_are_no_record(tmp_path):
+    (tmp_path / "a.txt").write_text('{"other": 1}\n{ a } and b\n')
+    assert list(Corpus([tmp_path / "a.txt"])) == ['{"other": 1}\n{ a } and b']
+
+
+def test_line_ends_of_records_are_those_of_files(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "one\r\ntwo"}) + "\n")
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\r\n")
+    assert list(Corpus([tmp_path / "a.jsonl"])) == list(Corpus([tmp_path / "a.txt"])) == ["one\ntwo"]
+
+
+def test_an_address_is_not_looked_for_on_this_machine():
+    with pytest.raises(BertJaxError, match="gs://b/.* an address is no folder of this machine"):
+        Corpus(["gs://b/*.jsonl.gz"])
