@@ -7,6 +7,7 @@ over ``apply``: one compiled body whatever the depth, for private, partly shared
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -79,6 +80,7 @@ def head_axes(config: EncoderConfig, heads: Heads) -> Params:
     return {name: _axes(head, inputs, None) for name, head in heads.items()}
 
 
+@functools.partial(jax.jit, static_argnums=0)  # operation by operation it takes ten times as long
 def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
     """Fresh float32 parameters. Layers that are not shared are stacked along a leading axis."""
     embeddings, attention, feed_forward, *heads = jax.random.split(key, 3 + len(config.with_heads))
@@ -106,7 +108,7 @@ def init(config: EncoderConfig, key: Key[Array, ""]) -> Params:
 
 def init_parts(init: Callable[[Key[Array, ""]], Params], key: Key[Array, ""], names: Collection[str]) -> Params:
     """Host arrays of the parts ``names`` of the tree that ``init`` makes, by one program that leaves the others out: what takes
-    a checkpoint's place costs a second, where the whole tree, operation by operation, costs thirteen (MiniLM, two cores)."""
+    a checkpoint's place costs a second, where the whole tree, operation by operation, cost thirteen (MiniLM, two cores)."""
     if not names:
         return {}
     return jax.device_get(jax.jit(lambda key: {name: part for name, part in init(key).items() if name in names})(key))
@@ -156,9 +158,11 @@ def apply(
       heads: further ones, with their parameters beside the encoder's, whose results join ``logits``.
 
     Raises:
-      BertJaxError: L exceeds ``max_length``.
+      BertJaxError: L exceeds ``max_length``; ``token_type_ids``, as transformers calls ``segment_ids``.
     """
     ids = batch["input_ids"]
+    if "token_type_ids" in batch:
+        raise BertJaxError("token_type_ids of a batch are called segment_ids here")
     if config.positions == "absolute" and "position_ids" not in batch and ids.shape[1] > config.max_length:
         raise BertJaxError(f"sequences of {ids.shape[1]} tokens exceed the position table of {config.max_length}")
     mask = batch.get("visibility", batch.get("attention_mask"))

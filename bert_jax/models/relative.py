@@ -112,7 +112,7 @@ class RelativeSelfAttention(nn.Module):
             config, (config.hidden_width,), ("heads", "head_width", "model"), inputs=2, bias=False, name="output"
         )(context)
         output = functional.dropout(output, config.dropout, output_seed)
-        x = LayerNorm(config.norm_eps, name="norm")(x + output)
+        x = checkpoint_name(LayerNorm(config.norm_eps, name="norm")(x + output), "normalised")
         return x, {"queries": query, "keys": keys, "values": value, "attentions": probabilities}
 
 

@@ -198,8 +198,9 @@ def _write(
 def _sample(logits: Float[Array, "B M V"], seeds: UInt32[Array, "B 2"]) -> Int[Array, "B M"]:
     """A piece from each softmax: the largest of logits with Gumbel noise (Gumbel 1954; Maddison et al. 2014).
 
-    The noise is -log(-log(1 - u)) of 32 random bits in the middle of their cell, finite and exact where it is large, so that
-    pieces of small probability keep it: of 24 bits, as ``uniform`` has them, none could exceed 16.6 by more than its last cell.
+    The noise is -log(-log(1 - u)) of 32 random bits in the middle of their cell, exact where it is large, so that pieces of
+    small probability keep it (minus infinity once in 34 million draws, where u rounds to 1): of 24 bits, as ``uniform`` has
+    them, none could exceed 16.6 by more than its last cell.
     """
     u = (functional.random_bits(seeds, logits.shape).astype(jnp.float32) + 0.5) * 2.0**-32
     return jnp.argmax(logits - jnp.log(-jnp.log1p(-u)), axis=-1).astype(jnp.int32)

@@ -20,8 +20,8 @@ PLACE_WIDTH = 200  # --pair-positional-embedding-size of pretraining/README.md, 
 @dataclasses.dataclass(frozen=True)
 class SpanBoundary(Objective):
     """Predict each token of the spans that ``MaskedLM(unit="span")`` hides from the final states of the tokens before and after
-    the span and the token's place in it. As in the original's code, a span beside a special token has no boundary and is left
-    out.
+    the span and the token's place in it. A span beside a special token has no boundary and is left out (the
+    original's code leaves out those at the ends of a text; [UNK] counts as well here).
 
     Attributes:
       places: tokens of a span that are predicted, from its first on; SpanBERT: --max-pair-targets 15.

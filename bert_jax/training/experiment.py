@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from bert_jax.errors import BertJaxError
+from bert_jax.objectives.permutation import PermutationLM
 from bert_jax.objectives.pretraining import Pretraining
 from bert_jax.parallel.mesh import MeshConfig
 from bert_jax.task import SMALLER_IS_BETTER
@@ -93,7 +94,7 @@ class Experiment:
 
         Raises:
           BertJaxError: ``train.best`` is a loss, of which the largest would be the best; layers would be unfrozen after the
-            end; or LAMB would let a head decay to nothing that no objective trains.
+            end; or LAMB, whose steps are as long as the weights whatever the gradient, would move what has none.
         """
         encoder, optimizer, best = self.task.encoder, self.optimizer, self.train.best or ""
         if best in SMALLER_IS_BETTER or (best.endswith("_loss") and not best.startswith("-")):
@@ -103,10 +104,30 @@ class Experiment:
                 f"optimizer.unfreeze_every is {optimizer.unfreeze_every}: all of {encoder.depth} layers and the embeddings "
                 f"would train after {thawed} updates, train.steps is {self.train.steps}: lower the one or raise the other"
             )
-        if isinstance(self.task, Pretraining) and isinstance(optimizer, Lamb) and optimizer.weight_decay:
-            trained = {head for objective in self.task.all_objectives.values() for head in objective.heads}
-            if idle := [head for head in encoder.with_heads if head not in trained]:
-                raise BertJaxError(
-                    f"no objective trains {', '.join(idle)} of task.encoder.with_heads, and LAMB lets what has no gradient "
-                    "decay to nothing: leave it out there, or give it an objective"
-                )
+        if isinstance(self.task, Pretraining) and isinstance(optimizer, Lamb):
+            self._check_lamb()
+
+    def _check_lamb(self) -> None:
+        task, encoder = self.task, self.task.encoder
+        trained = {head for objective in task.all_objectives.values() for head in objective.heads}
+        heads = [head for head in encoder.with_heads if head not in trained]
+        idle = [f"{', '.join(heads)} of task.encoder.with_heads"] if heads else []
+        queries = [encoder.positions != "relative" or any(isinstance(one, PermutationLM) for one in turn.objectives)
+                   for turn in task.all_turns]
+        if not any(queries):
+            idle.append("the query vector of task.encoder.positions relative")
+        if idle and self.optimizer.weight_decay:
+            raise BertJaxError(
+                f"no objective trains {', '.join(idle)}, and LAMB lets what has no gradient decay to nothing: leave it out "
+                "there, give it an objective, or take AdamW"
+            )
+        each = [{head for objective in turn.objectives for head in (*objective.heads, *objective.own_heads(encoder))}
+                for turn in task.all_turns]
+        resting = sorted(set.union(*each) - set.intersection(*each))
+        if any(queries) and not all(queries):
+            resting.append("the query vector of relative positions")
+        if resting:
+            raise BertJaxError(
+                f"not every turn trains {', '.join(resting)}, and LAMB would go on moving them by whole steps meanwhile: take "
+                "AdamW, or the same objectives in all of task.turns"
+            )

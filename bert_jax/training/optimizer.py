@@ -25,7 +25,7 @@ class AdamW:
 
     Attributes:
       learning_rate: at the end of warm-up. warmup_steps: linear from 0. The rate then falls linearly to 0 at the last step.
-      weight_decay: not applied to biases and layer norms. clip_norm: of the global gradient norm.
+      weight_decay: not applied to biases and layer norms, see :func:`matrices`. clip_norm: of the global gradient norm.
       bias_correction: what fine-tuning wants on (Mosbach et al. 2021).
       layer_decay: what the learning rate is multiplied by from the heads down, as in google-research/electra (optimization.py,
         _get_layer_lrs): layer_decay ** (L + 2 - l) for layer l of 1 to L, so that the top layer has its square already,
@@ -80,6 +80,14 @@ class Lamb:
 def _check(config: AdamW | Lamb) -> None:
     if not 0 < config.learning_rate < math.inf:
         raise BertJaxError(f"optimizer.learning_rate is {config.learning_rate}: it must be above 0, and finite")
+    for name, value, fits, least in (
+        ("eps", config.eps, config.eps > 0, "above 0"), ("beta1", config.beta1, 0 <= config.beta1 < 1, "from 0 to below 1"),
+        ("beta2", config.beta2, 0 <= config.beta2 < 1, "from 0 to below 1"),
+        ("weight_decay", config.weight_decay, 0 <= config.weight_decay < math.inf, "at least 0, and finite"),
+        ("warmup_steps", config.warmup_steps, config.warmup_steps >= 0, "at least 0"),
+    ):
+        if not fits:
+            raise BertJaxError(f"optimizer.{name} is {value}: {least}")
     if not config.clip_norm > 0:
         raise BertJaxError(f"optimizer.clip_norm is {config.clip_norm}: above 0; Infinity clips nothing")
     if config.layer_decay is not None and not 0 < config.layer_decay <= 1:
@@ -236,7 +244,11 @@ def _by_part(axes: Any, value: Callable[[str], Any]) -> Any:
 
 def matrices(tree: Any) -> Any:
     """For parameters, or anything with their names (tuples of axes included): True for matrices and tables, which take
-    weight decay, False for biases, layer-norm scales and the weights of a mix of layers."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key not in ("bias", "scale", "weights"), tree, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    weight decay, False for biases, layer-norm scales and the weights of a mix of layers. What XLNet adds to queries is decayed,
+    though called a bias (include_in_weight_decay of model_utils.py, zihangdai/xlnet)."""
+
+    def decays(path, _) -> bool:
+        *_, parent, name = ("", *(key.key for key in path))
+        return name not in ("bias", "scale", "weights") or (name == "bias" and parent in ("content", "position", "segment"))
+
+    return jax.tree_util.tree_map_with_path(decays, tree, is_leaf=lambda x: isinstance(x, tuple))

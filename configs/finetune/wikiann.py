@@ -4,9 +4,9 @@ Command: bert-jax finetune --config configs/finetune/wikiann.py --workdir runs/w
          --set task.init=DIR_OF_BERT --set task.data.path=en/train --set task.heldout.path=en/dev
          (another language: also --set task.data.prefix=de: --set task.heldout.prefix=de:)
 Recipe:  google-research/xtreme, scripts/train_panx.sh: bert-base-multilingual-cased, batch 32 (8 by 4 accumulated), learning
-         rate 2e-5, 10 epochs, 128 tokens; the best epoch by F1 on dev. Defaults of its run_tag.py: no warm-up, no decay, clip
-         1.0, eps 1e-8; transformers' AdamW corrects the bias. 20,000 sentences (data of Rahimi et al. 2019) make 625 steps an
-         epoch. What XTREME cuts at 128 tokens takes a second row here.
+         rate 2e-5, 10 epochs, 128 tokens; the best by F1 on dev of every 1,000 updates (of every epoch here). Defaults of its
+         run_tag.py: no warm-up, no decay, clip 1.0, eps 1e-8; transformers' AdamW corrects the bias. 20,000 sentences (data of
+         Rahimi et al. 2019) make 625 steps an epoch. What XTREME cuts at 128 tokens takes a second row here.
 Chips:   one chip or GPU.
 Figure:  not measured here.
 """

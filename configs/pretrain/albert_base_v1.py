@@ -8,7 +8,7 @@ Recipe:  Lan et al. 2020, section 4.1 and google-research/albert: LAMB 1.76e-3, 
          SentencePiece of 30,000 pieces (bert-jax tokenizer --kind sentencepiece). The code predicts at most 20 pieces of a
          row (max_predictions_per_seq), here they are 15%, up to 77; the paper names no such limit.
 Chips:   64 (the paper: 64 to 512 TPU v3, by size), 64 sequences a chip and micro-batch.
-Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+Figure:  not measured at this size. In small (2 layers, D 128, relative positions, no dropout, 2,000 updates of 32 x 64;
          benchmarks/results/objectives_cpu.json): MLM + SOP, of one model without shared parameters: held-out MLM
          accuracy 0.278, sentence order 66.0%, SST-2 73.4. With them: docs/results/books.md.
 """

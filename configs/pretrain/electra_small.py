@@ -12,7 +12,7 @@ Recipe:  the defaults of configure_pretraining.py in google-research/electra: 12
          build_pretraining_dataset.py cuts nine of ten into two without a label, so that the second row of the segment table
          is not trained. A twentieth of the examples are shorter, as there.
 Chips:   one chip or GPU (the README: four days on a V100).
-Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+Figure:  not measured at this size. In small (2 layers, D 128, relative positions, no dropout, 2,000 updates of 32 x 64;
          benchmarks/results/objectives_cpu.json): 0.4% of the replaced tokens found (accuracy 0.876, as without
          finding any: 12.5% are replaced), generator's held-out MLM accuracy 0.239, SST-2 61.2.
 """

@@ -1,7 +1,7 @@
 """ERNIE 2.0 base (12 layers, width 768), English: word-aware and structure-aware tasks that take turns.
 
 Command: bert-jax pretrain --config configs/pretrain/ernie_2_base.py --data DIR --workdir runs/ernie_2_base
-         with a store prepared with --case and annotated with phrases and entities (`bert-jax annotate`). One task after the
+         with a store prepared with --case and annotated with entities (`bert-jax annotate --gazetteer`). One task after the
          other, as the paper adds them: begin with --set task.turns=[] and go on with --init (heads of single objectives
          then begin anew).
 Recipe:  Sun et al. 2020 (arXiv 1907.12412), section 4.2; of the settings a summary was read, not the paper: 393,216 tokens an
@@ -10,9 +10,10 @@ Recipe:  Sun et al. 2020 (arXiv 1907.12412), section 4.2; of the settings a summ
          sentence-level loss and any number of token-level ones. From PaddlePaddle/ERNIE, ernie_base/ernie_config.json: GELU,
          dropout 0.1, 30,522 pieces. Not said: how updates are shared (equally here), the updates in all (50,000 a task
          here), loss weights (1 here), m of reordering (3 here), decay (0.01 here).
+         Knowledge masking hides entities here, and no phrases: an objective has one unit (unit="phrase" for the other).
          Left out: discourse relation and IR relevance, whose labels come from other data, and task embeddings.
 Chips:   64 chips or GPUs (the paper, from memory: 48 V100).
-Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+Figure:  not measured at this size. In small (2 layers, D 128, relative positions, no dropout, 2,000 updates of 32 x 64;
          benchmarks/results/objectives_cpu.json): each task beside MLM alone: capitals 0.958, token-document
          0.835, reordering 0.650, distance 0.489 accuracy; SST-2 74.6, 73.6, 72.6, 75.0.
 """

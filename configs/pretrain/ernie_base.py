@@ -11,9 +11,11 @@ Recipe:  Sun et al. 2019 (arXiv 1904.09223), section 3.2: three stages, 15% mask
          nothing says how they are shared; warm-up 4,000 and linear decay are the defaults of its pretrain_args.py (seen in
          copies). The next-sentence label is of that code, not of the paper (from memory). The vocabulary is that of
          Chinese BERT, 21,128 (ERNIE's own has 17,964 pieces, from memory).
+         GELU is BERT's here (relu in copies of its ernie_config.json), and so is Adam, without bias correction, eps 1e-6
+         (Paddle's fluid has both otherwise, 1e-8, from memory).
          Left out: the dialogue language model (section 3.3) and Baidu's corpora.
 Chips:   8 chips or GPUs, as that script.
-Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+Figure:  not measured at this size. In small (2 layers, D 128, relative positions, no dropout, 2,000 updates of 32 x 64;
          benchmarks/results/objectives_cpu.json): mined phrases, English: held-out MLM accuracy 0.259, SST-2 74.0.
 """
 

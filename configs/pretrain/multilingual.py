@@ -9,9 +9,9 @@ Recipe:  google-research/bert multilingual.md: shares of languages raised to the
          it is). The page does not say how it was optimised: this is BERT-base's first phase,
          configs/pretrain/bert_base_128.py. A random next sentence is from the same language here.
 Chips:   16 to 64 chips or GPUs.
-Figure:  not measured at this size. In small (MLM alone, 2 layers, D 128, four languages with 72% to 1.3% of the
-         text; docs/results/languages_cpu.md): held-out accuracy in the rarest 15.4 ± 1.1, without the power 12.8 ± 0.7;
-         in the commonest 24.9 ± 1.5 and 27.0 ± 0.4.
+Figure:  not measured at this size. In small (MLM alone, 2 layers, D 128, relative positions, four languages with 72% to
+         1.3% of the text; docs/results/languages_cpu.md): held-out accuracy in the rarest 15.4 ± 1.1, without the power
+         12.8 ± 0.7; in the commonest 24.9 ± 1.5 and 27.0 ± 0.4.
 """
 
 from bert_jax.data.pairs import PairSpec

@@ -6,9 +6,10 @@ Recipe:  the command in pretraining/README.md of facebookresearch/SpanBERT, whic
          15%, replaced 80/10/10 a span; both losses with weight 1, 15 targets of a span and 200 values for a place in it; 32
          GPUs with 4,096 tokens each (256 rows); Adam 1e-4, eps 1e-8 with bias correction, decay 0.01, clip 1, warm-up 10,000,
          2,400,000 updates. From its code (pair_bert.py): 28,996 pieces, erf GELU, dropout 0.1. The learning rate falls to 0
-         here, to 1e-9 there; decay falls on biases and layer norms too there; --clamp-attention is left out.
+         here, to 1e-9 there; decay falls on biases and layer norms too there; random pieces come from the vocabulary here,
+         from the corpus there; --clamp-attention is left out.
 Chips:   32 chips or GPUs (the original: 32 V100).
-Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+Figure:  not measured at this size. In small (2 layers, D 128, relative positions, no dropout, 2,000 updates of 32 x 64;
          benchmarks/results/objectives_cpu.json): accuracy of the boundary objective 0.098, held-out MLM accuracy at
          single pieces 0.254, SST-2 71.6.
 """

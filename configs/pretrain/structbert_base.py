@@ -8,7 +8,7 @@ Recipe:  Wang et al. 2020 (arXiv 1908.04577). Section 2.2, read in several summa
          BookCorpus. The batch is not said: BERT's, 256, with which 40 epochs are its million updates (Devlin et al. 2019,
          appendix A.2).
 Chips:   16 to 64 chips or GPUs (the paper, from memory: 64 V100 for 38 hours).
-Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+Figure:  not measured at this size. In small (2 layers, D 128, relative positions, no dropout, 2,000 updates of 32 x 64;
          benchmarks/results/objectives_cpu.json): word order 0.457, three-way label 0.402, held-out MLM accuracy
          0.255, SST-2 73.0.
 """

@@ -9,11 +9,13 @@ Recipe:  facebookresearch/XLM README, "Pretrain a language model (with MLM and T
          step and training ends when the perplexity no longer improves; ours falls on a line and ends after 500,000 updates.
          Its output layer has no transform before the vocabulary; here it has BERT's, as exports need (without: --set
          task.encoder.mlm_transform=false). The released model has 95,000 pieces. The segment table is XLM's table of
-         languages, of 15 rows: with more languages --set task.encoder.segments=N. Sampling of languages is off in that script.
+         languages, of 15 rows: with more languages --set task.encoder.segments=N. Without --lg_sampling_factor, as there,
+         train.py draws languages evenly (shuf_order in utils.py): language_exponent 0. Its pairs all have English on one side;
+         here all pairs of languages come.
          The text of the first turn is that of the parallel store. With more text in single languages, pre-train on that first
          and set task.init, as the README advises.
 Chips:   8 chips or GPUs, or more.
-Figure:  not measured at this size. In small (2 layers, D 128, four languages, 1,000 updates of 32 x 64;
+Figure:  not measured at this size. In small (2 layers, D 128, relative positions, four languages, 1,000 updates of 32 x 64;
          docs/results/languages_cpu.md): held-out accuracy on pairs 22.0 ± 2.9, of MLM on text alone 12.2 ± 0.3; on single
          texts 21.7 and 20.7.
 """
@@ -35,7 +37,7 @@ def get_config() -> Experiment:
                 with_heads=("mlm",), compute_dtype="bfloat16", vocab_multiple=1024,
             ),
             objectives=(MaskedLM(),),
-            examples=Streams(length=256, unit="token", language_segments=True),
+            examples=Streams(length=256, unit="token", language_segments=True, language_exponent=0.0),
             turns=(Turn("tlm", (MaskedLM(),), Translations(length=256)),),
         ),
         optimizer=AdamW(

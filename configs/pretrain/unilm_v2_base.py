@@ -7,7 +7,7 @@ Recipe:  Bao et al. 2020 (arXiv 2002.12804), section 4.1: 512 tokens, 15% hidden
          Left out: the relative position bias (their row "- rel pos" of tables 2 and 3 is without it: MNLI 88.4 instead of
          88.5); their rows are two contiguous segments, ours one.
 Chips:   64 chips or GPUs (the original: 64 V100 for 20 days).
-Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+Figure:  not measured at this size. In small (2 layers, D 128, relative positions, no dropout, 2,000 updates of 32 x 64;
          benchmarks/results/objectives_cpu.json): held-out MLM accuracy 0.271, SST-2 76.1.
 """
 

@@ -15,7 +15,7 @@ Recipe:  zihangdai/xlnet. Size: its README, XLNet-Base has 12 layers, width 768,
          dropout of the waves of distances, inside feed-forward layers and of the final states. [CLS] begins a row and has the
          segment of A, there it ends it and has a segment of its own.
 Chips:   a slice of 64 or more; train.accumulate for fewer. Not planned here.
-Figure:  not measured at this size. In small (2 layers, D 128, 2,000 updates of 32 x 64;
+Figure:  not measured at this size. In small (2 layers, D 128, relative positions, no dropout, 2,000 updates of 32 x 64;
          benchmarks/results/objectives_cpu.json): accuracy of the permuted pieces 0.162, SST-2 67.5.
 """
 

@@ -321,3 +321,9 @@ def test_initial_values():
                 np.testing.assert_allclose(np.std(a), 0.8796 * config.init_std, rtol=0.05)
     kernels = np.asarray(params["attention"]["query"]["kernel"]).reshape(config.layers, -1)
     assert np.abs(np.corrcoef(kernels) - np.eye(config.layers)).max() < 0.1  # layers are drawn independently
+
+
+def test_a_batch_of_transformers_is_not_read_in_part():
+    """Its token_type_ids would be left out without a word, and both texts of a pair be the first."""
+    with pytest.raises(BertJaxError, match="token_type_ids of a batch are called segment_ids here"):
+        api.apply({}, EncoderConfig(), {"input_ids": np.zeros((1, 4), np.int32), "token_type_ids": np.zeros((1, 4), np.int32)})

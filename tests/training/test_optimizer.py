@@ -11,10 +11,14 @@ import optax
 import pytest
 
 from bert_jax import functional
+from bert_jax.data.pairs import PairSpec
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.training.optimizer import AdamW, Lamb, make_optimizer, scale_by_trust_ratio, schedule
+from bert_jax.objectives import MaskedLM, NextSentence
+from bert_jax.objectives.pretraining import Pretraining, Turn
+from bert_jax.training.experiment import Experiment
+from bert_jax.training.optimizer import AdamW, Lamb, make_optimizer, matrices, scale_by_trust_ratio, schedule
 
 STEPS, WARMUP = 10, 2
 SHAPES = {
@@ -264,3 +268,41 @@ def test_three_steps_as_in_pytorch(family, tmp_path):
         np.testing.assert_allclose(found[name], parameter.detach().numpy(), atol=1e-5, rtol=0, err_msg=name)
         moved.append(np.abs(found[name] - start[name]).max())
     assert min(moved) > 1e-4
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("eps", 0.0), ("beta1", 1.0), ("beta2", 98.0), ("beta2", -0.1), ("weight_decay", -0.01), ("warmup_steps", -1),
+])
+def test_values_that_can_only_be_mistakes_are_refused(field, value):
+    for kind in (AdamW, Lamb):
+        with pytest.raises(BertJaxError, match=f"optimizer.{field} is {value}: "):
+            kind(**{"learning_rate": 1e-3, field: value})
+
+
+def test_what_xlnet_adds_to_queries_decays():
+    config = EncoderConfig(vocab_size=8, embedding_width=8, hidden_width=8, layers=1, heads=2, ffn_width=8, max_length=8,
+                           positions="relative", with_heads=())
+    decayed = matrices(api.logical_axes(config))["attention"]
+    assert all(decayed[part]["bias"] for part in ("content", "position", "segment")) and not decayed["norm"]["bias"]
+
+
+ENCODER = dict(vocab_size=64, embedding_width=8, hidden_width=8, layers=1, heads=2, ffn_width=8, max_length=16)
+
+
+def test_lamb_moves_nothing_that_has_no_gradient():
+    """Its steps are as long as the weights: what rests for a turn, or for ever, would be moved or shrink by whole steps."""
+    def checked(encoder, objectives, turns=(), optimizer=None):
+        task = Pretraining(EncoderConfig(**ENCODER | encoder), objectives, PairSpec(length=16, pairs="none"), turns)
+        Experiment(task, optimizer or Lamb()).check_beginning()
+
+    relative = {"positions": "relative", "with_heads": ("mlm",)}
+    with pytest.raises(BertJaxError, match="no objective trains the query vector of task.encoder.positions relative, and LAMB"):
+        checked(relative, (MaskedLM(),))
+    checked(relative, (MaskedLM(),), optimizer=Lamb(weight_decay=0.0))
+    checked(relative, (MaskedLM(),), optimizer=AdamW())
+    pairs = Turn("pairs", (MaskedLM(), NextSentence()), PairSpec(length=16, pairs="nsp"))
+    both = {"with_heads": ("pooler", "mlm", "pair")}
+    with pytest.raises(BertJaxError, match="not every turn trains pair, pooler, and LAMB would go on moving them"):
+        checked(both, (MaskedLM(),), (pairs,))
+    checked(both, (MaskedLM(),), (pairs,), AdamW())
+    checked({"with_heads": ("mlm",)}, (MaskedLM(),), (Turn("more", (MaskedLM(rate=0.3),), PairSpec(length=16, pairs="none")),))
