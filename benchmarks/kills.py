@@ -24,10 +24,15 @@ import string
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORDS = "the a cat dog bird sat ran sang on in under mat road tree he she it said why not one two red blue and but".split()
 TEMPORARY = 75
+FLAGS = " ".join([  # quick compilation instead of quick code; the last one XLA knows no more since 0.11
+    "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
+    *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []),
+])
 
 
 def note_examples(path: str) -> None:
@@ -66,8 +71,7 @@ def start(
         command += ["--set", setting]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(code), str(ROOT / "benchmarks")]), "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
-                     "--xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",
     }
     attempt = len(list(notes.glob("0-*"))) if notes else 0
     started = []

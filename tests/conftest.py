@@ -19,6 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join([
 ])
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")  # nor may steps of one test overlap on those few threads
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # sixty processes of tests would each compile the package for themselves
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -34,7 +35,8 @@ WORDS = "the a cat dog bird sat ran sang on in under mat road tree he she it sai
 # Files of minutes, handed out first, so that no worker is left alone with one at the end.
 LONGEST = (
     "test_multihost", "test_every_mesh", "test_plan", "test_remesh", "test_together", "test_resume", "test_finetuning",
-    "test_readme", "test_hlo",
+    "test_finetuning_folders", "test_train", "test_notebook", "test_published_recipes", "test_mixout", "test_smart",
+    "test_readme", "test_hlo", "test_babysit", "test_resume_turns",
 )
 
 

@@ -24,9 +24,9 @@ RECIPES = {
     "rte": (FOLDERS, ("glue/rte", "glue/rte"), (), 277, "accuracy"),
     "chnsenticorp": (FOLDERS, ("kg/chnsenticorp", "kg/chnsenticorp"), (), 1200, "accuracy"),
     "squad": (PATHS, ("qa/squad/dev-v1.1.json",) * 2,
-              (*WINDOWS, "task.data.articles=[0,0.1]", "task.heldout.articles=[0.98,1]"), None, "f1"),
-    "wikiann": (PATHS, ("ner/wikiann/en/dev", "ner/wikiann/en/test"), (), 10_000, "f1"),
-    "ud_pos": (PATHS, ("syntax/ewt/en_ewt-ud-train.conllu", "syntax/ewt/en_ewt-ud-dev.conllu"), (), 2_001, "accuracy"),
+              (*WINDOWS, "task.data.articles=[0,0.03]", "task.heldout.articles=[0.98,1]"), None, "f1"),
+    "wikiann": (PATHS, ("ner/wikiann/en/dev", "ner/wikiann/en/test"), ("task.data.share=[0,0.1]",), 10_000, "f1"),
+    "ud_pos": (PATHS, ("syntax/ewt/en_ewt-ud-test.conllu", "syntax/ewt/en_ewt-ud-dev.conllu"), (), 2_001, "accuracy"),
     "suzuki_yields": (PATHS, ("chem/suzuki_random_split_0.tsv",) * 2,
                       ("task.data.rows=[0,64]", "task.heldout.rows=[4032,4096]"), 64, "rmse"),
 }

@@ -137,8 +137,7 @@ def ours(model, ids, mask):
     return np.asarray(next(iter(outputs.logits.values())))
 
 
-@pytest.mark.parametrize("command", ["export", "convert"])
-@pytest.mark.parametrize("kind", ["narrow", "as wide as its embeddings"])
+@pytest.mark.parametrize(("command", "kind"), [("export", "narrow"), ("convert", "as wide as its embeddings")])
 def test_in_transformers(electra, command, kind, tiny_store, one_device, tmp_path):
     """The second kind has E = D in both models: shapes alone would make the generator a BERT."""
     torch = pytest.importorskip("torch")

@@ -28,12 +28,15 @@ def run(encoder):
     return functools.partial(embed, *encoder)
 
 
+_apply = jax.jit(api.apply, static_argnums=1)
+
+
 def one_by_one(encoder, texts, mode, special=True):
     """Each text alone, without padding or bucket: the plain way to the same numbers, for cls and mean."""
     rows = []
     for text in texts:
         ids = encoder.tokenizer.build(encoder.tokenizer.encode(text, special=special).ids)[0]
-        hidden = np.asarray(api.apply(encoder.params, encoder.config, {"input_ids": ids[None]}).hidden)[0]
+        hidden = np.asarray(_apply(encoder.params, encoder.config, {"input_ids": ids[None]}).hidden)[0]
         rows.append({"cls": hidden[0], "mean": hidden.mean(axis=0)}[mode])
     return np.array(rows)
 

@@ -54,11 +54,15 @@ def test_translations_restart_positions_and_say_languages(store):
 
 def test_an_update_of_both_turns(store):
     made = task(store, turns=(Turn("streams", (MaskedLM(),), Streams(16, language_segments=True, language_exponent=0.7)),))
-    params, batches = made.init(jax.random.key(0)), made.train_batches(8, 0)
+    params, batches = jax.jit(made.init)(jax.random.key(0)), made.train_batches(8, 0)
     names = set()
+
+    @jax.jit
+    def loss(params, batch):
+        return made.loss(params, made.corrupt(batch, jax.random.key(1), jax.numpy.int32(0)), jax.random.key(2))
+
     for _ in range(2):
-        batch = made.corrupt(jax.tree.map(jax.numpy.asarray, next(batches)), jax.random.key(1), jax.numpy.int32(0))
-        losses = made.loss(params, batch, jax.random.key(2))
+        losses = loss(params, jax.tree.map(jax.numpy.asarray, next(batches)))
         assert all(np.isfinite(float(term.value)) for term in losses.terms.values())
         names |= losses.terms.keys()
     assert names == {"mlm_loss", "streams_mlm_loss"}

@@ -97,8 +97,7 @@ def rounds_needed(seen) -> int:
     raise AssertionError("the rounds do not come to an end")
 
 
-@pytest.mark.parametrize("rate", [0.15, 0.4])
-@pytest.mark.parametrize("name", ["books.txt.gz", "help-de.txt.gz"])
+@pytest.mark.parametrize(("name", "rate"), [("books.txt.gz", 0.15), ("help-de.txt.gz", 0.4)])
 def test_all_at_once_as_one_after_another(data_dir, monkeypatch, name, rate):
     """German in an English vocabulary has long words, which is what makes the order matter."""
     rows, length = 96, 128

@@ -227,8 +227,8 @@ def test_a_small_slice(libtpu, capsys):
 
 @pytest.mark.tpu_compile
 def test_what_does_not_fit_is_refused_in_the_compiler_s_words(libtpu, capsys):
-    arguments = ["plan", "--config", "configs/pretrain/bert_large_512.py", "--topology", "v5e:2x4",
-                 "--set", "train.batch_size=1024", "--set", "train.accumulate=1"]
+    arguments = ["plan", "--config", "configs/pretrain/bert_tiny_128.py", "--topology", "v5e:2x2",
+                 "--set", "train.batch_size=1048576", "--set", "train.accumulate=1"]
     assert main(arguments) == 1
     text = capsys.readouterr().out
     assert "Ran out of memory on HBM" in text and "(15.75G)" in text and text.rstrip().endswith("does not fit")

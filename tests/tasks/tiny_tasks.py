@@ -1,6 +1,7 @@
 """A tiny task of every kind whose examples are given, not read, and updates of it on any mesh."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from bert_jax.tasks.masked_words import Cloze
 from bert_jax.tasks.squad import Answer, Gold, Squad
 from bert_jax.tasks.tables import Rows, Table
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
+from bert_jax.training import train as train_module
 from bert_jax.training.optimizer import AdamW, frozen, make_optimizer
 from bert_jax.training.step import abstract_state, init_state, make_train_step
 from bert_jax.training.train import to_devices, train
@@ -105,7 +107,8 @@ def updated(task: FinetuningTask, updates: int = 3, sizes=None, accumulate: int 
 
 
 def finetune(experiment, workdir, model=None) -> dict[str, float]:
-    """Trains to the end, and returns the scores on the held-out data."""
-    result = train(finetuning_task(experiment.task, model), experiment, workdir)
+    """Trains to the end on one device, and returns the scores on the held-out data."""
+    with mock.patch.object(train_module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1])):
+        result = train(finetuning_task(experiment.task, model), experiment, workdir)
     assert result.finished
     return result.evaluation

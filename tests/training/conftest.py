@@ -43,8 +43,8 @@ def start_tiny(tiny_store):
         for assignment in assignments:
             arguments += ["--set", assignment]
         code = f"import sys\n{prelude}\nfrom bert_jax.cli import main\nsys.exit(main({arguments!r}))"
-        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-        environment = os.environ | {"XLA_FLAGS": quick, "PYTHONPATH": str(ROOT)}
+        flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+        environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

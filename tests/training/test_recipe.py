@@ -355,7 +355,7 @@ def test_what_is_too_few(model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tagging", "lists", "choice", "lists of choices", "answers"])
-def test_from_a_file_to_answers_in_two_commands(kind, tiny_checkpoint, tmp_path, capfd):
+def test_from_a_file_to_answers_in_two_commands(kind, one_device, tiny_checkpoint, tmp_path, capfd):
     out, columns, count = tmp_path / "run", [], 60
     if kind == "tagging":
         data, extra, score = write_tags(tmp_path / "x.conll", separator=" "), ["--kind", "tagging"], "f1"

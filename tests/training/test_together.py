@@ -43,12 +43,12 @@ def close(a, b) -> None:
 
 
 CASES = {
-    "plain": ({}, {}), "several lengths": ({"fields": {"lengths": (8, 16)}}, {}), "micro-batches": ({}, {"accumulate": 2}),
-    "LAMB": ({}, {"optimizer": Lamb(0.01, 1)}), "freelb": ({"tricks": (FreeLB(),)}, {}),
+    "plain": ({}, {}), "several lengths": ({"fields": {"lengths": (8, 16)}}, {}),
+    "LAMB, micro-batches": ({}, {"optimizer": Lamb(0.01, 1), "accumulate": 2}),
+    "choice, freelb": ({"kind": "Choice", "tricks": (FreeLB(),)}, {}),
     "smart and mixout": ({"tricks": (Smart(radius=1e-2), Mixout(0.5)), "fields": {"reinitialise": 1}}, {}),
     "lora": ({"lora_rank": 2}, {}),
     "gradual": ({}, {"optimizer": AdamW(0.01, 1, eps=1e-3, unfreeze_every=1, layer_decay=0.8)}),
-    "choice": ({"kind": "Choice"}, {}),
 }
 
 

@@ -399,7 +399,7 @@ def test_an_evaluation_of_a_fine_tuning(tiny_store, tiny_experiment, tmp_path):
     table = Table("x.tsv", ("a",), "l")
     encoder = finetuned_encoder(tiny_experiment("bert").task.encoder, ("x", "y"))
     config.save(Experiment(Classification(encoder, "x", table, table, (16,)), AdamW()), tmp_path / "experiment.json")
-    with pytest.raises(BertJaxError, match="is a run of Classification: only runs of pretrain"):
+    with pytest.raises(BertJaxError, match="is a run of Classification: evaluated on a file, not on a store"):
         evaluate_checkpoint(str(tmp_path), tiny_store, 8, None)
 
 
