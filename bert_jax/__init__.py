@@ -7,6 +7,7 @@ from bert_jax.errors import BertJaxError
 
 if TYPE_CHECKING:
     from bert_jax.data.prepare import prepare
+    from bert_jax.evaluating import evaluate
     from bert_jax.finetuning import finetune
     from bert_jax.inspection import inspect
     from bert_jax.model import Model, load, save
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
     from bert_jax.vectors import embed
 
 __version__ = "0.1.0"
-__all__ = ["BertJaxError", "Model", "embed", "finetune", "inspect", "load", "predict", "prepare", "pretrain", "save"]
+__all__ = ["BertJaxError", "Model", "embed", "evaluate", "finetune", "inspect", "load", "predict", "prepare", "pretrain",
+           "save"]
 
 
 _HOMES = {"Model": "model", "load": "model", "save": "model", "inspect": "inspection", "finetune": "finetuning",
-          "predict": "predicting", "embed": "vectors", "prepare": "data.prepare", "pretrain": "training.pretrain"}
+          "evaluate": "evaluating", "predict": "predicting", "embed": "vectors", "prepare": "data.prepare",
+          "pretrain": "training.pretrain"}
 
 
 def __getattr__(name: str):

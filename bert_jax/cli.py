@@ -10,9 +10,13 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bert_jax import cli_finetune
 from bert_jax.errors import BertJaxError, exit_status, out_of_memory
+
+if TYPE_CHECKING:
+    from bert_jax.tokenizers import Tokenizer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,6 +61,15 @@ def main(argv: list[str] | None = None) -> int:
         return exit_status(error)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says a default where there is one, and where the text of the option does not say it better."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == [] or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bert-jax",
@@ -66,9 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name, run, summary, description, jax=True):
-        sub = commands.add_parser(
-            name, help=summary, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        sub = commands.add_parser(name, help=summary, description=description, formatter_class=_Help)
         sub.set_defaults(run=run, jax=jax)
         return sub
 
@@ -153,23 +164,29 @@ def _parser() -> argparse.ArgumentParser:
     cli_finetune.add(command)
 
     sub = command("evaluate", _evaluate, "measure a checkpoint on held-out data",
-                  "Losses and accuracies on the held-out documents of a token store, with the same pairs and masks each "
-                  "time, and the accuracy of always guessing the most frequent piece. Prints JSON.")
-    sub.add_argument("checkpoint", help="work directory, or workdir@step")
-    sub.add_argument("--data", required=True, help="token store made by bert-jax prepare")
-    sub.add_argument("--batches", type=int, default=None, help="held-out batches to use; default: all")
+                  "Of a run of pretrain losses and accuracies on the held-out documents of a token store, with the same pairs "
+                  "and masks each time, and the accuracy of always guessing the most frequent piece; of one of finetune the "
+                  "scores of all its seeds on a labelled file, such as a test set. Prints JSON.")
+    sub.add_argument("checkpoint", help="work directory, of finetune also that of a seed, or workdir@step of pretrain")
+    sub.add_argument("--data", required=True,
+                     help="token store made by bert-jax prepare; of a fine-tuning a file in the form of what it was trained on")
+    sub.add_argument("--texts", nargs="+", metavar="COLUMN", default=[],
+                     help="of such a file: its columns, as finetune takes them; default: those of the data it was trained on")
+    sub.add_argument("--label", metavar="COLUMN", default=None, help="the same of the label")
+    sub.add_argument("--batches", type=int, default=None, help="of a store: held-out batches to use; default: all")
     sub.add_argument("--batch-size", type=int, default=64, help="sequences per batch")
 
     sub = command("fill-mask", _fill_mask, "guess the masked words of a sentence",
-                  "Prints the most probable pieces for every [MASK] in the text.")
+                  "Prints the most probable pieces for every [MASK] in the text (<mask> for RoBERTa, XLM-R and XLNet, as their "
+                  "tokenizers call it).")
     sub.add_argument("checkpoint", help="whatever convert reads, with a masked-language-model head: of an ELECTRA "
                                         "run the generator, runs/x#generator")
     sub.add_argument("text", help='for example "The capital of France is [MASK]."')
     sub.add_argument("--top", type=int, default=5, help="guesses per mask")
 
     sub = command("convert", _convert, "turn any checkpoint into any other form",
-                  "Reads BERT, ALBERT, ELECTRA, DistilBERT, RoBERTa and XLM-RoBERTa from directories of Hugging Face and "
-                  "sentence-transformers, the hub, Google's TensorFlow checkpoints and work directories; writes what "
+                  "Reads BERT, ALBERT, ELECTRA, DistilBERT, RoBERTa, XLM-RoBERTa and XLNet from directories of Hugging Face "
+                  "and sentence-transformers, the hub, Google's TensorFlow checkpoints and work directories; writes what "
                   "transformers or sentence-transformers load in PyTorch, ONNX, or our own form, which loads fastest. Values "
                   "are copied exactly. pretrain --init trains on from any of them.")
     sub.add_argument("--from", required=True, metavar="CHECKPOINT", dest="checkpoint",
@@ -181,14 +198,14 @@ def _parser() -> argparse.ArgumentParser:
                      help="hf: transformers; sentence-transformers: with its modules; bert_jax: our own; onnx: hf and "
                           "onnx/model.onnx")
     sub.add_argument("--dtype", choices=["float32", "bf16", "bfloat16", "float16"], default=None,
-                     help="of the weights that are written; default: as they come")
+                     help="of the weights that are written; default: as they come, in the forms bert_jax and onnx float32")
     sub.add_argument("--tokenizer", default=None, help="folder or file of the tokenizer; default: the one beside the weights")
     sub.add_argument("--allow-missing", action="store_true",
                      help="heads that the checkpoint promises but lacks begin untrained, instead of an error")
 
     sub = command("inspect", _inspect, "say what a checkpoint is",
                   "Prints family, sizes, heads, tokenizer and its hash, and which tensors would be left out or begin anew. "
-                  "Reads no weights.")
+                  "Reads no weights (of a hub id they are fetched all the same).")
     sub.add_argument("checkpoint", help="whatever convert reads")
 
     sub = command("export", _export, "write a Hugging Face directory",
@@ -320,6 +337,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    if Path(arguments.data).is_file():
+        if arguments.batches is not None:
+            raise BertJaxError("--batches goes with a token store: of a file all is read")
+        cli_finetune.evaluate(arguments)
+        return
+    if arguments.texts or arguments.label is not None:
+        raise BertJaxError(f"--texts and --label go with a file: {arguments.data} is none")
     from bert_jax.training.pretrain import evaluate_checkpoint
 
     print(json.dumps(
@@ -333,7 +357,16 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
 
     model = bert_jax.load(arguments.checkpoint)
     for guesses in fill_mask(model.params, model.config, model.tokenizer, arguments.text, arguments.top):
-        print("  ".join(f"{guess.piece} {guess.probability:.3f}" for guess in guesses))
+        print("  ".join(f"{_shown(model.tokenizer, guess.piece)} {guess.probability:.3f}" for guess in guesses))
+
+
+def _shown(tokenizer: "Tokenizer", piece: str) -> str:
+    """A piece as text, without the mark of a blank; as it stands where it is none, such as a part of a character."""
+    try:
+        text = tokenizer.decode([tokenizer.piece_id(piece)]).strip()
+    except BertJaxError:
+        return piece
+    return piece if not text or "\ufffd" in text else text
 
 
 def _convert(arguments: argparse.Namespace) -> None:

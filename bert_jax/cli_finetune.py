@@ -1,6 +1,7 @@
-"""The verbs of fine-tuning on the command line: what ``bert-jax finetune`` and ``predict`` take, and call."""
+"""The verbs of fine-tuning on the command line: what ``bert-jax finetune`` and ``predict`` take, and what they call."""
 
 import argparse
+import json
 import signal
 import sys
 
@@ -107,6 +108,20 @@ def _finetune(arguments: argparse.Namespace) -> int | None:
     table.show(done.scores, Console())
     print(f"{arguments.workdir}: {PAGE}, {CARD}, {EXPORTED}/; bert-jax predict {arguments.workdir} --input FILE")
     return None
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """``bert-jax evaluate`` of a fine-tuning: the table on stderr, JSON on stdout."""
+    from rich.console import Console
+
+    import bert_jax
+    from bert_jax.reporting import table
+
+    scores = bert_jax.evaluate(
+        arguments.checkpoint, arguments.data, arguments.texts, arguments.label, batch_size=arguments.batch_size
+    )
+    table.show(scores, Console(stderr=True))
+    print(json.dumps(table.to_json(scores), indent=2))
 
 
 def _predict(arguments: argparse.Namespace) -> None:

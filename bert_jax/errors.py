@@ -3,7 +3,8 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 class BertJaxError(Exception):
@@ -23,6 +24,15 @@ class NotHeard(BertJaxError):
     """This process heard nothing where the others may have agreed: no save that has failed, but as likely to pass."""
 
     status = CannotSave.status
+
+
+def check_several(texts: Any) -> None:
+    """Raises BertJaxError for what iterates, but not over texts: one text gives its letters, a dictionary its keys, a table of
+    pandas or polars its columns, a set no order."""
+    if isinstance(texts, str | bytes):
+        raise BertJaxError("texts is a single string: give a list of texts")
+    if isinstance(texts, Mapping | set | frozenset) or hasattr(texts, "columns"):
+        raise BertJaxError(f"texts is a {type(texts).__name__}: give a list of texts, such as those of a column, or of tuples")
 
 
 UNFORESEEN = 70  # status for any other exception (EX_SOFTWARE): a device or a library failed, which may pass

@@ -1,5 +1,6 @@
 """Filling masks: the quickest look at what a masked language model has learnt."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ def fill_mask(
     if config.positions == "relative":  # XLNet never saw [MASK]: a token to be guessed is a query, which nobody sees
         queries = batch["input_ids"] == tokenizer.mask_id
         batch |= {"query_slots": queries, "attention_mask": ~queries}
-    logits = jax.jit(lambda params, batch: api.apply(params, config, batch).logits["mlm"])(params, batch)[0]
+    logits = _logits(params, config, batch)[0]
     offered = np.array(logits[:, : tokenizer.vocab_size], np.float64)
     offered[:, list(tokenizer.special_ids)] = -np.inf
     log_total = np.logaddexp.reduce(offered, axis=-1, keepdims=True)
@@ -58,3 +59,8 @@ def fill_mask(
         [Guess(tokenizer.piece(int(piece)), float(row[piece])) for piece in order]
         for row, order in zip(probabilities, best, strict=True)
     ]
+
+
+@functools.partial(jax.jit, static_argnums=1)  # here, so that what has been compiled for a length serves the next call as well
+def _logits(params: api.Params, config: EncoderConfig, batch: dict[str, jax.Array]) -> jax.Array:
+    return api.apply(params, config, batch).logits["mlm"]

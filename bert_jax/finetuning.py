@@ -157,7 +157,7 @@ def _finetune(
     new = [path for path in (workdir / PLAN, workdir) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / PLAN, plan)
-    results = _finished(workdir)
+    results = finished_seeds(workdir)
     if others_there := sorted(results.keys() - set(numbers)):
         console.print(f"with seeds {', '.join(map(str, others_there))}, which are finished here", highlight=False)
     _warn_of_form(task.config.encoder, model.origin, workdir / EXPORTED)
@@ -256,8 +256,8 @@ def _check(workdir: Path, plan: dict[str, Any]) -> None:
         raise BertJaxError(f"{workdir} exists and is no work directory of finetune: choose another --workdir")
 
 
-def _finished(workdir: Path) -> dict[int, dict[str, Any]]:
-    """The results of the seeds that are finished."""
+def finished_seeds(workdir: Path) -> dict[int, dict[str, Any]]:
+    """The results of the seeds of a fine-tuning that are finished."""
     folders = {path.parent.name.removeprefix("seed-"): path for path in workdir.glob(f"seed-*/{RESULT}")}
     return {int(seed): read_json(path) for seed, path in folders.items() if seed.isdecimal()}
 

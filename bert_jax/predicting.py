@@ -24,7 +24,7 @@ from bert_jax import config as configuration
 from bert_jax import model as models
 from bert_jax.convert.reading import PREDICTOR
 from bert_jax.convert.settings import CONFIG
-from bert_jax.errors import BertJaxError, each_warning_once
+from bert_jax.errors import BertJaxError, check_several, each_warning_once
 from bert_jax.files import read_json
 from bert_jax.model import PLAN, Model
 from bert_jax.models import api
@@ -39,9 +39,9 @@ from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.masked_words import FillsWords
 from bert_jax.tasks.question_answering import WINDOW, AnswersQuestions, window_sizes
 from bert_jax.tasks.regression import Values
-from bert_jax.tasks.tables import Source, Table
+from bert_jax.tasks.tables import FORMATS, Source, Table
 from bert_jax.tasks.tagging import Tags
-from bert_jax.tasks.texts import Form, form_of, open_texts
+from bert_jax.tasks.texts import STDIN, Form, first_line, form_of, open_texts
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
 WORD_A_LINE = (".conllu", ".iob2", ".conll", ".bio", ".iob")
@@ -65,13 +65,14 @@ class Ready(NamedTuple):
 
 
 def predict(
-    model: str | os.PathLike | Model, texts: Iterable[str | Sequence[str]], *, batch_size: int = 64
+    model: str | os.PathLike | Model | Ready, texts: Iterable[str | Sequence[str]], *, batch_size: int = 64
 ) -> Iterator[dict[str, Any]]:
     """Answers about ``texts``, one for each, in their order, while they come: a list, a file, or an endless stream.
 
     Args:
       model: a loaded one, or the path of one: the work directory of ``bert-jax finetune``, or whatever :func:`bert_jax.load`
-        takes, with a classifier, tagger, span or choice head.
+        takes, with a classifier, tagger, span or choice head; or what :func:`load` made of such a path, for whoever asks again
+        and again: each shape is compiled once for it, and not once a call.
       texts: strings, or tuples: (first, second) for pairs, (question, context), (first, choice, choice, ...), words to tag
         (of a string, what is between its blanks).
       batch_size: rows that are computed together.
@@ -84,9 +85,8 @@ def predict(
       BertJaxError: no such model, no head that answers, or a text that is empty or of another form than the head needs, such
         as pairs where a work directory was trained on texts alone.
     """
-    ready = of_model(model) if isinstance(model, Model) else load(model)
-    if isinstance(texts, str):
-        raise BertJaxError("texts is a single string: give a list of texts")
+    check_several(texts)
+    ready = model if isinstance(model, Ready) else of_model(model) if isinstance(model, Model) else load(model)
     tags = isinstance(ready.predictor, Tags)
     given = (
         tuple(text) if isinstance(text, Iterable) and not isinstance(text, str | Mapping | Set) else _flat((text,), tags)
@@ -118,6 +118,8 @@ def predict_file(
     if tags and not tabular and Path(path.removesuffix(".gz")).suffix in WORD_A_LINE:
         raise BertJaxError(f"{path}: it has a word a line: give a sentence a line, with blanks between the words, or lists of "
                            "words in *.jsonl")
+    if form is None and not tabular:
+        _check_lines(path, ready.columns)
     lists = 0 if tags else 1 if listed else None
     source = open_texts(path, columns, form, lists=lists, whole=isinstance(ready.predictor, AnswersQuestions))
     least, most, wanted = _taken(ready.predictor)
@@ -142,6 +144,24 @@ def predict_file(
     elif listed:
         found = (((first, tuple(choices)), answer) for (first, *choices), answer in found)
     return answers.write(source.columns, found, target, source.size, lambda count: source.read() * count / taken)
+
+
+def _check_lines(path: str, columns: tuple[str, ...]) -> None:
+    """One warning line where the name of a file did not say that it has a text a line, and nobody else did.
+
+    Raises:
+      BertJaxError: its first line has the names of the ``columns`` that the model was trained on, so that it is a table.
+    """
+    if path == STDIN or not Path(path).is_file() or not (first := first_line(path)):  # a pipe gives its first line only once
+        return
+    header = [[name.strip(' "') for name in first.split(sign)] for sign in ("\t", ",")]
+    named = columns if not all(column.isdigit() for column in columns) else ()
+    if named and any(set(named) <= set(names) for names in header) or first.startswith(tuple(f'{{"{c}' for c in named)):
+        raise BertJaxError(f"{path}: its first line has the columns {', '.join(columns)}, and its name is none of a table "
+                           f"({', '.join(FORMATS)}): say --format")
+    if Path(path.removesuffix(".gz")).suffix.lower() != ".txt":
+        logger.warning("%s is read as a text a line, since its name ends in none of %s: --format says otherwise", path,
+                       ", ".join(FORMATS))
 
 
 def _flat(row: tuple[str | tuple[str, ...], ...], words: bool) -> tuple[str, ...]:
@@ -187,18 +207,22 @@ def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor
 
 
 def load(path: str | os.PathLike) -> Ready:
-    """The model at ``path``, see :func:`predict`.
+    """The model at ``path``, see :func:`predict`, on the device.
 
     Raises:
       BertJaxError: no such model, or none that answers.
     """
     folder = Path(path)
     if (folder / PLAN).is_file():  # of bert-jax finetune: the model that it exported, in the terms of its configuration
-        return of_task(_task(folder / PLAN, ("experiment", "task")), models.load(folder))
+        return _on_device(of_task(task_in(folder / PLAN, ("experiment", "task")), models.load(folder)))
     place, model = models.find(path), models.load(path)
     if place.kind != "workdir" or not _answering(model):
-        return of_model(model, str(path))
-    return of_task(_task(place.path / models.EXPERIMENT, ("task",)), model)
+        return _on_device(of_model(model, str(path)))
+    return _on_device(of_task(task_in(place.path / models.EXPERIMENT, ("task",)), model))
+
+
+def _on_device(ready: Ready) -> Ready:
+    return ready._replace(params=jax.device_put(ready.params))
 
 
 def of_task(task: AnyFinetuning, model: Model) -> Ready:
@@ -254,6 +278,9 @@ def of_model(model: Model, name: str = "this model") -> Ready:
     if problem == "regression" and len(model.config.labels) > 1:
         raise BertJaxError(f"{name} gives {len(model.config.labels)} values at once (its problem_type), which is not read here")
     kind = Values if head == "classifier" and len(model.config.labels) == 1 else PREDICTORS[head]
+    if kind is Values and model.origin and problem is None:
+        logger.warning("%s gives one number and does not say what it is (problem_type): it is given as the head makes it; "
+                       "pipelines of transformers, and CrossEncoder unless settings forbid it, put it through a sigmoid", name)
     kept = configuration.from_json(Kept, stated.get(PREDICTOR) or {}, f"{name}: {PREDICTOR} in its {CONFIG}")
     length = min(kept.length or (WINDOW if kind is AnswersQuestions else LONGEST), model.config.max_length)
     predictor = kind(model.config, model.tokenizer, length)
@@ -303,7 +330,12 @@ class _Holder:
     task: AnyFinetuning
 
 
-def _task(path: Path, keys: tuple[str, ...]) -> AnyFinetuning:
+def task_in(path: Path, keys: tuple[str, ...]) -> AnyFinetuning:
+    """The task that a JSON file of a run has under ``keys``.
+
+    Raises:
+      BertJaxError: it has none of fine-tuning.
+    """
     content = read_json(path)
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
@@ -311,7 +343,7 @@ def _task(path: Path, keys: tuple[str, ...]) -> AnyFinetuning:
 
 
 class Answering:
-    """A predictor, compiled: for parameters of one shape, any number of them, it is compiled once for each length."""
+    """A predictor and the few shapes of batches that it computes, each compiled once for all parameters of the same shapes."""
 
     def __init__(self, predictor: Predictor, batch_size: int = 64):
         """Raises: BertJaxError: a ``batch_size`` below 1."""
@@ -319,12 +351,6 @@ class Answering:
             raise BertJaxError(f"batch_size is {batch_size}: it must be at least 1")
         self.predictor, self.batch_size = predictor, batch_size
         self.lengths = tuple(length for length in LENGTHS if length < predictor.length) + (predictor.length,)
-
-        @jax.jit
-        def run(params: api.Params, batch: dict) -> dict:
-            return predictor.outputs(api.apply(params, predictor.config, predictor.inputs(batch)), batch)
-
-        self.run = run
 
     def stream(
         self, params: api.Params, texts: Iterable[tuple[str, ...]], called: str = "text"
@@ -374,7 +400,7 @@ class Answering:
                 made.setdefault(name, {}).update((int(k), row) for k, row in zip(example, values, strict=True) if k >= 0)
 
         for batch in EvalBatches(encoded, self.lengths, rows, None, self.predictor.tokenizer.pad_id, None):
-            pending.append((batch["example"], self.run(params, batch)))
+            pending.append((batch["example"], self.predictor.run(params, batch)))
             if len(pending) > IN_FLIGHT:
                 fetch()
         while pending:

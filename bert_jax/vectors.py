@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bert_jax.embedding import sentence
-from bert_jax.errors import BertJaxError
+from bert_jax.errors import BertJaxError, check_several
 from bert_jax.model import Model, load, mean_over_tokens
 
 logger = logging.getLogger("bert_jax")
@@ -27,8 +27,7 @@ def embed(
       BertJaxError: no such model, none with a tokenizer; else as there.
     """
     name = "this model" if isinstance(model, Model) else str(model)
-    if isinstance(texts, str):
-        raise BertJaxError("texts is a single string: give a list of texts")
+    check_several(texts)
     if not isinstance(model, Model):
         model = load(model)
     if model.tokenizer is None:

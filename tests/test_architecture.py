@@ -96,6 +96,10 @@ ALLOWED = {
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
         "bert_jax.reporting", "bert_jax.predicting", "bert_jax.training", "bert_jax.warm_start",
     ),
+    "bert_jax.evaluating": (
+        "bert_jax.finetuning", "bert_jax.model", "bert_jax.predicting", "bert_jax.progress", "bert_jax.reporting",
+        "bert_jax.tasks", "bert_jax.training.recipe",
+    ),
     "bert_jax.fill_mask": ("bert_jax.models", "bert_jax.tokenizers"),
     "bert_jax.training": (
         "bert_jax.progress", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",

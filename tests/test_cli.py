@@ -98,6 +98,7 @@ def test_help_explains_every_option(command, capsys):
         cli.main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
+    assert not re.search(r"default: (None|\[\]|False)", text)
     (sub,) = [a for a in cli._parser()._actions if a.dest == "==SUPPRESS==" or hasattr(a, "choices") and a.choices]
     for action in sub.choices[command]._actions:
         assert action.help and len(action.help) > 8, (command, action.dest)

@@ -13,16 +13,24 @@ from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives import OBJECTIVES
+from bert_jax.parallel.mesh import make_mesh
 from bert_jax.tokenizers import train
+from bert_jax.training import train as train_module
 from tests.conftest import ROOT, WORDS
 
 PAGE = (ROOT / "docs" / "checkpoints.md").read_text()
 # What makes the commands small enough for a test: the configuration of the tiny model, and few steps.
 SETTINGS = {
-    "train.steps": 2, "train.batch_size": 8, "train.eval_batches": 1, "optimizer.warmup_steps": 1, "mesh.data": 8,
+    "train.steps": 2, "train.batch_size": 8, "train.eval_batches": 1, "optimizer.warmup_steps": 1,
     "task.encoder.hidden_width": 32, "task.encoder.embedding_width": 32, "task.encoder.ffn_width": 64,
     "task.encoder.max_length": 32, "task.examples.length": 32,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """What is shown here does not depend on the number, and compiling for eight takes far longer."""
+    monkeypatch.setattr(train_module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from bert_jax import fill_mask as module
 from bert_jax.errors import BertJaxError
 from bert_jax.fill_mask import fill_mask
 from bert_jax.models import api
@@ -57,3 +58,10 @@ def test_refused_texts(params):
         fill_mask({"embeddings": params["embeddings"]}, CONFIG, TOKENIZER, "[MASK]")
     with pytest.raises(BertJaxError, match="no masked-language-model head: of an ELECTRA the generator has one, which RUN#gen"):
         fill_mask({"embeddings": params["embeddings"], "discriminator": {}}, CONFIG, TOKENIZER, "[MASK]")
+
+
+def test_texts_of_one_length_share_a_program(params):
+    before = module._logits._cache_size()
+    for text in ("the [MASK]", "a [MASK]", "[MASK] cat"):
+        fill_mask(params, CONFIG, TOKENIZER, text)
+    assert module._logits._cache_size() <= before + 1

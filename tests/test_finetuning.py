@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import statistics
 
@@ -20,91 +19,23 @@ import pytest
 import bert_jax
 from bert_jax import cli, finetuning
 from bert_jax.errors import BertJaxError
-from bert_jax.files import locked
 from bert_jax.finetuning import fit, primary_score
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.reporting import card
 from bert_jax.tasks import finetuning_task
 from bert_jax.tasks.base import predict, without_anchors
 from bert_jax.tasks.datasets import Named
-from bert_jax.training import record
 from bert_jax.training import step as step_module
 from bert_jax.training import train as train_module
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.pretrain import load_config
+from tests.finetuning_runs import WORDS, make, sentences
 from tests.tasks.tiny_tasks import make_task
-
-WORDS = "cat dog bird mat road tree".split()
-CONFIG = """
-from bert_jax.models.config import EncoderConfig
-from bert_jax.tasks.base import finetuned_encoder
-from bert_jax.tasks import {kind}
-from bert_jax.tasks.tables import Table
-from bert_jax.tasks.columns import conllu, Columns
-from bert_jax.tasks.squad import Squad
-from bert_jax.tasks.choice import Questions
-from bert_jax.tasks.masked_words import Cloze
-from bert_jax.training.experiment import Experiment, TrainConfig
-from bert_jax.training.optimizer import AdamW
-
-
-def get_config():
-    return Experiment(
-        {kind}(
-            finetuned_encoder(EncoderConfig(), {labels}, {heads}), "nowhere", {data}, {heldout}, lengths=(16,), shapes=2{more}
-        ),
-        AdamW(learning_rate=2e-3, warmup_steps=1, bias_correction=True),
-        TrainConfig(steps=6, batch_size=8, eval_every=3, save_every=3, log_every=3, eval_batches=None, keep=1),
-    )
-"""
 
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     monkeypatch.setattr(train_module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-
-
-def sentences(count: int, seed: int = 0) -> list[tuple[str, str, str]]:
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        words = rng.choice(WORDS, rng.integers(2, 6))
-        rows.append((" ".join(words), "red" if words[0] < "d" else "blue", f"{len(words)}.5"))
-    return rows
-
-
-def make(kind: str, folder: pathlib.Path) -> str:
-    """The configuration of a kind, with data beside it."""
-    for name, count, seed in (("train", 40, 0), ("dev", 13, 1)):
-        rows = sentences(count, seed)
-        (folder / f"{name}.tsv").write_text("sentence\tcolour\tvalue\n" + "".join("\t".join(row) + "\n" for row in rows))
-        (folder / f"{name}.tags").write_text("".join(
-            "".join(f"{word}\t{'B-X' if word < 'd' else 'O'}\n" for word in row[0].split()) + "\n" for row in rows
-        ))
-        (folder / f"{name}.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": row[0], "qas": [{
-            "id": f"{name}{k}", "question": "she ran", "answers": [{"text": row[0].split()[1], "answer_start": len(
-                row[0].split()[0]) + 1}]}]} for k, row in enumerate(rows)]}]}))
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(
-            {"first": row[0], "a": "the cat", "b": "the dog", "label": "AB"[row[1] == "red"]}) + "\n" for row in rows))
-
-    def table(name, label):
-        return f'Table({str(folder / f"{name}.tsv")!r}, ("sentence",), {label!r})'
-
-    sources = {
-        "Classification": lambda name: table(name, "colour"), "Regression": lambda name: table(name, "value"),
-        "Tagging": lambda name: f"Columns({str(folder / f'{name}.tags')!r})",
-        "QuestionAnswering": lambda name: f"Squad({str(folder / f'{name}.json')!r})",
-        "Choice": lambda name: f'Questions({str(folder / f"{name}.jsonl")!r}, ("first",), ("a", "b"), "label")',
-        "MaskedWords": lambda name: f'Cloze({table(name, "colour")}, "{{0}} [MASK]", ("red", "blue"), ("red", "blue"))',
-    }
-    labels = {"Classification": ("red", "blue"), "Regression": ("value",), "Tagging": ("O", "B-X", "I-X")}
-    heads = {"Tagging": ("tagger",), "QuestionAnswering": ("span",), "Choice": ("pooler", "choice"), "MaskedWords": ("mlm",)}
-    more = {"Regression": ", offset=4.0, scale=2.0", "QuestionAnswering": ", question_tokens=4, answer_tokens=4, stride=4"}
-    (folder / f"{kind}.py").write_text(CONFIG.format(
-        kind=kind, labels=labels.get(kind, ()), heads=heads.get(kind, ("pooler", "classifier")), data=sources[kind]("train"),
-        heldout=sources[kind]("dev"), more=more.get(kind, ""),
-    ))
-    return str(folder / f"{kind}.py")
 
 
 class References(html.parser.HTMLParser):
@@ -326,19 +257,6 @@ def test_seeds_at_once_that_are_refused_leave_nothing(run, tiny_checkpoint, tmp_
     assert "at_once is 0" in capfd.readouterr().err and not folder.exists()
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_a_wrong_score_is_refused_before_training_and_the_folder_stays_free(before, tiny_checkpoint, tmp_path, capfd):
-    config, folder = make("Classification", tmp_path), tmp_path / "run"
-    arguments = ["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--workdir", str(folder), "--seeds", "1"]
-    if before:
-        folder.mkdir()
-    assert cli.main([*arguments, "--set", "train.best=acc"]) == 1
-    err = capfd.readouterr().err
-    assert "train.best is 'acc'; an evaluation of this task has accuracy," in err and "step 1" not in err
-    assert list(folder.iterdir()) == [] if before else not folder.exists()
-    assert cli.main([*arguments, "--set", "train.best=accuracy"]) == 0
-
-
 def test_the_work_directory_is_read_everywhere(run, tmp_path, capfd):
     """As its ``model`` is, by every verb that takes a checkpoint."""
     folder = run("Classification")
@@ -438,14 +356,6 @@ def test_a_single_seed_answers_too_and_lora_is_merged(run, tiny_checkpoint, tmp_
                    ) == pytest.approx(found["mean"], abs=1e-4)
 
 
-def test_scores_of_a_part_of_the_held_out_data_are_said_to_be(tiny_checkpoint, tmp_path, caplog):
-    path = make("Classification", tmp_path)
-    assert cli.main(["finetune", "--config", path, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--workdir",
-                     str(tmp_path / "run"), "--set", "train.eval_batches=1"]) == 0
-    assert "scores are of 8 of the 13 held-out examples, since train.eval_batches is 1" in caplog.text
-    assert " and measured on 8 of " in (tmp_path / "run" / "README.md").read_text()
-
-
 def test_every_way_to_load_a_regression_gives_the_value_itself(run, tmp_path):
     """What a seed trains is a head of standardised values; export and bert_jax.load give that of the values."""
     folder = run("Regression")
@@ -471,33 +381,6 @@ def test_a_second_stage_of_a_regression_begins_with_the_values_of_the_first(firs
     rmse = task.score(task.heldout, answers, outputs)["rmse"]
     labels = [float(label) for label in task.heldout.labels]
     assert rmse == pytest.approx(np.sqrt(np.mean(np.square(np.subtract(wanted, labels)))), abs=1e-3)
-
-
-def test_fewer_seeds_lose_none_and_what_is_replaced_is_said(tiny_checkpoint, tmp_path, capfd):
-    folder = tmp_path / "run"
-    arguments = ["finetune", "--config", make("Regression", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
-                 str(folder)]
-    assert cli.main([*arguments, "--seeds", "3", "--export", "best"]) == 0
-    scores = json.loads((folder / "scores.json").read_text())
-    best, table = scores["exported_seed"], scores["scores"]
-    names = {"scores.md", "scores.tsv", "model/model.safetensors"}
-    before = {name: (folder / name).read_bytes() for name in names}
-    capfd.readouterr()
-    assert cli.main([*arguments, "--seeds", "1", "--export", "best"]) == 0
-    err = capfd.readouterr().err
-    assert "with seeds 1, 2, which are finished here" in err and "was that of seed" not in err
-    assert {name: (folder / name).read_bytes() for name in names} == before
-    scores = json.loads((folder / "scores.json").read_text())
-    assert scores["scores"] == table and scores["exported_seed"] == best
-    result = folder / "seed-2" / "result.json"  # now the best
-    found = json.loads(result.read_text())
-    found["scores"]["rmse"] = 0.0
-    result.write_text(json.dumps(found))
-    assert cli.main([*arguments, "--seeds", "1", "--export", "best"]) == 0
-    capfd.readouterr()
-    assert cli.main([*arguments, "--seeds", "1"]) == 0
-    assert f"{folder / 'model'} was that of seed 2, now of seed 0" in capfd.readouterr().err
-    assert json.loads((folder / "scores.json").read_text())["exported_seed"] == 0
 
 
 def test_what_transformers_does_not_have_is_written_in_our_form(run, tiny_checkpoint, tmp_path, caplog, monkeypatch):
@@ -528,13 +411,6 @@ def test_a_configuration_need_not_repeat_the_encoder(run, tiny_checkpoint, tmp_p
         fit(experiment, str(tiny_checkpoint), ["task.encoder.layers=3"])
     with pytest.raises(BertJaxError, match="the task is Pretraining: finetune runs Classification"):
         fit(load_config(pathlib.Path(__file__).parent / "tiny_bert.py"))
-
-
-def test_what_python_gives_instead_of_an_experiment_is_said(tmp_path):
-    wanted = r"recipe.recipe makes an experiment of a model and own_data\(FILE, ...\), bert_jax.training.pretrain.load_config"
-    with pytest.raises(BertJaxError, match=f"takes an experiment, not 'tiny': .*{wanted}"):
-        bert_jax.finetune("tiny", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_set_must_fit_the_checkpoint_and_not_the_configuration(run, tiny_checkpoint):
@@ -570,137 +446,6 @@ def test_the_best_seed_is_chosen_by_a_score_that_its_labels_have(run):
     assert by(dataclasses.replace(mrpc, encoder=dataclasses.replace(mrpc.encoder, labels=("no", "yes")))) == "f1"
 
 
-def write_reviews(path: pathlib.Path, count: int = 60) -> pathlib.Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["review", "stars", "value"])
-        writer.writerows([(f'{text}, "{k}"', label, value) for k, (text, label, value) in enumerate(sentences(count))])
-    return path
-
-
-@pytest.mark.parametrize(("label", "kind"), [("stars", "text-classification"), ("value", "text-classification")])
-def test_this_csv_in_one_command(label, kind, tiny_checkpoint, tmp_path, capfd):
-    (tmp_path / "My Docs" / "secret").mkdir(parents=True)
-    data = write_reviews(tmp_path / "My Docs" / "secret" / "reviews.csv")
-    words = ["finetune", "--checkpoint", str(tiny_checkpoint), "--data", str(data), "--texts", "review", "--label", label,
-             "--workdir", str(tmp_path / "run"), "--epochs", "2", "--set", "train.batch_size=16"]
-    assert cli.main(words) == 0
-    out, err = capfd.readouterr()
-    lines = [" ".join(word for word in line.split() if "/" not in word) for line in err.splitlines()]
-    order = [lines.index(line) for line in ("tokenising the data", "step compiling for 1 x cpu", "writing the report")]
-    assert order == sorted(order) and order[-1] == len(lines) - 1, err
-    last = record.read(tmp_path / "run" / "seed-0" / "metrics.jsonl")[-2]
-    assert last["kind"] == "train" and last["epoch"] == pytest.approx(2, abs=0.2)
-    assert ("accuracy" if label == "stars" else "pearson") in out
-    out = tmp_path / "out.tsv"
-    assert cli.main(["predict", str(tmp_path / "run"), "--input", str(data), "--out", str(out)]) == 0
-    assert len(out.read_text().splitlines()) == 61
-    found = (tmp_path / "run" / "README.md").read_text()
-    assert kind in found and "--data reviews.csv --texts" in found and "Docs" not in found and "secret" not in found
-    assert f"--data '{data}'" in json.loads((tmp_path / "run" / "scores.json").read_text())["command"]
-
-
-@pytest.mark.parametrize(("argument", "published"), [
-    ("/home/ann/My Docs/secret/x.csv", "x.csv"), ("--data=/home/ann/My Docs/secret/x.csv", "--data=x.csv"),
-    ("task.init=/home/ann/a=b/c d/run#generator", "task.init=run#generator"), ("--set=task.init=/a b/c/d", "--set=task.init=d"),
-    ('task.data={"path": "/home/ann/My Docs/x.csv", "texts": ["/a b/c", "e"]}',
-     'task.data={"path": "x.csv", "texts": ["c", "e"]}'),
-    ("/home/ann/runs/", "runs/"), ("configs/finetune/mrpc.py", "configs/finetune/mrpc.py"), ("google/bert", "google/bert"),
-    ("/home/ann/two\nlines/x", "x"), ("task.note=1/2", "task.note=1/2"),
-])
-def test_arguments_are_published_without_folders(argument, published):
-    assert finetuning._without_folders(argument) == published
-
-
-def test_data_that_has_changed_is_refused_before_a_seed_trains_on_it(tiny_checkpoint, tmp_path, capfd):
-    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
-             str(tmp_path / "run"), "--set", "train.steps=2"]
-    assert cli.main([*words, "--seeds", "1"]) == 0
-    plan = json.loads((tmp_path / "run" / "finetune.json").read_text())
-    for name in ("train.tsv", "dev.tsv"):
-        before = (tmp_path / name).read_text()
-        (tmp_path / name).write_text(before.replace("red", "blue", 1))
-        capfd.readouterr()
-        assert cli.main([*words, "--seeds", "2"]) == 1
-        assert "the data is not what it was when this fine-tuning began" in capfd.readouterr().err
-        assert not (tmp_path / "run" / "seed-1").exists()
-        (tmp_path / name).write_text(before)
-    assert json.loads((tmp_path / "run" / "finetune.json").read_text()) == plan
-    del plan["identity"]  # as an earlier version wrote it
-    (tmp_path / "run" / "finetune.json").write_text(json.dumps(plan))
-    assert cli.main([*words, "--seeds", "2"]) == 0 and (tmp_path / "run" / "seed-1" / "result.json").is_file()
-
-
-def test_seeds_that_would_begin_with_other_weights_are_refused(tiny_checkpoint, tmp_path, capfd):
-    """The folder of a first stage was written anew meanwhile: one mean would be of two things."""
-    start = bert_jax.load(tiny_checkpoint)
-    bert_jax.save(start, tmp_path / "start")
-    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tmp_path / "start"), "--workdir",
-             str(tmp_path / "run"), "--set", "train.steps=2"]
-    assert cli.main([*words, "--seeds", "1"]) == 0
-    plan = json.loads((tmp_path / "run" / "finetune.json").read_text())
-    shutil.rmtree(tmp_path / "start")
-    bert_jax.save(start._replace(params=jax.tree.map(lambda leaf: leaf * 1.01, start.params)), tmp_path / "start")
-    capfd.readouterr()
-    assert cli.main([*words, "--seeds", "2"]) == 1
-    assert "the start (task.init) is not what it was when this fine-tuning began" in capfd.readouterr().err
-    del plan["identity"]["start (task.init)"]  # as an earlier version wrote it
-    (tmp_path / "run" / "finetune.json").write_text(json.dumps(plan))
-    assert cli.main([*words, "--seeds", "2"]) == 0
-
-
-def test_what_trained_nothing_gives_way(tiny_checkpoint, tmp_path, monkeypatch, capfd, caplog):
-    """The memory did not suffice: a smaller batch, or fewer seeds at once, is tried in the same folder."""
-    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
-             str(tmp_path / "run"), "--seeds", "3"]
-
-    def too_large(*words, **options):
-        def step(state, batch):
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nsee above")
-
-        return step
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step_module, "make_train_step", too_large)
-        for more in ([], ["--at-once", "3"]):
-            train_module._functions.cache_clear()
-            capfd.readouterr()
-            assert cli.main([*words, *more]) == 1
-            err = capfd.readouterr().err
-            assert "error: the memory of the device does not suffice: a smaller batch" in err and "Traceback" not in err
-            assert "(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes. see above)" in err
-    train_module._functions.cache_clear()
-    assert cli.main([*words, "--at-once", "2", "--set", "train.batch_size=4"]) == 0
-    assert "trained nothing, this one takes its place" in caplog.text
-    assert not list((tmp_path / "run").glob("seeds-*")) and len(list((tmp_path / "run").glob("seed-*/result.json"))) == 3
-    for seed in range(3):  # somebody needed the room: what was made of them is still there
-        shutil.rmtree(tmp_path / "run" / f"seed-{seed}")
-    capfd.readouterr()
-    assert cli.main([*words, "--set", "train.batch_size=2"]) == 1
-    assert "holds another fine-tuning: train.batch_size was 4, is now 2" in capfd.readouterr().err
-
-
-def test_folders_of_others_stay(tiny_checkpoint, tmp_path):
-    """Those of runs have numbers; nothing else is removed, be it named alike."""
-    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
-             str(tmp_path / "run"), "--seeds", "1", "--set", "train.steps=2"]
-    assert cli.main(words) == 0
-    shutil.copytree(tmp_path / "run" / "seed-0", tmp_path / "run" / "seeds-old" / "seed-0")
-    (tmp_path / "run" / "seeds-0.log").write_text("mine")
-    (tmp_path / "run" / "seedlings").mkdir()
-    assert cli.main([*words[:-3], "2", *words[-2:]]) == 0
-    assert (tmp_path / "run" / "seeds-old" / "seed-0" / "result.json").is_file() and (tmp_path / "run" / "seedlings").is_dir()
-    assert (tmp_path / "run" / "seeds-0.log").read_text() == "mine" and (tmp_path / "run" / "seed-1" / "result.json").is_file()
-
-
-def test_one_fine_tuning_at_a_time(tiny_checkpoint, tmp_path, capfd):
-    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
-             str(tmp_path / "run"), "--set", "train.steps=2"]
-    with locked(tmp_path / "run"):
-        assert cli.main(words) == 1
-        assert "another run is writing it" in capfd.readouterr().err and list((tmp_path / "run").iterdir()) == []
-
-
 @pytest.mark.parametrize(("kind", "kept"), [
     ("Classification", {"length": 16, "texts": 1, "truncate": "start"}), ("Tagging", {"length": 16}),
     ("QuestionAnswering", {"length": 16, "stride": 4, "question_tokens": 4, "answer_tokens": 4}),
@@ -734,71 +479,47 @@ def test_the_folder_of_unanswerable_questions_says_so_too(run, tiny_checkpoint, 
             list(bert_jax.predict(tmp_path / "run" / "model", [("she ran", "cat dog")]))
 
 
-def test_new_layers_are_not_those_that_pre_training_began_with(tmp_path):
-    """Both have seed 0 by default."""
-    task = make_task(fields={"reinitialise": 1})
-    key = jax.random.key(0)
-    started, begun = task.start(key), task.init(key)
-    for part in ("attention", "feed_forward", "pooler"):
-        for new, first in zip(jax.tree.leaves(started[part]), jax.tree.leaves(begun[part]), strict=True):
-            if np.ptp(first) > 0:
-                assert np.abs(np.asarray(new)[-1] - np.asarray(first)[-1]).max() > 1e-3
+FILES = {"Tagging": "dev.tags", "QuestionAnswering": "dev.json", "Choice": "dev.jsonl"}  # of the others dev.tsv
 
 
-def test_half_an_emoji_as_an_answer_ends_nothing(tiny_checkpoint, tmp_path):
-    """It does not stand in its context, and counts in scores: the last file of the run was a traceback."""
-    config = make("QuestionAnswering", tmp_path)
-    content = json.loads((tmp_path / "dev.json").read_text())
-    content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "\ud83d"
-    (tmp_path / "dev.json").write_text(json.dumps(content))
-    words = ["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--workdir", str(tmp_path / "run"),
-             "--seeds", "1", "--set", "train.steps=2"]
-    assert cli.main(words) == 0
-    assert "\\ud83d" in (tmp_path / "run" / "seed-0" / "predictions.tsv").read_text("utf-8")
+@pytest.mark.parametrize("kind", PICTURES)
+def test_all_seeds_are_scored_on_a_file_as_on_the_held_out_data(kind, run):
+    folder = run(kind)
+    data = folder.parent / FILES.get(kind, "dev.tsv")
+    found = bert_jax.evaluate(folder, data)
+    wanted = json.loads((folder / "scores.json").read_text())["scores"]
+    assert {row.name for row in found.rows} == wanted.keys() - {"loss"} and f"13 examples of {data}" in found.note
+    for row in found.rows:
+        assert {str(seed): value for seed, value in row.seeds.items()} == pytest.approx(wanted[row.name]["seeds"], abs=1e-4)
+        assert row.deviation == pytest.approx(wanted[row.name]["deviation"], abs=1e-4)
+    alone = bert_jax.evaluate(folder / "seed-1", data)
+    assert alone.seeds == [1] and alone.rows[0].mean == pytest.approx(found.rows[0].seeds[1], abs=1e-6)
 
 
-def test_what_is_refused(tiny_checkpoint, tmp_path, capfd):
-    data, out = write_reviews(tmp_path / "reviews.csv"), tmp_path / "run"
-    (tmp_path / "empty.csv").write_text("")
-    (tmp_path / "blank.csv").write_text("review,stars\n cat ,red\n   ,blue\n")
-    (tmp_path / "one.csv").write_text("review,stars\ncat,red\ndog,red\n")
-    (tmp_path / "few.csv").write_text("review,stars\ncat,red\ndog,blue\n")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine").touch()
+def test_evaluate_from_the_shell(run, tmp_path, tiny_store, capfd):
+    folder = run("Classification")
+    lines = (folder.parent / "dev.tsv").read_text().replace("sentence\tcolour", "text\tlabel").splitlines(keepends=True)
+    (tmp_path / "test.tsv").write_text("".join(lines))
+    words = ["evaluate", str(folder), "--data", str(tmp_path / "test.tsv")]
+    capfd.readouterr()
+    assert cli.main([*words, "--texts", "text", "--label", "label"]) == 0
+    out, err = capfd.readouterr()
+    wanted = json.loads((folder / "scores.json").read_text())["scores"]["accuracy"]
+    assert json.loads(out)["accuracy"]["mean"] == pytest.approx(wanted["mean"]) and "13 examples" in err and "deviation" in err
+    assert not {path.name for path in tmp_path.iterdir()} - {"test.tsv"}, "nothing is written"
 
-    def refused(*parts, **changes):
-        options = {"checkpoint": tiny_checkpoint, "data": data, "texts": "review", "label": "stars", "workdir": out} | changes
-        words = [str(word) for name, value in options.items() if value is not None for word in (f"--{name}", value)]
-        before = sorted(tmp_path.rglob("*"))
-        assert cli.main(["finetune", *words]) == 1
-        begun = ("bert-jax: WARNING", "classification of 2 labels", "tokenising the data")  # what is said on the way
-        lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(begun)]
-        assert len(lines) == 1 and lines[0].startswith("bert-jax: error: "), lines
-        assert all(str(part) in lines[0] for part in parts), lines[0]
-        assert sorted(tmp_path.rglob("*")) == before
+    def refused(*arguments):
+        assert cli.main(["evaluate", *map(str, arguments)]) == 1
+        (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("bert-jax: error")]
+        return line
 
-    refused("there is no such file or directory", checkpoint=tmp_path / "absent")
-    refused("--data needs --checkpoint", checkpoint=None)
-    refused("--data needs --label", label=None)
-    refused("no column 'text'; there are review, stars, value", texts="text")
-    refused("no column 'star'", label="star")
-    refused("empty.csv", data=tmp_path / "empty.csv")
-    refused("blank.csv: line 3 has nothing in column 'review'", data=tmp_path / "blank.csv")
-    refused("every row has the label 'red'", data=tmp_path / "one.csv", heldout=data)
-    refused("too few rows to hold some out: name another file (--heldout)", data=tmp_path / "few.csv")
-    refused("absent.csv: cannot be read", data=tmp_path / "absent.csv")
-    refused("a regression needs numbers", kind="regression")
-    refused("full exists and is no work directory of finetune", workdir=tmp_path / "full")
-    refused("seeds is 0", seeds=0)
-    refused("epochs is 0", epochs=0)
-    refused("there is no field 'train.step'", set="train.step=3")
-    refused("optimizer.warmup_steps 50 is not below train.steps", set="optimizer.warmup_steps=50")
-    refused("train.best is 'rmse', of which the largest would be kept: write -rmse", set="train.best=rmse")
-    refused("train.best is 'classifier_loss', of which the largest", set="train.best=classifier_loss")
-    refused("all of 2 layers and the embeddings would train after 900 updates", set="optimizer.unfreeze_every=300")
-    refused("an address is no folder of this machine", workdir="gs://bucket/run")
-    refused("task.init beside --checkpoint", "use --checkpoint alone", set="task.init=elsewhere")
-    refused("--set task.encoder.layers: the checkpoint decides", set="task.encoder.layers=1")
-    refused("--epochs and --set train.steps both say", epochs=1, set="train.steps=9")
-    refused("--texts goes with --data", data=None, label=None, config=tmp_path / "x.py")
-    refused("x.py: no such configuration file", data=None, texts=None, label=None, config=tmp_path / "x.py")
+    assert "no column 'sentence'; there are text, label, value" in refused(*words[1:])
+    (tmp_path / "test.tsv").write_text("".join(lines).replace("red", "green", 1))
+    said = refused(*words[1:], "--texts", "text", "--label", "label")
+    assert "has the label 'green', task.encoder.labels are red, blue" in said
+    assert "--batches goes with a token store" in refused(*words[1:], "--batches", 2)
+    assert "--texts and --label go with a file" in refused(folder, "--data", tiny_store, "--label", "label")
+    assert "is no work directory of finetune" in refused(folder / "model", "--data", tmp_path / "test.tsv")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/finetune.json").write_bytes((folder / "finetune.json").read_bytes())
+    assert "is not finished, nor any seed in it" in refused(tmp_path / "begun", "--data", tmp_path / "test.tsv")

@@ -74,10 +74,11 @@ def test_nothing_is_compiled_again(classifier):
     rows = [(text,) for text in texts(400)]
     sizes = []
     for _ in answering.stream(ready.params, rows + rows + rows):
-        sizes.append(answering.run._cache_size())
+        sizes.append(answering.predictor.run._cache_size())
     assert 2 <= sizes[-1] <= len(answering.lengths) == 4  # 8, 16, 24, 32 tokens at most, and no other shape
     assert sizes[400] == sizes[-1], "the first of several rounds compiles all"
-    assert list(answering.stream(jax.tree.map(np.copy, ready.params), rows)) and answering.run._cache_size() == sizes[-1]
+    assert list(answering.stream(jax.tree.map(np.copy, ready.params), rows))
+    assert ready.predictor.run._cache_size() == sizes[-1]
 
 
 def test_streams_may_be_endless_and_are_read_only_as_far_as_needed(classifier):
@@ -464,3 +465,59 @@ def test_numbered_columns_and_what_has_been_read(tmp_path):
     (tmp_path / "a.tsv").write_text("1\tcat\n2\tdog\n")
     source = open_texts(str(tmp_path / "a.tsv"), ("1",))
     assert list(source.rows) == [("cat",), ("dog",)] and source.read() == source.size == 12
+
+
+def test_who_asks_again_compiles_nothing(saved):
+    ready = predicting.load(saved)
+    found = [list(bert_jax.predict(ready, [text]))[0] for text in ("cat dog", "a bird sat", "the road")]
+    assert ready.predictor.run._cache_size() == 1
+    assert found[0]["probability"] == pytest.approx(next(bert_jax.predict(saved, ["cat dog"]))["probability"], abs=1e-6)
+
+
+class Frame:
+    """As tables of pandas and polars iterate."""
+
+    columns = ("text",)
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize("given", [{"text": "cat", "text_pair": "dog"}, {"cat", "dog"}, Frame()])
+def test_what_iterates_over_something_else_is_no_list_of_texts(given, classifier):
+    for verb in (bert_jax.predict, bert_jax.embed):
+        with pytest.raises(BertJaxError, match=f"^texts is a {type(given).__name__}: give a list of texts"):
+            verb(classifier, given)
+
+
+def test_a_table_under_another_name_is_not_answered_line_by_line(classifier, tiny_checkpoint, tmp_path, capfd, caplog):
+    data = Table("x.tsv", ("note",), "l")
+    task = Classification(classifier.config, str(tiny_checkpoint), data, data, (32,))
+    bert_jax.save(classifier, tmp_path / "model")
+    (tmp_path / "finetune.json").write_text(json.dumps({"experiment": {"task": config.to_json(task)}}))
+    tables = {"NEW.CSV": "id,note\n1,cat\n", "new.txt": "note\tx\ncat\t1\n", "new.ndjson": '{"note": "cat"}\n'}
+    for name, content in tables.items():
+        (tmp_path / name).write_text(content)
+        assert cli.main(["predict", str(tmp_path), "--input", str(tmp_path / name)]) == 1
+        assert f"{name}: its first line has the columns note" in capfd.readouterr().err
+    assert cli.main(["predict", str(tmp_path), "--input", str(tmp_path / "NEW.CSV"), "--format", "csv"]) == 0
+    assert capfd.readouterr().out.count("\n") == 2
+    (tmp_path / "plain").write_text("a cat, a note\n")
+    assert cli.main(["predict", str(tmp_path), "--input", str(tmp_path / "plain")]) == 0
+    assert "plain is read as a text a line, since its name ends in none of .tsv, .csv, .jsonl" in caplog.text
+    caplog.clear()
+    (tmp_path / "plain.txt").write_text("a cat, a note\n")
+    assert cli.main(["predict", str(tmp_path), "--input", str(tmp_path / "plain.txt")]) == 0
+    assert not caplog.messages
+
+
+def test_a_number_of_which_nothing_is_said_is_said_to_be_one(tiny_checkpoint, tmp_path, caplog):
+    bert_jax.save(with_head(tiny_checkpoint, ("value",), "pooler", "classifier"), tmp_path / "one")
+    path = tmp_path / "one" / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in settings.items() if name != "problem_type"}))
+    assert list(bert_jax.predict(tmp_path / "one", ["cat"]))
+    assert caplog.text.count("gives one number and does not say what it is (problem_type)") == 1
+    caplog.clear()
+    path.write_text(json.dumps(settings | {"problem_type": "regression"}))
+    assert list(bert_jax.predict(tmp_path / "one", ["cat"])) and "one number" not in caplog.text

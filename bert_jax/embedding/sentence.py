@@ -16,7 +16,7 @@ from tokenizers.normalizers import Lowercase
 
 from bert_jax.data.best_fit import best_fit
 from bert_jax.embedding.settings import Pooling, SentenceSettings
-from bert_jax.errors import BertJaxError
+from bert_jax.errors import BertJaxError, check_several
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.progress import Progress
@@ -195,8 +195,7 @@ def _sentence_vectors(
 
 
 def _checked(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise BertJaxError("texts is a single string: give a list of texts")
+    check_several(texts)
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):

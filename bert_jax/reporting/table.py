@@ -110,12 +110,15 @@ def show(scores: Scores, console: Console) -> None:
         console.print(scores.note, markup=False, highlight=False, soft_wrap=True)
 
 
+def to_json(scores: Scores) -> dict[str, Any]:
+    """By name of the score mean, deviation, best, and the value of each seed."""
+    return {row.name: {"mean": row.mean, "deviation": row.deviation, "best": row.best, "seeds": row.seeds}
+            for row in scores.rows}
+
+
 def write(scores: Scores, folder: Path, facts: Mapping[str, Any]) -> None:
     """``scores.json`` (with ``facts``), ``scores.md`` and ``scores.tsv``."""
-    content = dict(facts) | {"scores": {
-        row.name: {"mean": row.mean, "deviation": row.deviation, "best": row.best, "seeds": row.seeds} for row in scores.rows
-    }}
-    write_json(folder / SCORES, content)
+    write_json(folder / SCORES, dict(facts) | {"scores": to_json(scores)})
     write_whole(folder / "scores.md", markdown(scores))
     lines = [["score", "mean", "deviation", "best", *map(of_seed, scores.seeds)]]
     lines += [[row.name, *("" if value is None else repr(value) for value in (row.mean, row.deviation, row.best,

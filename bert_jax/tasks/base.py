@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -118,6 +118,11 @@ class Predictor:
 
     def __init__(self, config: EncoderConfig, tokenizer: Tokenizer, length: int):
         self.config, self.tokenizer, self.length = config, tokenizer, length
+
+    @functools.cached_property
+    def run(self) -> Callable[[api.Params, Batch], dict[str, Array]]:
+        """:meth:`outputs` of what the encoder makes of a batch: compiled once for each shape, as long as this object lives."""
+        return jax.jit(lambda params, batch: self.outputs(api.apply(params, self.config, self.inputs(batch)), batch))
 
     def encode(self, texts: Texts) -> Encoded:
         """Rows for the encoder; what a tuple of texts holds is the kind's matter. Where texts may need several rows, ``item``
@@ -351,14 +356,9 @@ def predict(
     """The answers about ``texts``, in their order, and the outputs behind them."""
     encoded = predictor.encode(texts)
     batches = EvalBatches(encoded, lengths, batch_size, None, predictor.tokenizer.pad_id, None)
-
-    @jax.jit
-    def run(params, batch):
-        return predictor.outputs(api.apply(params, predictor.config, predictor.inputs(batch)), batch)
-
     made: Outputs = {}
     for batch in batches:
-        for name, rows in jax.device_get(run(params, batch)).items():
+        for name, rows in jax.device_get(predictor.run(params, batch)).items():
             made.setdefault(name, []).extend(rows[batch["example"] >= 0])
     places = np.argsort(batches.order)
     outputs = {name: [rows[k] for k in places] for name, rows in made.items()}

@@ -2,11 +2,15 @@
 
 import gzip
 import json
+import logging
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bert_jax.errors import BertJaxError
+
+logger = logging.getLogger("bert_jax")
 
 
 def text_of(path: str) -> str:
@@ -46,6 +50,31 @@ def objects_of(text: str, path: str) -> Iterator[tuple[int, dict]]:
         if not isinstance(found, dict):
             raise BertJaxError(f"{path}: line {number} is no JSON object: {{\"field\": ..., ...}} is needed")
         yield number, found
+
+
+def warn_of_numbers(first: Sequence[str], columns: Sequence[str], path: str) -> None:
+    """One line where ``columns`` are taken for numbers of them, and the first line looks as if these were their names."""
+    if all(first[int(column)].strip() == column for column in columns):
+        logger.warning("%s: columns %s are taken by their number, and the first line, %s, is an example: if these are names, "
+                       "take that line out", path, ", ".join(columns), ", ".join(first[:6]))
+
+
+def unquoted(lines: Iterator[tuple[int, str]], path: str) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each line of ``*.tsv`` that is not empty, as they stand, and its number; one warning line where they look
+    as if a program had put them into quotation marks."""
+    said = False
+    for number, line in lines:
+        if not line:
+            continue
+        fields = line.split("\t")
+        if not said and '""' in line and any(_QUOTED.fullmatch(field) for field in fields):
+            said = True
+            logger.warning("%s: line %d has a field in quotation marks, with doubled ones inside: in *.tsv they stay in the "
+                           "text, in *.csv they would not", path, number)
+        yield number, fields
+
+
+_QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # what a writer of quoted fields makes of one with a quotation mark
 
 
 def check_characters(text: str, where: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tasks.files import check_characters, objects_of, other_separator, text_of
+from bert_jax.tasks.files import check_characters, objects_of, other_separator, text_of, unquoted, warn_of_numbers
 
 logger = logging.getLogger("bert_jax")
 
@@ -151,6 +151,7 @@ class Table:
             if max(columns) >= len(first):
                 hint = other_separator(first, self._form)
                 raise BertJaxError(f"{self.path}: no column {max(columns)}; there are 0 to {len(first) - 1}{hint}")
+            warn_of_numbers(first, wanted, self.path)
             return columns, False
         header = [name.strip() for name in first]
         for name in wanted:
@@ -172,9 +173,8 @@ class Table:
 def separated(text: str, path: str) -> Iterator[tuple[int, list[str]]]:
     """The number of each line of a ``*.tsv`` or ``*.csv`` that is not empty (the last of a quotation), and its fields."""
     if path.removesuffix(".gz").endswith(".tsv"):
-        for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028 and the like
-            if line.strip("\r"):
-                yield number, line.removesuffix("\r").split("\t")
+        lines = enumerate(text.split("\n"), start=1)  # not splitlines: a text may hold U+2028 and the like
+        yield from unquoted(((number, line.removesuffix("\r")) for number, line in lines), path)
         return
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:

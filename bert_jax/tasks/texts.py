@@ -1,5 +1,6 @@
 """Texts of any number, one row at a time, from files and standard input; :mod:`bert_jax.tasks.tables` reads whole tables."""
 
+import contextlib
 import csv
 import functools
 import gzip
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tasks.files import other_separator
+from bert_jax.tasks.files import other_separator, unquoted, warn_of_numbers
 
 Form = Literal["tsv", "csv", "jsonl", "lines"]
 STDIN = "-"
@@ -62,7 +63,7 @@ def open_texts(
         return (size if raw.closed else raw.tell()) if size is not None else 0
 
     data = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
-    lines = _checked(_FIELDS[form](_decoded(data, path)), path)
+    lines = _checked(_FIELDS[form](_decoded(data, path), path), path)
     take = functools.partial(_rows, path=path, whole=whole)
     first = next(lines, None)
     if first is None:
@@ -74,6 +75,7 @@ def open_texts(
         if max(map(int, columns)) >= len(header):
             hint = other_separator(header, form)
             raise BertJaxError(f"{path}: no column {max(columns, key=int)}; there are 0 to {len(header) - 1}{hint}")
+        warn_of_numbers(header, columns, path)
         return Texts(take(first, lines, [int(name) for name in columns], width=len(header)), columns, size, counted)
     if not columns and len(header) > 1:
         raise BertJaxError(f"{path}: name the column of the text (--texts); there are {', '.join(header)}")
@@ -101,6 +103,15 @@ def form_of(path: str, form: Form | None = None) -> Form:
         raise BertJaxError(f"{path}: one JSON document (SQuAD's form) is not read here: give *.jsonl with objects such as "
                            "{\"question\": ..., \"context\": ...}, or say --format")
     return suffix if suffix in ("tsv", "csv", "jsonl") and path != STDIN else "lines"
+
+
+def first_line(path: str) -> str:
+    """Of a file; empty where it cannot be read, which :func:`open_texts` says."""
+    raw, _ = _open(path)
+    with raw, contextlib.suppress(OSError, EOFError, zlib.error):
+        data = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+        return next(iter(data), b"").decode("utf-8-sig", "replace").strip()
+    return ""
 
 
 def _open(path: str) -> tuple[BinaryIO, int | None]:
@@ -177,25 +188,23 @@ def _stripped(text: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return text.strip() if isinstance(text, str) else tuple(map(str.strip, text))
 
 
-def _plain(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+def _plain(file: Iterator[str], path: str) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(file, start=1):
         yield number, [line]
 
 
-def _tabs(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip("\r\n"):
-            yield number, line.rstrip("\r\n").split("\t")
+def _tabs(file: Iterator[str], path: str) -> Iterator[tuple[int, list[str]]]:
+    return unquoted(((number, line.rstrip("\r\n")) for number, line in enumerate(file, start=1)), path)
 
 
-def _commas(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+def _commas(file: Iterator[str], path: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader((part for line in file for part in io.StringIO(line, newline="")), strict=True)
     for fields in reader:
         if fields:
             yield reader.line_num, fields
 
 
-def _objects(file: Iterator[str]) -> Iterator[tuple[int, dict]]:
+def _objects(file: Iterator[str], path: str) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             found = json.loads(line)

@@ -106,7 +106,7 @@ def evaluate_checkpoint(checkpoint: str, data: Path | str, batch_size: int, limi
         raise BertJaxError(f"{checkpoint} is no work directory of pretrain: its objectives are not known")
     experiment = configuration.load(Experiment, workdir / EXPERIMENT)
     if not isinstance(experiment.task, Pretraining):
-        raise BertJaxError(f"{checkpoint} is a run of {type(experiment.task).__name__}: only runs of pretrain are evaluated so")
+        raise BertJaxError(f"{checkpoint} is a run of {type(experiment.task).__name__}: evaluated on a file, not on a store")
     model = load_run(checkpoint, jax.eval_shape(PretrainingTask(experiment.task, None).init, jax.random.key(0)))
     store.check_tokenizer(model.tokenizer.hash)
     task = PretrainingTask(experiment.task, store)

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax.errors import BertJaxError
-from bert_jax.tasks.tables import Rows, Table, in_file, kind_of, labels_of, listed, place
+from bert_jax.tasks.files import text_of
+from bert_jax.tasks.tables import Rows, Table, in_file, kind_of, labels_of, listed, place, separated
+from bert_jax.tasks.texts import open_texts
 
 
 def write(path: Path, text: str | bytes) -> str:
@@ -191,3 +193,34 @@ def test_rows_in_messages():
 def test_real_files(data_dir, file, texts, label, rows, kind):
     table = Table(str(data_dir / file), texts, label)
     assert len(table.read().texts) == rows and kind_of(table) == kind
+
+
+def test_quotation_marks_of_a_spreadsheet_in_a_tsv_are_said_to_stay(tmp_path, caplog):
+    path = tmp_path / "x.tsv"
+    path.write_text('text\tlabel\nHe said "no"\t0\n"quoted"\t1\n"He said ""no"""\t1\n"Never ""again"""\t1\n')
+    rows = Table(str(path), ("text",), "label").read()
+    assert rows.texts[2] == ('"He said ""no"""',)
+    assert len(caplog.messages) == 1 and "line 4 has a field in quotation marks" in caplog.text
+    caplog.clear()
+    assert [row[0] for row in open_texts(str(path), ("text",)).rows][1] == '"quoted"' and len(caplog.messages) == 1
+
+
+def test_published_files_have_no_such_marks(data_dir, caplog):
+    paths = [path for name in ("mrpc", "cola/raw", "rte", "sst2") for path in (data_dir / "glue" / name).glob("*.tsv")]
+    assert len(paths) > 8
+    for path in paths:
+        list(separated(text_of(str(path)), str(path)))
+    assert "quotation marks" not in caplog.text
+
+
+def test_names_that_are_numbers_are_said_to_be_an_example(tmp_path, caplog):
+    """As pandas writes columns without names: what stands there became an example without a word."""
+    path = tmp_path / "x.csv"
+    path.write_text("0,1\na cat,1\na dog,0\n")
+    assert Table(str(path), ("0",), "1").read().texts[0] == ("0",)
+    assert [row[0] for row in open_texts(str(path), ("0",)).rows][0] == "0"
+    assert caplog.text.count("the first line, 0, 1, is an example: if these are names, take that line out") == 2
+    caplog.clear()
+    path.write_text("a cat,1\na dog,0\n")
+    Table(str(path), ("0",), "1").read()
+    assert not caplog.messages

@@ -1,0 +1,104 @@
+"""The verb ``bert_jax.evaluate``: a fine-tuned model on labelled data that it has not seen, such as a test set."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from bert_jax.errors import BertJaxError
+from bert_jax.files import read_json
+from bert_jax.finetuning import RESULT, finished_seeds
+from bert_jax.model import EXPERIMENT, PLAN, load
+from bert_jax.predicting import LENGTHS, task_in
+from bert_jax.progress import tracked
+from bert_jax.reporting.table import Scores, gather
+from bert_jax.tasks import (
+    TASKS,
+    AnyFinetuning,
+    Choice,
+    Classification,
+    MaskedWords,
+    QuestionAnswering,
+    Regression,
+    Tagging,
+    finetuning_task,
+)
+from bert_jax.tasks.base import predict
+from bert_jax.tasks.datasets import Named
+from bert_jax.tasks.tables import Source
+from bert_jax.training.recipe import Kind, own_data
+
+_KINDS: dict[type[AnyFinetuning], Kind] = {
+    Classification: "classification", Regression: "regression", Tagging: "tagging", Choice: "choice",
+    QuestionAnswering: "question-answering",
+}
+_ALL = {"share": (), "rows": (), "articles": (0.0, 1.0)}  # of a source: no part, but the whole
+
+
+def evaluate(
+    run: str | os.PathLike, data: str | os.PathLike, texts: Sequence[str] = (), label: str | None = None, *,
+    batch_size: int = 64,
+) -> Scores:
+    """The scores of every finished seed of a fine-tuning on a file, with mean and deviation; nothing is written.
+
+    Args:
+      run: the work directory of ``bert-jax finetune``, or one of its seeds.
+      data: the file, in the form of what it was trained on. texts, label: its columns, see
+        :func:`bert_jax.training.recipe.own_data`; none: they have the names that those had.
+      batch_size: rows that are computed together.
+
+    Raises:
+      BertJaxError: no such run, none of its seeds is finished, data in another form, or labels that the model does not know.
+    """
+    run, data = Path(run), str(data)
+    if batch_size < 1:
+        raise BertJaxError(f"batch_size is {batch_size}: it must be at least 1")
+    if (run / PLAN).is_file():
+        config = task_in(run / PLAN, ("experiment", "task"))
+        folders = {seed: run / f"seed-{seed}" for seed in finished_seeds(run)}
+    elif (run / EXPERIMENT).is_file():
+        experiment = read_json(run / EXPERIMENT)
+        if experiment["task"].get("kind") not in {kind.__name__ for kind in TASKS}:
+            raise BertJaxError(f"{run} is a run of pretrain: it is evaluated on a token store, and {data} is a file")
+        config = task_in(run / EXPERIMENT, ("task",))
+        folders = {experiment["train"]["seed"]: run} if (run / RESULT).is_file() else {}
+    else:
+        raise BertJaxError(f"{run} is no work directory of finetune: what its columns and labels are is known there alone")
+    if not folders:
+        raise BertJaxError(f"{run} is not finished, nor any seed in it: the same finetune command goes on")
+    config = dataclasses.replace(config, heldout=_source(config, data, texts, label))
+    if isinstance(config, Regression):  # what is loaded gives the value itself
+        config = dataclasses.replace(config, offset=0.0, scale=1.0)
+    found, task = {}, None
+    for seed, folder in tracked(sorted(folders.items()), "evaluating"):
+        model = load(folder)
+        if task is None:  # seeds differ in their parameters alone, so that one program serves them all
+            task = finetuning_task(dataclasses.replace(config, encoder=model.config), model)
+            _ = task.evaluation  # labels that are not known are said at once
+        limit = task.predictor.length
+        lengths = tuple(length for length in LENGTHS if length < limit) + (limit,)
+        answers, outputs = predict(task.predictor, jax.device_put(model.params), task.heldout.texts, lengths, batch_size)
+        found[seed] = task.score(task.heldout, answers, outputs)
+    scores = gather(found, config.encoder.labels if isinstance(config, Classification) else ())
+    return scores._replace(note=f"{len(task.heldout.texts):,} examples of {data}. {scores.note}".rstrip())
+
+
+def _source(config: AnyFinetuning, path: str, texts: Sequence[str], label: str | None) -> Source:
+    """``path`` as the data of ``config`` were read, or with columns of its own."""
+    data = config.data
+    if isinstance(config, MaskedWords):
+        if texts or label is not None:
+            raise BertJaxError("the columns of masked words belong to their pattern: leave --texts and --label out")
+        return dataclasses.replace(data, table=_moved(data.table, path))
+    if texts or label is not None:
+        return own_data(path, texts, label, _KINDS[type(config)])
+    if isinstance(data, Named):
+        raise BertJaxError(f"{path}: this was trained on {data.name}: name the columns of your file (--texts, --label)")
+    return _moved(data, path)
+
+
+def _moved(data: Source, path: str) -> Source:
+    whole = {field.name: _ALL[field.name] for field in dataclasses.fields(data) if field.name in _ALL}
+    return dataclasses.replace(data, path=path, **whole)
