@@ -32,12 +32,13 @@ from bert_jax.reporting import answers
 from bert_jax.tasks import AnyFinetuning, finetuning_task
 from bert_jax.tasks.base import Outputs, Predictor
 from bert_jax.tasks.batches import Encoded, EvalBatches, Keep, WrongText
-from bert_jax.tasks.choice import Chooses, Questions, Race
+from bert_jax.tasks.choice import Chooses, Questions
 from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.columns import Lists
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.masked_words import FillsWords
 from bert_jax.tasks.question_answering import WINDOW, AnswersQuestions, window_sizes
+from bert_jax.tasks.race import Race
 from bert_jax.tasks.regression import Values
 from bert_jax.tasks.tables import FORMATS, Source, Table
 from bert_jax.tasks.tagging import Tags

@@ -415,7 +415,7 @@ def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
     refused("a.csv: after line 1: ", 'review\n"cat', "a.csv")
     refused("a.jsonl: after line 1: no JSON object", '{"text": "cat"}\n[1]\n', "a.jsonl")
     refused("a.jsonl: line 2: no column 'text'; there are review", '{"text": "cat"}\n{"review": "x"}\n', "a.jsonl")
-    refused("a.jsonl: line 1: a text is a string", '{"text": 3}\n', "a.jsonl")
+    refused("a.jsonl: line 1: a text is a string", '{"text": null}\n', "a.jsonl")
     damaged = gzip.compress(b"cat\n" * 9)[:10] + b"\x07" + bytes(20)  # a block of no type that there is
     refused("a.txt.gz: a damaged gzip file after line 0 (", damaged, "a.txt.gz")
     refused("a.txt.gz: a damaged gzip file after line", gzip.compress(b"cat\n" * 9)[:-9], "a.txt.gz")
@@ -521,3 +521,9 @@ def test_a_number_of_which_nothing_is_said_is_said_to_be_one(tiny_checkpoint, tm
     caplog.clear()
     path.write_text(json.dumps(settings | {"problem_type": "regression"}))
     assert list(bert_jax.predict(tmp_path / "one", ["cat"])) and "one number" not in caplog.text
+
+
+def test_numbers_are_texts_where_they_are_in_training(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": 3, "label": "x"}\n{"text": 2.5, "label": "y"}\n{"text": "a", "label": "x"}\n')
+    assert list(open_texts(str(path), ("text",)).rows) == Table(str(path), ("text",), "label").read().texts

@@ -1,10 +1,7 @@
 """Multiple choice: which of several texts goes with a first one (Devlin et al. 2019, section 4.4: SWAG; RACE)."""
 
 import dataclasses
-import json
-import string
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -21,10 +18,9 @@ from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
 from bert_jax.tasks.batches import Encoded, Keep, WrongText, encode
 from bert_jax.tasks.datasets import Named
-from bert_jax.tasks.files import check_characters, objects_of, text_of
+from bert_jax.tasks.files import objects_of, text_of
+from bert_jax.tasks.race import Race, any_of, joined, right_choice
 from bert_jax.tasks.tables import FORMATS, Rows, Source, check_share, part_of, separated
-
-BLANK = "_"  # in questions of RACE: where the answer goes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,53 +66,19 @@ class Questions:
             if len(choices) == 1:
                 choices = choices[0] if isinstance(choices[0], list) else choices
             lead = [record[self.lead]] if self.lead else []
-            first = _text([record[name] for name in self.first], f"{where}, {' and '.join(self.first)}")
-            rows.texts.append((first, *(_text([*lead, choice], f"{where}, choice {n}") for n, choice in enumerate(choices))))
+            first = joined([record[name] for name in self.first], f"{where}, {' and '.join(self.first)}")
+            rows.texts.append((first, *(joined([*lead, choice], f"{where}, choice {n}") for n, choice in enumerate(choices))))
             if len(choices) < 2:
                 raise BertJaxError(f"{where}: {len(choices)} choices; two or more are needed")
             if self.label is not None:
-                rows.labels.append(_label(record[self.label], len(choices), where))
-        return part_of(_any(rows, self.path), self.share, self.path, texts=1)
+                rows.labels.append(right_choice(record[self.label], len(choices), where))
+        return part_of(any_of(rows, self.path), self.share, self.path, texts=1)
 
 
 def swag(path: str) -> Questions:
     """SWAG (Zellers et al. 2018), ``train.csv`` and ``val.csv`` of rowanz/swagaf: a caption, the beginning of the next one, and
     four ends of it. Beginning and end together are the second text, as in transformers' run_swag."""
     return Questions(path, ("sent1",), tuple(f"ending{n}" for n in range(4)), "label", "sent2")
-
-
-@dataclasses.dataclass(frozen=True)
-class Race:
-    """RACE (Lai et al. 2017): a folder, such as ``RACE/train`` or ``RACE/train/high``, of files ``*.txt`` with one JSON object
-    each: ``article``, ``questions``, ``options`` and ``answers`` (letters). The second text is question and option, or the
-    question with the option in its blank ``_``, as in google-research/albert's race_utils.py."""
-
-    path: str
-
-    def read(self) -> Rows:
-        """All questions of all files in the order of their names, as :meth:`Questions.read`.
-
-        Raises:
-          BertJaxError: no such folder, no files, one that is damaged, an empty text, or a label that is no choice.
-        """
-        rows = Rows([], [])
-        for path in sorted(Path(self.path).rglob("*.txt")):
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                article = _text([found["article"]], f"{path}: article")
-                fields = zip(found["questions"], found["options"], found["answers"], strict=True)
-                for number, (question, options, answer) in enumerate(fields):
-                    where = f"{path}: question {number + 1}"
-                    asked = _text([question], where)
-                    choices = [_text([option], f"{where}, choice {n}") for n, option in enumerate(options)]
-                    seconds = [asked.replace(BLANK, c) if BLANK in asked else f"{asked} {c}" for c in choices]
-                    rows.texts.append((article, *seconds))
-                    rows.labels.append(_label(answer, len(choices), where))
-            except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-                raise BertJaxError(
-                    f"{path}: no passage of RACE, one JSON object with article, questions, options and answers ({error!r})"
-                ) from None
-        return _any(rows, f"{self.path}/**/*.txt")
 
 
 def _records(path: str, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -133,31 +95,6 @@ def _records(path: str, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]
         if len(fields) != len(names):
             raise BertJaxError(f"{path}: line {number} has {len(fields)} fields, the first line {len(names)}")
         yield number, dict(zip(names, fields, strict=True))
-
-
-def _text(parts: list[Any], where: str) -> str:
-    if not all(isinstance(part, str) for part in parts):
-        raise BertJaxError(f"{where}: a text is a string")
-    if not parts[-1].strip():
-        raise BertJaxError(f"{where}: is empty")
-    for part in parts:
-        check_characters(part, f"{where}: it")
-    return " ".join(part.strip() for part in parts if part.strip())
-
-
-def _label(value: Any, choices: int, where: str) -> str:
-    """The number of the right choice, as a string."""
-    text = str(value).strip()
-    number = int(text) if text.isdecimal() else string.ascii_uppercase.find(text) if len(text) == 1 else -1
-    if not 0 <= number < choices:
-        raise BertJaxError(f"{where}: the label {value!r} is none of {choices} choices: a number from 0, or a letter from A")
-    return str(number)
-
-
-def _any(rows: Rows, path: str) -> Rows:
-    if not rows.texts:
-        raise BertJaxError(f"{path}: no questions")
-    return rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from bert_jax.data.sources import open_tfds
 from bert_jax.errors import BertJaxError
+from bert_jax.tasks.race import questions_of
 from bert_jax.tasks.squad import Answer, Gold
 from bert_jax.tasks.tables import Rows, Table
 
@@ -146,7 +147,7 @@ DATASETS: dict[str, Dataset] = {
 
 # How files of these kinds are read without TFDS, for messages; SWAG is not in TFDS at all.
 READERS = {
-    "QuestionAnswering": "tasks.squad.Squad", "Tagging": "tasks.columns.Columns", "Choice": "tasks.choice.Race",
+    "QuestionAnswering": "tasks.squad.Squad", "Tagging": "tasks.columns.Columns", "Choice": "tasks.race.Race",
     "swag": "tasks.choice.swag",
 }
 
@@ -306,15 +307,17 @@ def _tagged(dataset: Dataset, part: str, records: Iterable[Record]) -> Rows:
 
 
 def _choices(dataset: Dataset, part: str, records: Iterable[Record]) -> Rows:
-    """Passages of RACE: the second texts are the question with each option in its blank, or behind it, as
-    :class:`bert_jax.tasks.choice.Race` makes them."""
+    """Passages of RACE."""
     rows = Rows([], [])
-    for record in records:
-        for question, options, answer in zip(record["questions"], record["options"], record["answers"], strict=True):
-            asked, options = _text(question).strip(), [_text(option).strip() for option in options]
-            seconds = [asked.replace("_", option) if "_" in asked else f"{asked} {option}" for option in options]
-            rows.texts.append((_text(record["article"]).strip(), *seconds))
-            rows.labels.append(str("ABCD".index(_text(answer))))
+    for number, record in enumerate(records):
+        passage = {
+            "article": _text(record["article"]), "questions": list(map(_text, record["questions"])),
+            "options": [list(map(_text, options)) for options in record["options"]],
+            "answers": list(map(_text, record["answers"])),
+        }
+        for texts, label in questions_of(passage, f"{dataset.builder.format(part)}: record {number}"):
+            rows.texts.append(texts)
+            rows.labels.append(label)
     return rows
 
 

@@ -177,6 +177,8 @@ def _texts(
 def _text(field: Any, where: str, lists: bool) -> str | tuple[str, ...]:
     if lists and isinstance(field, list) and field:
         return tuple(_text(one, where, False) for one in field)
+    if isinstance(field, int | float):  # as a table that is trained on takes them
+        return json.dumps(field)
     if not isinstance(field, str):
         raise BertJaxError(f"{where}: a text is a string{', or a list of them' if lists else ''}")
     if not field.strip():

@@ -17,7 +17,8 @@ from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.tasks.base import predict
-from bert_jax.tasks.choice import Choice, ChoiceTask, Chooses, Questions, Race, swag
+from bert_jax.tasks.choice import Choice, ChoiceTask, Chooses, Questions, swag
+from bert_jax.tasks.race import Race
 from bert_jax.tasks.tables import Rows
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig

@@ -198,9 +198,15 @@ def test_passages_of_race():
 
 
 def test_race_is_as_from_its_files(tmp_path):
-    from bert_jax.tasks.choice import Race
+    from bert_jax.tasks.race import Race
 
     record = {"article": "He ran.", "questions": ["Who ran?", "He _ ."], "answers": ["B", "A"],
               "options": [["She", "He", "It", "I"], ["ran", "sat", "lay", "is"]]}
     (tmp_path / "1.txt").write_text(json.dumps(record))
     assert CONVERT["Choice"](DATASETS["race/high"], "", [record]) == Race(str(tmp_path)).read()
+
+
+def test_a_letter_that_is_no_choice_is_one_line(tmp_path):
+    record = {"article": b"He ran.", "questions": [b"Who?"], "answers": [b"E"], "options": [[b"She", b"He"]]}
+    with pytest.raises(BertJaxError, match="race/high.*: record 0: question 1: the label 'E' is none of 2 choices"):
+        CONVERT["Choice"](DATASETS["race/high"], "", [record])
