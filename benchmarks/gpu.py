@@ -208,8 +208,11 @@ def run(out: Path, names: list[str], profile: bool, changes: dict) -> None:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    record |= {"versions": versions, "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:])}
-    todo = [contestant for contestant in contestants(names) if contestant not in record["results"]]
+    for what, here in (("versions", versions), ("changes", changes)):
+        if record["results"] and record.get(what, here) != here:
+            sys.exit(f"{out} was measured with {what} {record[what]}, these are {here}: name another file (--out)")
+    record |= {"versions": versions, "changes": changes, "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:])}
+    todo = [one for one in contestants(names) if "error" in record["results"].get(one, {"error": "not measured yet"})]
     for number, contestant in enumerate(todo, start=1):
         command = [sys.executable, "-m", "benchmarks.gpu", "--one", contestant, "--changes", json.dumps(changes)]
         done = subprocess.run(command + ["--profile"] * profile, cwd=ROOT, capture_output=True, text=True)
@@ -256,7 +259,8 @@ def render(results: Path) -> None:
     for size, parts in json.loads(ATTENTION.read_text())["milliseconds"].items():
         for part, times in parts.items():
             columns = ("xla", "fused", "xla no dropout", "fused no dropout", "cudnn no dropout")
-            attention.append(f"| {size}, {part} | " + " | ".join(f"{times[column]:.2f}" for column in columns) + " |")
+            attention.append(f"| {size}, {part} | " + " | ".join(
+                f"{times[column]:.2f}" if isinstance(times[column], float) else "-" for column in columns) + " |")
     peaks = ", ".join(f"{key} {value / 1e12:.0f}" for key, value in PEAK.items())
     PAGE.write_text(f"""# A training step on a GPU
 

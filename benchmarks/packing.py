@@ -175,7 +175,8 @@ Several examples in a row of {LENGTH} tokens against one and padding ([what it i
 
 "Wikipedia's lengths" are those of Wikipedia as BERT's preparation cuts it, 23.4% of them full: the histogram of 16,279,552
 sequences that Graphcore published with Krell et al. 2021 (`blogs_code/packedBERT/histograms.py` in graphcore/tutorials), in
-bins of 32 tokens. By that histogram rows are 50.0% full, so that nothing can gain more than 2.00 times. The words are random.
+bins of 32 tokens. By that histogram rows are 50.0% full, so that nothing can gain much more than
+2.0 times (the sample's are 49.5%). The words are random.
 
 ## Whole training steps
 

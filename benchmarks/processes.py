@@ -227,9 +227,13 @@ def published(benchmark: str, size: str, directory: Path | None = None) -> tuple
 
 
 def publish(results: Path, page: Path, rows: dict[str, dict], text: str) -> None:
-    """Writes the file of results and the page. A ``note`` that the file had (how rows were made that nobody can make again)
-    stays as long as one of those rows does, and stands before the line of the machine in the page."""
+    """Writes the file of results and the page, unless cells of the file would be lost. A ``note`` that the file had (how rows
+    were made that nobody can make again) stays as long as one of those rows does, and stands before the line of the machine in
+    the page."""
     before = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"rows": {}}
+    if lost := before["rows"].keys() - rows.keys():
+        sys.exit(f"{results} has {len(lost)} cells that are not here, such as {min(lost)}: take them over first "
+                 "(run --published), or delete the file")
     note = before.get("note") if any(rows.get(cell) == row for cell, row in before["rows"].items()) else None
     for path in (results, page):
         path.parent.mkdir(parents=True, exist_ok=True)

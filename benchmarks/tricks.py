@@ -119,17 +119,18 @@ def gradual(experiment, task: str):
 
 
 def freelb(experiment, task: str):
-    """Their settings for RTE."""
+    """Their settings for the task."""
     from bert_jax.tasks.freelb import FreeLB
 
-    return task_fields(tricks=(FreeLB(),))(experiment, task)
+    theirs = {"RTE": FreeLB(3, 0.1), "MRPC": FreeLB(4, 0.03), "CoLA": FreeLB(3, 0.04, 0.05)}
+    return task_fields(tricks=(theirs[task],))(experiment, task)
 
 
 def smart(experiment, task: str):
-    """The paper's algorithm and radius."""
+    """The paper's algorithm and radius, and as there another average for the first tenth of the updates."""
     from bert_jax.tasks.smart import Smart
 
-    return task_fields(tricks=(Smart(),))(experiment, task)
+    return task_fields(tricks=(Smart(early_updates=experiment.train.steps // 10),))(experiment, task)
 
 
 def smart_code(experiment, task: str):

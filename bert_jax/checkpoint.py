@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.errors import BertJaxError, CannotSave, NotHeard
+from bert_jax.errors import LASTING, BertJaxError, CannotRead, CannotSave, NotHeard
 from bert_jax.files import write_json
 from bert_jax.parallel.agreement import SILENCE, Agreement
 
@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 COMPLETE = "_CHECKPOINT_METADATA"  # Orbax's name for its own JSON, so that Orbax can read our folders too
 _SLICE = 2**20  # bytes: of an array that several devices have a copy of, each writes a part, unless parts were smaller
+_FAILED = "could not be read, and may be whole: "  # begins what networks and disks cause, and no damage
 _PATIENCE = 1200.0  # seconds for the slowest process to write its shards after the fastest
 
 
@@ -73,7 +74,7 @@ class Checkpoints:
         )
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         if keep is not None:
-            self._together("checkpoints cannot be written here", self._claim, BertJaxError)
+            self._together("checkpoints cannot be written here", self._claim, LASTING)
 
     def steps(self) -> list[int]:
         """Steps that were saved completely, ascending."""
@@ -174,7 +175,7 @@ class Checkpoints:
             for folder in self._folders():
                 if not _is_complete(folder):
                     log.warning("checkpoint %s was not written to its end and is removed", folder)
-                    shutil.rmtree(folder)
+                    shutil.rmtree(folder, ignore_errors=True)  # what stays is in nobody's way: it is not complete
 
     def _make_room(self, folder: Path, items: list[str]) -> None:
         if self._first:
@@ -230,12 +231,13 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _together(self, what: str, act: Callable[[], None], kind: type[BertJaxError] = CannotSave) -> None:
-        """Acts on every process; when one of them fails, all raise its line."""
-        line = None
+    def _together(self, what: str, act: Callable[[], None], lasting: tuple[type[OSError], ...] = ()) -> None:
+        """Acts on every process; when one of them fails, all raise its line. What is ``lasting`` here will not pass."""
+        line, kind = None, CannotSave
         try:
             act()
         except Exception as error:  # Orbax and tensorstore wrap the operating system's error in several types
+            kind = BertJaxError if isinstance(error, lasting) else CannotSave
             where = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
             good = max(self.steps(), default=None)
             line = f"{self._directory}: {_reason(what, error)}{where}"
@@ -256,11 +258,15 @@ class Checkpoints:
                 raise  # a misfit, which is the same for all processes and no damage
             except Exception as error:  # damage shows up as whatever the layer that stumbled over it raises
                 damage = " ".join(str(error).split())[:200]
+                if isinstance(error, OSError) and not isinstance(error, LASTING):
+                    damage = _FAILED + damage
             if damage is not None:
                 time.sleep(0.2)  # the other arrays come to the same end
                 gc.collect()
         if self._peers is not None:
             damage = self._peers.failure(damage)
+        if (damage or "").startswith(_FAILED):  # no reason to go back to an older one
+            raise CannotRead(f"{self._directory}/{step} {damage}")
         damage = damage or self._mismatch(restored)
         if damage is None:
             return restored
@@ -277,9 +283,8 @@ class Checkpoints:
                 have = ", ".join(metadata["fingerprints"])
                 raise BertJaxError(f"{folder}: it has no {name} (there: {have})")
             _check_fit(folder / name, self._handler.metadata(epath.Path(folder / name)).tree, wanted, partial)
-            args = ocp.args.PyTreeRestore(
-                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=partial
-            )
+            how = ocp.checkpoint_utils.construct_restore_args(wanted)
+            args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=partial)
             items[name] = self._handler.restore(epath.Path(folder / name), args=args)
         return Restored(step, items, metadata)
 

@@ -20,6 +20,12 @@ class CannotSave(BertJaxError):
     status = 74
 
 
+class CannotRead(BertJaxError):
+    """The same of reading."""
+
+    status = CannotSave.status
+
+
 class NotHeard(BertJaxError):
     """This process heard nothing where the others may have agreed: no save that has failed, but as likely to pass."""
 
@@ -36,7 +42,7 @@ def check_several(texts: Any) -> None:
 
 
 UNFORESEEN = 70  # status for any other exception (EX_SOFTWARE): a device or a library failed, which may pass
-_LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 def out_of_memory(error: BaseException) -> str | None:
@@ -51,7 +57,7 @@ def out_of_memory(error: BaseException) -> str | None:
 def exit_status(error: Exception) -> int:
     """That of a process which ``error`` ends."""
     if isinstance(error, OSError):
-        return BertJaxError.status if isinstance(error, _LASTING) else CannotSave.status
+        return BertJaxError.status if isinstance(error, LASTING) else CannotSave.status
     return error.status if isinstance(error, BertJaxError) else UNFORESEEN
 
 

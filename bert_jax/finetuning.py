@@ -153,7 +153,7 @@ def _finetune(
     if (scored := _scored(task, experiment)) < len(task.heldout.texts):
         logger.warning("scores are of %d of the %d held-out examples, since train.eval_batches is %d: null scores all", scored,
                        len(task.heldout.texts), experiment.train.eval_batches)
-    answering = Answering(task.predictor, experiment.train.eval_batch_size or experiment.train.batch_size)
+    answering = Answering(task.predictor, experiment.train.eval_size)
     new = [path for path in (workdir / PLAN, workdir) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / PLAN, plan)
@@ -287,7 +287,7 @@ def _warn_of_form(encoder: EncoderConfig, origin: Origin | None, folder: Path) -
 def _scored(task: FinetuningTask, experiment: Experiment) -> int:
     """How many of the held-out examples an evaluation reads."""
     train = experiment.train
-    order = task.eval_batches(train.eval_batch_size or train.batch_size, train.eval_batches).order
+    order = task.eval_batches(train.eval_size, train.eval_batches).order
     return len(np.unique(task.evaluation.item[order]))
 
 

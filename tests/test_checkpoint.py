@@ -2,6 +2,7 @@
 way of older ones."""
 
 import asyncio
+import errno
 import logging
 import os
 import pathlib
@@ -505,3 +506,28 @@ def test_only_large_arrays_are_written_in_parts(tmp_path, monkeypatch, elements,
     restored = checkpoints.restore({"params": wanted})
     np.testing.assert_array_equal(restored.items["params"]["w"], tree["w"])
     checkpoints.close()
+
+
+def test_what_may_pass_is_told_from_what_lasts(saved, tmp_path, monkeypatch):
+    """A network that failed for a moment is no damage: no older checkpoint is taken, and the scripts start again."""
+    checkpoints, read = Checkpoints(tmp_path / "checkpoints"), Checkpoints._read
+
+    def failing(self, step, *words):
+        if step == 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, step, *words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_read", failing)
+        with pytest.raises(BertJaxError, match="3 could not be read, and may be whole: .*Input/output error") as error:
+            checkpoints.restore({"params": abstract()})
+    assert error.value.status == 74 and checkpoints.restore({"params": abstract()}).step == 3
+    for number, status in ((errno.EIO, 74), (errno.EACCES, 1)):
+        def refused(self, number=number):
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "_claim", refused)
+            with pytest.raises(BertJaxError, match="checkpoints cannot be written here") as error:
+                Checkpoints(tmp_path / "checkpoints", keep=1)
+        assert error.value.status == status

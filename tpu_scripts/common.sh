@@ -285,14 +285,17 @@ count_start() {
 }
 
 # forward COMMAND...: runs it and passes SIGTERM on to it, and SIGINT as SIGTERM: bert-jax then saves and ends. Returns its
-# status, and leaves in "asked" whether it was asked to end.
+# status, and leaves in "asked" whether it was asked to end. await COMMAND...: the same, but tells it nothing.
 # shellcheck disable=SC2034 # for the caller
 asked=""
-forward() {
-  local child status again=0
-  "$@" </dev/null &
+forward() { attend tell "$@"; }
+await() { attend : "$@"; }
+tell() { kill -TERM "$1" 2>/dev/null || :; }
+attend() { # WHAT COMMAND...: what a signal does with the number of the process
+  local child status again=0 what=$1
+  "${@:2}" </dev/null &
   child=$!
-  trap 'asked=1; kill -TERM "$child" 2>/dev/null || :' TERM INT
+  trap 'asked=1; "$what" "$child"' TERM INT
   while :; do
     status=0
     wait "$child" || status=$?

@@ -25,7 +25,7 @@ act "$venv/bin/python" -c 'import jax; assert jax.default_backend() == "gpu"' ||
 run=("$venv/bin/bert-jax" pretrain --config "$CONFIG" --data "$DATA" --workdir "$WORKDIR" "${rest[@]}")
 if dry; then act "${run[@]}" && exit; fi
 while :; do
-  count_start "$WORKDIR/restarts" "$(local_checkpoint "$WORKDIR")"
+  count_start "$WORKDIR/restarts/$HOSTNAME" "$(local_checkpoint "$WORKDIR")" # another machine may train with this one
   status=0
   forward "${run[@]}" || status=$?
   case $status in 0 | 1 | 2) exit "$status" ;; esac # done, or refused with a line of its own

@@ -11,6 +11,7 @@ Ages are measured on the clock of the process that waits: no two clocks are ever
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -67,6 +68,7 @@ class Cluster:
         self._over = threading.Event()  # ending in good order
         self._ending = threading.Lock()  # taken, and never given back, by the thread that ends this process
         self._stop = False
+        self._asked = itertools.count()  # times that a stop was asked about
         self._heard = time.monotonic()  # when the store last answered
 
     @property
@@ -100,7 +102,9 @@ class Cluster:
         Several processes agree on a step that none of them has passed, through jax's preemption service. It waits for
         SIGTERM, which is also what a maintenance notice becomes on GKE and on a TPU VM that is shut down.
         """
-        return self._stop if self.count == 1 else multihost_utils.reached_preemption_sync_point(step)
+        # By how often it was asked, not by the step: the service counts from 0, and where SIGTERM comes before the first time
+        # it settles on 1, which the steps of a run that goes on have passed.
+        return self._stop if self.count == 1 else multihost_utils.reached_preemption_sync_point(next(self._asked))
 
     @contextlib.contextmanager
     def heeding_signals(self) -> Iterator[None]:

@@ -70,7 +70,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         wanted = " x ".join(f"{name}={size}" for name, size in zip(AXES, dataclasses.astuple(config), strict=True))
         count = len(_slices(devices))
         fitting = _nearest(len(devices), sizes, lambda found: found[0] % count == 0)
-        raise BertJaxError(f"mesh {wanted} does not fit {len(devices)} device(s): {_as_settings(fitting)} would do")
+        advice = f": {_as_settings(fitting)} would do" if fitting else ""
+        raise BertJaxError(f"mesh {wanted} does not fit {len(devices)} device(s){advice}")
     return Mesh(arrange(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 

@@ -140,7 +140,8 @@ class Plan:
 
 ASSUMPTIONS = (
     "published peaks of arithmetic, memory and links, fully used; every result of a product written and read once, all else "
-    "fused, in the encoder (a generator or decoder moves nothing); rings along one axis of the slice. Real steps are slower"
+    "fused, in the encoder (a generator or decoder moves nothing), of weights a device's own share; rings along one axis of "
+    "the slice. Real steps are slower"
 )
 
 
@@ -149,8 +150,8 @@ def plan(experiment: Experiment, target: Target) -> Plan:
     objectives that take turns, those of the task itself are planned, and one warning line says so.
 
     Raises:
-      BertJaxError: mesh or batch do not fit together, the task is no pre-training, or the compiler fails for another reason
-        than memory.
+      BertJaxError: mesh or batch do not fit together, the task is no pre-training, what a run would refuse where it begins, or
+        the compiler fails for another reason than memory.
     """
     settings, encoder = experiment.train, experiment.task.encoder
     if not isinstance(experiment.task, Pretraining):
@@ -159,6 +160,8 @@ def plan(experiment: Experiment, target: Target) -> Plan:
         log.warning("planned without the turns %s: only task.objectives", ", ".join(t.name for t in experiment.task.turns))
     mesh = make_mesh(experiment.mesh, list(target.devices))
     check_rows("train.batch_size / accumulate", settings.batch_size // settings.accumulate, mesh)
+    check_rows("train.eval_batch_size", settings.eval_size, mesh)
+    experiment.check_beginning()
     began = time.monotonic()
     refusal = peak = text = None
     step, operands = _step(experiment, mesh)
@@ -178,7 +181,11 @@ def plan(experiment: Experiment, target: Target) -> Plan:
     with jax.set_mesh(mesh):  # which decides whether attention is fused
         work = flops.task_work(PretrainingTask(experiment.task, None))
     trained, still = _parameters(experiment)
-    found = collectives(text, mesh.size) if text else []
+    try:
+        found = collectives(text, mesh.size) if text else []
+    except ValueError as error:
+        log.warning("what devices exchange is not counted: %s", error)
+        found = []
     slices = [getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat]
     times = _times(experiment, work, (trained, still), found, slices, mesh, target)
     return Plan(

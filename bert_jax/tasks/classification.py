@@ -120,7 +120,8 @@ class ClassificationTask(FinetuningTask):
         )
 
     def compared(self, found: api.Outputs, batch: Batch) -> tuple[Array, Array]:
-        return found.logits["classifier"], (batch["label"] >= 0).astype(jnp.float32)
+        labels = batch["label"]
+        return found.logits["classifier"], (labels >= 0) * jnp.asarray(self.class_weights)[labels]
 
     def score(self, rows: Rows, answers: list[dict[str, Any]], outputs: Outputs) -> dict[str, float]:
         labels = np.array([self.config.encoder.labels.index(label) for label in rows.labels])

@@ -50,8 +50,10 @@ class Cloze:
             raise BertJaxError(f"words {self.words} for labels {self.labels}: one of its own for each of two or more")
         try:
             self.pattern.format(*self.table.texts)
-        except (IndexError, KeyError, ValueError):
+        except (IndexError, KeyError, ValueError, AttributeError):
             raise BertJaxError(f"the pattern {self.pattern!r} may have {{0}}, and {{1}} in a table of pairs") from None
+        if "{0" not in self.pattern and "{1" not in self.pattern:
+            raise BertJaxError(f"the pattern {self.pattern!r} has no {{0}}: every text would be the same sentence")
 
     @property
     def path(self) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,29 +61,7 @@ class Squad:
           BertJaxError: no such file, no JSON, not in the form of SQuAD (the missing key is named), an empty question or
             context, an id that comes twice, no questions, or not one answer that stands where it should.
         """
-        texts, labels, misplaced, ids = [], [], [], set()
-        answers = 0
-        for context, entry, where in self._questions():
-            question, identity = _text(entry, "question", where), str(_get(entry, "id", (str, int), where))
-            if identity in ids:
-                raise BertJaxError(f"{self.path}: the id {identity} comes twice")
-            ids.add(identity)
-            gold = [] if entry.get("is_impossible") else [
-                _answer(one, context, f"{where}: question {identity}") for one in _get(entry, "answers", list, where)
-            ]
-            answers += len(gold)
-            misplaced += [identity for answer in gold if answer.start < 0]
-            texts.append((question, context))
-            labels.append(Gold(identity, tuple(gold)))
-        if not texts:
-            raise BertJaxError(f"{self.path}: no questions in articles={self.articles}")
-        if misplaced:
-            found = (f"{self.path}: {len(misplaced)} of {answers} answers are not in their contexts at answer_start "
-                     f"(the first: question {misplaced[0]})")
-            if len(misplaced) == answers:
-                raise BertJaxError(f"{found}: it must count characters of the context")
-            logger.warning("%s: they count in scores, and are not trained on", found)
-        return Rows(texts, labels)
+        return rows_of(self._questions(), self.path, f"articles={self.articles}")
 
     def _questions(self) -> Iterator[tuple[str, dict[str, Any], str]]:
         """Context, question, and what messages call its place."""
@@ -99,6 +77,34 @@ class Squad:
                 context = _text(paragraph, "context", here)
                 for entry in _get(paragraph, "qas", list, here):
                     yield context, entry, here
+
+
+def rows_of(questions: Iterable[tuple[str, dict[str, Any], str]], path: str, part: str) -> Rows:
+    """Texts and labels of questions in SQuAD's form, see :meth:`Squad.read`: context, question, and what messages call its
+    place. ``part``: what was read of ``path``."""
+    texts, labels, misplaced, ids = [], [], [], set()
+    answers = 0
+    for context, entry, where in questions:
+        question, identity = _text(entry, "question", where), str(_get(entry, "id", (str, int), where))
+        if identity in ids:
+            raise BertJaxError(f"{path}: the id {identity} comes twice")
+        ids.add(identity)
+        gold = [] if entry.get("is_impossible") else [
+            _answer(one, context, f"{where}: question {identity}") for one in _get(entry, "answers", list, where)
+        ]
+        answers += len(gold)
+        misplaced += [identity for answer in gold if answer.start < 0]
+        texts.append((question, context))
+        labels.append(Gold(identity, tuple(gold)))
+    if not texts:
+        raise BertJaxError(f"{path}: no questions in {part}")
+    if misplaced:
+        found = (f"{path}: {len(misplaced)} of {answers} answers are not in their contexts at answer_start (the first: "
+                 f"question {misplaced[0]})")
+        if len(misplaced) == answers:
+            raise BertJaxError(f"{found}: it must count characters of the context")
+        logger.warning("%s: they count in scores, and are not trained on", found)
+    return Rows(texts, labels)
 
 
 def _get(data: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:

@@ -219,8 +219,9 @@ class Board:
             from tensorboardX.proto.summary_pb2 import Summary
         self._event, self._summary = Event, Summary
         folder.mkdir(parents=True, exist_ok=True)
+        before = any(folder.glob("events*"))
         self._writer = EventsWriter(str(folder / "events"), f".{start}")
-        if start:
+        if start or before:
             self._writer.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, values: dict[str, float], step: int) -> None:

@@ -73,6 +73,9 @@ def train(
     """
     workdir, cluster = Path(workdir), cluster or Cluster()
     check_local(workdir)
+    if cluster.count != jax.process_count():
+        raise BertJaxError(f"jax has {jax.process_count()} processes, train was told of {cluster.count}: give it the cluster "
+                           "of bert_jax.parallel.cluster.connect, which starts them")
     with workdirs.kept_from_others(workdir, cluster.first):
         return _train(task, experiment, workdir, cluster, runs or {}, source)
 
@@ -86,7 +89,7 @@ def _train(
     if seeds and jax.process_count() > 1:
         raise BertJaxError("seeds are trained together by one process, and there are several")
     mesh = make_mesh(experiment.mesh)
-    eval_size = settings.eval_batch_size or settings.batch_size
+    eval_size = settings.eval_size
     check_rows("train.batch_size / accumulate", settings.batch_size // settings.accumulate, mesh)
     check_rows("train.eval_batch_size", eval_size, mesh)
     learning_rate = schedule(experiment.optimizer, settings.steps)
@@ -199,6 +202,8 @@ def _train(
         contextlib.closing(record), contextlib.closing(checkpoints), contextlib.closing(best), jax.set_mesh(mesh),
         cluster.heeding_signals(), cluster.ending_together(),
     ):
+        if settings.best and start and start % settings.eval_every == 0 and best.step < start and len(heldout):
+            best.offer(start, evaluated(), state.params, identity)  # killed after this was saved, and before the best was
         step = start
         while True:
             last = step == settings.steps

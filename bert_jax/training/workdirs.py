@@ -21,8 +21,9 @@ from bert_jax.training.record import METRICS, read
 
 log = logging.getLogger("bert_jax")
 
-# Of the task, what may change while a run goes on: neither parameters nor data depend on it. ALBERT ended without dropout.
-CHANGEABLE = ("task.encoder.dropout", "task.encoder.attention_dropout")
+# Of the task, what may change while a run goes on: neither parameters nor data depend on it. ALBERT ended without dropout, and
+# other devices may have less memory.
+CHANGEABLE = tuple(f"task.encoder.{name}" for name in ("dropout", "attention_dropout", "remat", "attention", "unroll"))
 VISIBLE_SECONDS = 30.0  # until a file that one host wrote is seen by another; network file systems cache
 
 

@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.errors import BertJaxError, CannotSave
@@ -227,6 +228,14 @@ def test_signals_become_requests():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
+def test_the_service_that_agrees_on_a_stop_counts_from_0(monkeypatch):
+    """Else a run that goes on, and is told to stop while it starts, would have passed the number on which it settles."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number) or False)
+    c = Cluster(object(), 0, 2)
+    assert not c.stop_at(5000) and not c.stop_at(5001) and asked == [0, 1]
 
 
 @pytest.mark.parametrize(("variables", "words"), [

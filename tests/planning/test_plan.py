@@ -194,6 +194,10 @@ def test_wrong_mesh_and_batch_are_named(tiny_experiment):
         plan(tiny_experiment("bert", "mesh.data=3"), target("cpu:8"))
     with pytest.raises(BertJaxError, match="train.batch_size / accumulate is 12"):
         plan(tiny_experiment("bert", "train.batch_size=12"), target("cpu:8"))
+    with pytest.raises(BertJaxError, match="train.eval_batch_size is 12"):  # a run would refuse it once the slice is paid for
+        plan(tiny_experiment("bert", "train.eval_batch_size=12"), target("cpu:8"))
+    with pytest.raises(BertJaxError, match="optimizer.unfreeze_every is 9: all of 2 layers"):
+        plan(tiny_experiment("bert", "optimizer.unfreeze_every=9"), target("cpu:8"))
 
 
 def test_command_line(capsys):

@@ -210,3 +210,35 @@ def test_a_letter_that_is_no_choice_is_one_line(tmp_path):
     record = {"article": b"He ran.", "questions": [b"Who?"], "answers": [b"E"], "options": [[b"She", b"He"]]}
     with pytest.raises(BertJaxError, match="race/high.*: record 0: question 1: the label 'E' is none of 2 choices"):
         CONVERT["Choice"](DATASETS["race/high"], "", [record])
+
+
+def test_what_is_written_for_several_words_is_no_word():
+    """TFDS keeps both, as rows of CoNLL-U: German "im" with the tag _, then "in" and "dem"."""
+    dataset = DATASETS["universal_dependencies"]
+    tags = [dataset.labels.index(tag) for tag in ("_", "ADP", "DET", "NOUN")]
+    record = {"tokens": [b"im", b"in", b"dem", b"Haus"], "upos": tags}
+    alone = {"tokens": [b"im"], "upos": tags[:1]}
+    assert CONVERT["Tagging"](dataset, "de_gsd", [record, alone]) == ([("in", "dem", "Haus")], [("ADP", "DET", "NOUN")])
+
+
+def test_files_that_glue_cut_otherwise_are_said_to_be(tmp_path, caplog):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "in_domain_dev.tsv").write_text("gj04\t1\t\tThe sailors rode the breeze.\n")
+    assert len(Named("glue/cola", "validation", str(tmp_path)).read().texts) == 1
+    assert "in_domain_dev.tsv has half of the development set (527 of 1,043 rows), not the rows of glue/cola" in caplog.text
+    caplog.clear()
+    (tmp_path / "dev.tsv").write_text("gj04\t1\t\tThe sailors rode the breeze.\n")
+    Named("glue/cola", "validation", str(tmp_path)).read()
+    assert not caplog.messages
+
+
+def test_answers_of_tfds_are_checked_as_those_of_files(caplog):
+    dataset = DATASETS["squad/v1.1"]
+    record = {"id": b"a", "context": b"A cat sat.", "question": b"who?", "answers": {"text": [b"cat"], "answer_start": [2]}}
+    other = record | {"id": b"b", "answers": {"text": [b"cat"], "answer_start": [3]}}
+    rows = CONVERT["QuestionAnswering"](dataset, "", [record, other])
+    assert [gold.answers[0].start for gold in rows.labels] == [2, -1]
+    assert "squad/v1.1: 1 of 2 answers are not in their contexts" in caplog.text
+    for records, message in (([other], "1 of 1 answers are not in their contexts"), ([record, record], "the id a comes twice")):
+        with pytest.raises(BertJaxError, match=message):
+            CONVERT["QuestionAnswering"](dataset, "", records)

@@ -248,3 +248,9 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(BertJaxError, match="the label 'neg', the cloze has words for no, pos"):
         Cloze(table, "{0} [MASK]", ("no", "pos"), ("bad", "good")).read()
     assert Rows(*cloze(table).read()).labels[0] in ("bad", "good")
+
+
+@pytest.mark.parametrize("pattern", ["It was [MASK].", "{0.x} [MASK]"])
+def test_patterns_without_their_text_are_refused(pattern):
+    with pytest.raises(BertJaxError, match="the pattern"):
+        Cloze(Table("x.tsv", ("text",), "label"), pattern, ("a", "b"), ("cat", "dog"))

@@ -20,11 +20,13 @@ if ((${SLURM_PROCID:-0} == 0)); then begin; save "$step"; fi
 end=$((SECONDS + seconds)); while ((SECONDS < end)); do sleep 0.05; done
 exit "$status"
 """
-# srun: the command once for every task; SIGTERM goes to all of them; the highest status comes back.
+# srun: the command once for every task; at SIGTERM it kills all of them (_srun_signal_mgr in SLURM's src/srun/srun_job.c); the
+# highest status comes back.
 SRUN = r"""#!/usr/bin/env bash
 while [[ $1 == --* ]]; do echo "$1" >>"$FOLDER/srun"; shift; done
 for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i setsid "$@" & tasks+=("$!"); done
-trap 'for t in "${tasks[@]}"; do kill -TERM -- "-$t"; done' TERM
+echo "${tasks[@]}" >"$FOLDER/tasks"
+trap 'for t in "${tasks[@]}"; do kill -KILL -- "-$t"; done' TERM
 worst=0
 for t in "${tasks[@]}"; do
   while :; do status=0; wait "$t" || status=$?; kill -0 "$t" 2>/dev/null || break; done
@@ -190,12 +192,16 @@ def test_slurm_refusal_of_one_process_does_not_hide(box):
 def test_slurm_saves_when_told_to_end_and_stays_cancelled(box, state):
     plan(box, ["0 - 30"], ["0 - 30"])
     process = subprocess.Popen(
-        [SCRIPTS / "slurm.sbatch"], env=environment(box, **SLURM), cwd=ROOT, text=True, stderr=subprocess.PIPE
+        [SCRIPTS / "slurm.sbatch"], env=environment(box, **SLURM), cwd=ROOT, text=True, stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     wait_for(box / "started-0"), wait_for(box / "started-1")
     time.sleep(0.3)
     (box / "state").write_text(state)
-    os.kill(process.pid, signal.SIGTERM)  # as --signal=B:TERM and scancel do
+    for group in (box / "tasks").read_text().split():  # slurmstepd signals the groups of the tasks
+        os.killpg(int(group), signal.SIGTERM)
+    if state == "CANCELLED":  # and scancel the batch script's as well, srun's with it if it were in there
+        os.killpg(process.pid, signal.SIGTERM)
     _, text = process.communicate(timeout=20)
     assert process.returncode == 0 and "processes: 75" in text, text
     assert (box / "run/checkpoints/77").is_dir() and (box / "requeued").exists() == (state == "RUNNING")

@@ -134,3 +134,18 @@ def test_a_score_that_the_first_batch_lacks_is_found_in_the_others(monkeypatch):
     train_module._check_best("-rare", None, None, None, mesh, lambda limit: [1, 2][:limit])
     with pytest.raises(BertJaxError, match="train.best is 'rare'; an evaluation of this task has loss"):
         train_module._check_best("rare", None, None, None, mesh, lambda limit: [1, 3][:limit])
+
+
+def test_the_best_is_found_again_where_a_kill_came_between_both_saves(run_tiny, tmp_path, monkeypatch):
+    """The checkpoint of step 4 is whole, the best, which was of step 4, is not."""
+    scores = iter([0.5, 0.9])
+    monkeypatch.setattr(train_module, "_check_best", lambda *_: None)
+    monkeypatch.setattr(train_module, "evaluate", lambda *_: {"loss": 1.0, "score": next(scores)})
+    settings = (*EVERY_TWO, "train.best=score")
+    run_tiny(tmp_path / "run", *settings, "train.steps=4")
+    shutil.rmtree(tmp_path / "run" / "best")
+    scores = iter([0.9, 0.3, 0.3])
+    result = run_tiny(tmp_path / "run", *settings, "train.steps=8")
+    assert result.evaluation["score"] == 0.9
+    assert_same(result.params, parameters_at(tmp_path / "run", 4, result.params))
+    assert [row["step"] for row in read(tmp_path / "run/metrics.jsonl") if row["kind"] == "eval"] == [2, 4, 6, 8]

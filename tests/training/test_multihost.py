@@ -159,6 +159,18 @@ def test_a_run_goes_on_with_another_number_of_processes(launch, tmp_path, number
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_is_stopped_before_its_first_step(launch, tmp_path):
+    """SIGTERM while checkpoints are read: jax's service then settles on a number below the step at which the run goes on."""
+    finish(launch("run", 2, "train.steps=5"))
+    told = ("import os; from bert_jax.training import workdirs; c = workdirs.claim\n"
+            "workdirs.claim = lambda *a: (os.kill(os.getpid(), 15), c(*a))[1]")
+    results = kills.finish(launch("run", 2, "train.steps=3000", "optimizer.warmup_steps=2", preludes={0: told}))
+    assert [status for status, _ in results] == [75, 75], results
+    (stopped,) = Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1:]
+    assert 5 <= stopped < 20 and f"asked to stop: saved step {stopped} of 3000" in results[0][1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_killed_process_takes_the_others_with_it_and_nothing_is_lost(launch, undisturbed, tmp_path, count):
     """Also that four processes train as one: sums in another order, but other examples would show in the second digit."""

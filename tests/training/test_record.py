@@ -6,6 +6,7 @@ import pathlib
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -177,3 +178,15 @@ def test_time_left_begins_after_the_step_that_compiles(tmp_path, monkeypatch, ca
     assert capfd.readouterr().err.splitlines() == [
         "step 0/101 compiling", "step 1/101 loss 1.0", "step 2/101 loss 1.0 left 0:33:00", "step 3/101 loss 1.0 left 0:32:40",
     ]
+
+
+def test_events_of_a_run_that_began_again_begin_anew(tmp_path):
+    """Killed before its first checkpoint: of the first attempt TensorBoard shows nothing."""
+    for _ in range(2):
+        kept = record.Record(tmp_path, 9, 0)
+        kept.write(1, "train", {"mlm_loss": 1.0})
+        kept.close()
+        time.sleep(1.1)  # the names of files have seconds
+    paths = sorted((tmp_path / "tensorboard").iterdir())
+    sessions = [[event.step for event in events(path) if event.HasField("session_log")] for path in paths]
+    assert sessions == [[], [1]]

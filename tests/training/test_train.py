@@ -21,6 +21,7 @@ from bert_jax.data.store import TokenStore
 from bert_jax.errors import BertJaxError
 from bert_jax.files import locked
 from bert_jax.objectives import Capitalisation
+from bert_jax.objectives.pretraining import PretrainingTask
 from bert_jax.parallel.cluster import Cluster
 from bert_jax.tasks import Classification
 from bert_jax.tasks.base import finetuned_encoder
@@ -319,6 +320,26 @@ def test_a_run_goes_on_without_dropout(run_tiny, finished, tmp_path, caplog):
     assert before[:-1] == without[:-1], "what is recorded already stays"
     assert before[-1]["loss"] != without[-1]["loss"]
     assert before[-1]["learning_rate"] == without[-1]["learning_rate"]
+
+
+def test_a_run_goes_on_on_devices_with_less_memory(run_tiny, copy, caplog):
+    assert run_tiny(copy, "train.steps=14", "task.encoder.remat=full").step == 14
+    assert "continuing with a changed setting: task.encoder.remat was" in caplog.text
+
+
+def test_processes_without_a_cluster_are_refused(tmp_path, monkeypatch, tiny_experiment, tiny_store):
+    """Each of them would take itself for the first."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    experiment = tiny_experiment("bert")
+    with pytest.raises(BertJaxError, match="jax has 2 processes, train was told of 1: give it the cluster"):
+        train_module.train(PretrainingTask(experiment.task, TokenStore(tiny_store)), experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_has_the_rows_of_a_micro_batch(tiny_experiment):
+    sizes = [tiny_experiment("bert", "train.batch_size=16", *more).train.eval_size
+             for more in ((), ("train.accumulate=4",), ("train.accumulate=4", "train.eval_batch_size=8"))]
+    assert sizes == [16, 4, 8]
 
 
 @pytest.fixture(scope="module")
