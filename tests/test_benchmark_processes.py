@@ -106,6 +106,9 @@ def test_what_is_published_goes_on_on_another_machine(tmp_path, capsys):
     results, page = published("question", name, first)
     results.parent.mkdir()
     results.write_text(json.dumps({"note": "By hand.", "rows": {"a": row, "c": row}}))
+    with pytest.raises(SystemExit, match="has 1 cells that are not here, such as c: take them over first"):
+        publish(results, page, rows, "# Question\n")
+    results.write_text(json.dumps({"note": "By hand.", "rows": {"a": row}}))
     publish(results, page, rows, "# Question\n\n0.5\n\nMachine: this.\n")
     assert page.read_text() == "# Question\n\n0.5\n\n**How these rows were made.** By hand.\n\nMachine: this.\n"
 
@@ -119,7 +122,8 @@ def test_what_is_published_goes_on_on_another_machine(tmp_path, capsys):
     assert not list((tmp_path / "third").iterdir())
     with pytest.raises(SystemExit, match="there is no .*question_large.json"):
         take_published(published("question", "large")[0], second, SIZE)
-    publish(results, page, {"a": row | {"score": 0.6}}, "# Question\n\nMachine: this.\n")  # none of those rows is left
+    others = {cell: row | {"score": 0.6} for cell in "ab"}
+    publish(results, page, others, "# Question\n\nMachine: this.\n")  # none of those rows is left
     assert "By hand" not in page.read_text() + results.read_text()
 
 
