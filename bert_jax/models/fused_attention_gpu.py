@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array
 
-from bert_jax import functional
+from bert_jax.models.fused_parts import HIDDEN, LOG2E, drop, keeps, scale_of_kept
 
 
 class Tiles(NamedTuple):
@@ -43,8 +43,6 @@ CUTS = (
     (128, Cut(Tiles(128, 64, 8, 3), Tiles(128, 32, 4, 2), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))),
     (math.inf, Cut(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2))),
 )
-_LOG2E = math.log2(math.e)
-_HIDDEN = np.float32(-1e30)  # instead of a bias of minus infinity: finite in base 2 as well
 
 
 def cut_for(query, key) -> Cut:
@@ -62,7 +60,7 @@ class _Sizes(NamedTuple):
 
 
 def _sizes(query, key) -> _Sizes:
-    return _Sizes(query.shape[1], key.shape[1], query.shape[3] ** -0.5 * _LOG2E)
+    return _Sizes(query.shape[1], key.shape[1], query.shape[3] ** -0.5 * LOG2E)
 
 
 def _up(count: int, block: int) -> int:
@@ -190,7 +188,7 @@ def _score(query, key, bias_ref, block: _Block, sizes: _Sizes, tiles: Tiles, *, 
         else:
             bias = part[...]
         bias = bias.T if across else bias
-    scores += jnp.maximum(bias, _HIDDEN) * np.float32(_LOG2E)
+    scores += jnp.maximum(bias, HIDDEN) * np.float32(LOG2E)
     if sizes.keys % tiles.keys:
         inside = block.key + jnp.arange(tiles.keys) < sizes.keys
         inside = jnp.broadcast_to(inside[:, None] if across else inside[None, :], scores.shape)
@@ -206,17 +204,7 @@ def _mask(words_ref, heads_ref, block: _Block, sizes: _Sizes, tiles: Tiles, rate
     query = (block.query + jax.lax.broadcasted_iota(jnp.int32, shape, int(across))).astype(jnp.uint32)
     key = (block.key + jax.lax.broadcasted_iota(jnp.int32, shape, int(not across))).astype(jnp.uint32)
     place = heads_ref[0] + query * np.uint32(sizes.keys) + key
-    return functional.mix(place ^ words_ref[0], words_ref[1]) < np.uint32(functional.keep_threshold(rate))
-
-
-def _drop(x, mask):
-    """``x`` where ``mask`` keeps, not scaled."""
-    return x if mask is None else jnp.where(mask, x, 0.0)
-
-
-def _kept(words_ref, rate: float) -> float:
-    """What is kept is multiplied with this."""
-    return 1.0 if words_ref is None else 2**32 / functional.keep_threshold(rate)
+    return keeps(place, words_ref[0], words_ref[1], rate)
 
 
 def _over(blocks: int, body, start):
@@ -241,13 +229,13 @@ def _forward_kernel(
         shrink = jnp.exp2(largest - larger)
         total = total * shrink + weights.sum(axis=1)
         mask = _mask(words_ref, heads_ref, block, sizes, tiles, rate, across=False)
-        weights = _drop(weights, mask).astype(value.dtype)
+        weights = drop(weights, mask).astype(value.dtype)
         return total, larger, context * shrink[:, None] + triton.dot(weights, value)
 
     start = (jnp.zeros(tiles.queries), jnp.full(tiles.queries, -jnp.inf), jnp.zeros(query.shape))
     start = jax.tree.map(lambda a: a.astype(jnp.float32), start)
     total, largest, context = _over(pl.cdiv(sizes.keys, tiles.keys), body, start)
-    _put(context_ref, 0, context * (_kept(words_ref, rate) / total)[:, None], first, sizes.queries)
+    _put(context_ref, 0, context * (scale_of_kept(words_ref, rate) / total)[:, None], first, sizes.queries)
     _put(maxima_ref, 0, largest, first, sizes.queries)
     _put(totals_ref, 0, total, first, sizes.queries)
 
@@ -261,7 +249,7 @@ def _whole_kernel(
     inner = _inner(_rows(context_ref, 0, tiles.queries, 0, sizes.queries), gradient)
     largest = _rows(maxima_ref, 0, tiles.queries, 0, sizes.queries)
     share = 1.0 / _rows(totals_ref, 0, tiles.queries, 0, sizes.queries, 1.0)
-    kept, scale = _kept(words_ref, rate), sizes.factor / _LOG2E
+    kept, scale = scale_of_kept(words_ref, rate), sizes.factor / LOG2E
 
     def body(number, d_query):
         at = number * tiles.keys
@@ -271,9 +259,9 @@ def _whole_kernel(
         scores = _score(query, key, bias_ref, block, sizes, tiles, across=True)
         weights = jnp.exp2(scores - largest[None, :]) * share[None, :]
         mask = _mask(words_ref, heads_ref, block, sizes, tiles, rate, across=True)
-        dropped = _drop(weights, mask).astype(value.dtype)
+        dropped = drop(weights, mask).astype(value.dtype)
         _put(d_value_ref, at, triton.dot(dropped, gradient) * kept, at, sizes.keys)
-        d_weights = _drop(triton.dot(value, gradient, trans_b=True) * kept, mask)
+        d_weights = drop(triton.dot(value, gradient, trans_b=True) * kept, mask)
         d_scores = (weights * (d_weights - inner[None, :])).astype(query.dtype)
         _put(d_key_ref, at, triton.dot(d_scores, query) * scale, at, sizes.keys)
         return d_query + triton.dot(d_scores, key, trans_a=True)
@@ -297,7 +285,7 @@ def _queries_kernel(
     inner = _inner(_rows(context_ref, 0, tiles.queries, first, sizes.queries), gradient)
     largest = _rows(maxima_ref, 0, tiles.queries, first, sizes.queries)
     share = 1.0 / _rows(totals_ref, 0, tiles.queries, first, sizes.queries, 1.0)
-    kept = _kept(words_ref, rate)
+    kept = scale_of_kept(words_ref, rate)
 
     def body(number, d_query):
         at = number * tiles.keys
@@ -307,11 +295,11 @@ def _queries_kernel(
         scores = _score(query, key, bias_ref, block, sizes, tiles, across=False)
         weights = jnp.exp2(scores - largest[:, None]) * share[:, None]
         mask = _mask(words_ref, heads_ref, block, sizes, tiles, rate, across=False)
-        d_weights = _drop(triton.dot(gradient, value, trans_b=True) * kept, mask)
+        d_weights = drop(triton.dot(gradient, value, trans_b=True) * kept, mask)
         return d_query + triton.dot((weights * (d_weights - inner[:, None])).astype(key.dtype), key)
 
     d_query = _over(pl.cdiv(sizes.keys, tiles.keys), body, jnp.zeros(query.shape, jnp.float32))
-    _put(d_query_ref, 0, d_query * (sizes.factor / _LOG2E), first, sizes.queries)
+    _put(d_query_ref, 0, d_query * (sizes.factor / LOG2E), first, sizes.queries)
     _put(inner_ref, 0, inner, first, sizes.queries)
 
 
@@ -322,7 +310,7 @@ def _keys_kernel(
     first = pl.program_id(0) * tiles.keys
     key = _rows(k_ref, 0, tiles.keys, first, sizes.keys)
     value = _rows(v_ref, 0, tiles.keys, first, sizes.keys)
-    kept = _kept(words_ref, rate)
+    kept = scale_of_kept(words_ref, rate)
 
     def body(number, carry):
         d_key, d_value = carry
@@ -336,13 +324,13 @@ def _keys_kernel(
         scores = _score(query, key, bias_ref, block, sizes, tiles, across=True)
         weights = jnp.exp2(scores - largest[None, :]) * share[None, :]
         mask = _mask(words_ref, heads_ref, block, sizes, tiles, rate, across=True)
-        dropped = _drop(weights, mask).astype(value.dtype)
+        dropped = drop(weights, mask).astype(value.dtype)
         d_value += triton.dot(dropped, gradient)
-        d_weights = _drop(triton.dot(value, gradient, trans_b=True) * kept, mask)
+        d_weights = drop(triton.dot(value, gradient, trans_b=True) * kept, mask)
         d_scores = (weights * (d_weights - inner[None, :])).astype(query.dtype)
         return d_key + triton.dot(d_scores, query), d_value
 
     start = (jnp.zeros(key.shape, jnp.float32), jnp.zeros(key.shape, jnp.float32))
     d_key, d_value = _over(pl.cdiv(sizes.queries, tiles.queries), body, start)
-    _put(d_key_ref, 0, d_key * (sizes.factor / _LOG2E), first, sizes.keys)
+    _put(d_key_ref, 0, d_key * (sizes.factor / LOG2E), first, sizes.keys)
     _put(d_value_ref, 0, d_value * kept, first, sizes.keys)

@@ -7,7 +7,6 @@ in the last axis, as the products before and after have them, and nothing is mov
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +14,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
-from bert_jax import functional
+from bert_jax.models.fused_parts import HIDDEN, LOG2E, drop, keeps, scale_of_kept
 
 LANES, LONGEST = 128, 512
-_LOG2E = math.log2(math.e)
-_HIDDEN = np.float32(-1e30)  # instead of a bias of minus infinity: finite in base 2 as well
 
 
 def problem(query, key, bias) -> str | None:
@@ -95,8 +92,8 @@ def _product(a, b, over: tuple[int, int]):
 
 def _scores(query, key, bias_ref):
     """In base 2 [K, Q]."""
-    scores = _product(key, query, (1, 1)) * np.float32(query.shape[1] ** -0.5 * _LOG2E)
-    return scores + jnp.maximum(bias_ref[...], _HIDDEN) * np.float32(_LOG2E)
+    scores = _product(key, query, (1, 1)) * np.float32(query.shape[1] ** -0.5 * LOG2E)
+    return scores + jnp.maximum(bias_ref[...], HIDDEN) * np.float32(LOG2E)
 
 
 def _mask(words_ref, heads_ref, head, shape: tuple[int, int], rate: float):
@@ -106,17 +103,7 @@ def _mask(words_ref, heads_ref, head, shape: tuple[int, int], rate: float):
     row = pl.program_id(0)
     key, query = (jax.lax.broadcasted_iota(jnp.int32, shape, axis).astype(jnp.uint32) for axis in (0, 1))
     place = heads_ref[head] + query * np.uint32(shape[0]) + key
-    return functional.mix(place ^ words_ref[row, 0], words_ref[row, 1]) < np.uint32(functional.keep_threshold(rate))
-
-
-def _kept(words_ref, rate: float) -> float:
-    """What is kept is multiplied with this."""
-    return 1.0 if words_ref is None else 2**32 / functional.keep_threshold(rate)
-
-
-def _drop(x, mask):
-    """``x`` where ``mask`` keeps, not scaled."""
-    return x if mask is None else jnp.where(mask, x, 0.0)
+    return keeps(place, words_ref[row, 0], words_ref[row, 1], rate)
 
 
 def _heads_of(ref, width: int):
@@ -133,7 +120,8 @@ def _forward_kernel(
         largest = scores.max(axis=0, keepdims=True)
         weights = jnp.exp2(scores - largest)
         total = weights.sum(axis=0, keepdims=True)
-        weights = _drop(weights, _mask(words_ref, heads_ref, head, scores.shape, rate)) * (_kept(words_ref, rate) / total)
+        weights = drop(weights, _mask(words_ref, heads_ref, head, scores.shape, rate))
+        weights *= scale_of_kept(words_ref, rate) / total
         context = _product(weights.astype(v_ref.dtype), v_ref[:, lanes], (0, 0))
         context_ref[:, lanes] = context.astype(context_ref.dtype)
         maxima_ref[n : n + 1] = largest
@@ -144,15 +132,15 @@ def _backward_kernel(
     q_ref, k_ref, v_ref, bias_ref, words_ref, heads_ref, gradient_ref, maxima_ref, totals_ref,
     d_query_ref, d_key_ref, d_value_ref, *, width, keys, rate,
 ):
-    kept, scale = _kept(words_ref, rate), width**-0.5
+    kept, scale = scale_of_kept(words_ref, rate), width**-0.5
     for n, head, lanes in _heads_of(q_ref, width):
         query, key, value, gradient = (ref[:, lanes] for ref in (q_ref, k_ref, v_ref, gradient_ref))
         scores = _scores(query, key, bias_ref)
         weights = jnp.exp2(scores - maxima_ref[n : n + 1]) / totals_ref[n : n + 1]
         mask = _mask(words_ref, heads_ref, head, scores.shape, rate)
-        dropped = (_drop(weights, mask) * kept).astype(value.dtype)
+        dropped = (drop(weights, mask) * kept).astype(value.dtype)
         d_value_ref[:, lanes] = _product(dropped, gradient, (1, 0)).astype(d_value_ref.dtype)
-        d_weights = _drop(_product(value, gradient, (1, 1)) * kept, mask)
+        d_weights = drop(_product(value, gradient, (1, 1)) * kept, mask)
         inner = (weights * d_weights).sum(axis=0, keepdims=True)
         d_scores = (weights * (d_weights - inner)).astype(query.dtype)
         d_key_ref[:, lanes] = (_product(d_scores, query, (1, 0)) * scale).astype(d_key_ref.dtype)
