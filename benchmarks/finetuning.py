@@ -185,7 +185,7 @@ def measure(cell: str, setting: processes.Setting) -> None:
     task = prepared(experiment.task, start)
     function = ours if side == "ours" else functools.partial(trainers, shuffled=side == "shuffled")
     found = function(task, experiment, directory / "runs" / cell, start)
-    alone = alone and not found.pop("begun", False)  # who knows what ran beside the process before
+    alone = not found.pop("begun", False) and alone  # who knows what ran beside the process before
     per_update = statistics.median(found.pop("windows"))
     found |= {
         "size": dataclasses.asdict(size), "task": task_name, "seed": int(seed), "side": side, "score": score, "rows": count,
@@ -356,6 +356,7 @@ def report(directory: Path) -> None:
     size_name, measured = processes.gathered(directory, SIZES)
     size, rows = SIZES[size_name], list(measured.values())
     results, page = processes.published("finetuning", size_name, directory)
+    processes.check_nothing_lost(results, measured)
     page.parent.mkdir(parents=True, exist_ok=True)
     machine = processes.machines(rows)
     by = {(row["task"], row["seed"], row["side"]): row for row in rows}

@@ -212,7 +212,7 @@ def run(out: Path, names: list[str], profile: bool, changes: dict) -> None:
         if record["results"] and record.get(what, here) != here:
             sys.exit(f"{out} was measured with {what} {record[what]}, these are {here}: name another file (--out)")
     record |= {"versions": versions, "changes": changes, "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:])}
-    todo = [one for one in contestants(names) if "error" in record["results"].get(one, {"error": "not measured yet"})]
+    todo = [one for one in contestants(names) if one not in record["results"]]
     for number, contestant in enumerate(todo, start=1):
         command = [sys.executable, "-m", "benchmarks.gpu", "--one", contestant, "--changes", json.dumps(changes)]
         done = subprocess.run(command + ["--profile"] * profile, cwd=ROOT, capture_output=True, text=True)

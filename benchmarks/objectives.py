@@ -372,6 +372,7 @@ def report(directory: Path) -> None:
     results, page = processes.published("objectives", size_name, directory)
     known = recipes(size)
     rows = {name: rows[name] for name in known if name in rows}
+    processes.check_nothing_lost(results, rows)
     machine = processes.machines(list(rows.values()))
     base = rows["mlm"]["operations"] if "mlm" in rows else None
     lines = []

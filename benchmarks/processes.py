@@ -226,14 +226,20 @@ def published(benchmark: str, size: str, directory: Path | None = None) -> tuple
     return ROOT / "benchmarks/results" / f"{name}.json", ROOT / "docs/results" / f"{name}.md"
 
 
-def publish(results: Path, page: Path, rows: dict[str, dict], text: str) -> None:
-    """Writes the file of results and the page, unless cells of the file would be lost. A ``note`` that the file had (how rows
-    were made that nobody can make again) stays as long as one of those rows does, and stands before the line of the machine in
-    the page."""
+def check_nothing_lost(results: Path, rows: dict[str, dict]) -> dict:
+    """What the file of results has; a report without some of its cells ends here, before it has written anything."""
     before = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"rows": {}}
     if lost := before["rows"].keys() - rows.keys():
         sys.exit(f"{results} has {len(lost)} cells that are not here, such as {min(lost)}: take them over first "
                  "(run --published), or delete the file")
+    return before
+
+
+def publish(results: Path, page: Path, rows: dict[str, dict], text: str) -> None:
+    """Writes the file of results and the page, unless cells of the file would be lost. A ``note`` that the file had (how rows
+    were made that nobody can make again) stays as long as one of those rows does, and stands before the line of the machine in
+    the page."""
+    before = check_nothing_lost(results, rows)
     note = before.get("note") if any(rows.get(cell) == row for cell, row in before["rows"].items()) else None
     for path in (results, page):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -384,6 +384,7 @@ def report(directory: Path) -> None:
     size_name, measured = processes.gathered(directory, SIZES)
     size, rows = SIZES[size_name], list(measured.values())
     results, page = processes.published("tricks", size_name, directory)
+    processes.check_nothing_lost(results, measured)
     page.parent.mkdir(parents=True, exist_ok=True)
     machine = processes.machines(rows)
     by = {(row["task"], row["trick"], row["seed"]): row for row in rows}

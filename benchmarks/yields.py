@@ -199,6 +199,7 @@ def report(directory: Path) -> None:
     size_name, measured = processes.gathered(directory, SIZES)
     rows = list(measured.values())
     results, page = processes.published("yields", size_name, directory)
+    processes.check_nothing_lost(results, measured)
     page.parent.mkdir(parents=True, exist_ok=True)
     machine = processes.machines(rows)
     lines = []

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.errors import LASTING, BertJaxError, CannotRead, CannotSave, NotHeard
+from bert_jax.errors import BertJaxError, CannotRead, CannotSave, NotHeard, lasts
 from bert_jax.files import write_json
 from bert_jax.parallel.agreement import SILENCE, Agreement
 
@@ -37,7 +37,9 @@ T = TypeVar("T")
 
 COMPLETE = "_CHECKPOINT_METADATA"  # Orbax's name for its own JSON, so that Orbax can read our folders too
 _SLICE = 2**20  # bytes: of an array that several devices have a copy of, each writes a part, unless parts were smaller
+_FOREVER = "forever: "  # begins a line for all processes about what will not pass
 _FAILED = "could not be read, and may be whole: "  # begins what networks and disks cause, and no damage
+_PASSING = ("Input/output error", "Stale file handle", "not connected", "UNAVAILABLE", "DEADLINE_EXCEEDED", "timed out")
 _PATIENCE = 1200.0  # seconds for the slowest process to write its shards after the fastest
 
 
@@ -74,7 +76,7 @@ class Checkpoints:
         )
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         if keep is not None:
-            self._together("checkpoints cannot be written here", self._claim, LASTING)
+            self._together("checkpoints cannot be written here", self._claim, refuse=True)
 
     def steps(self) -> list[int]:
         """Steps that were saved completely, ascending."""
@@ -108,11 +110,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Blocks until all that was saved is on disk.
-
-        Raises:
-          BertJaxError: the last save failed.
-        """
+        """Blocks until all that was saved is on disk. Raises BertJaxError if the last save failed."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
@@ -231,20 +229,21 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _together(self, what: str, act: Callable[[], None], lasting: tuple[type[OSError], ...] = ()) -> None:
-        """Acts on every process; when one of them fails, all raise its line. What is ``lasting`` here will not pass."""
-        line, kind = None, CannotSave
+    def _together(self, what: str, act: Callable[[], None], refuse: bool = False) -> None:
+        """Acts on every process; when one of them fails, all raise its line. ``refuse``: as a refusal where it would last."""
+        line = None
         try:
             act()
         except Exception as error:  # Orbax and tensorstore wrap the operating system's error in several types
-            kind = BertJaxError if isinstance(error, lasting) else CannotSave
             where = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
             good = max(self.steps(), default=None)
             line = f"{self._directory}: {_reason(what, error)}{where}"
             line += f"; the last good checkpoint is step {good}" if good is not None else ""
+            line = _FOREVER + line if refuse and lasts(error) else line
         line = self._peers.failure(line)
         if line is not None:
-            raise (NotHeard if line == SILENCE else kind)(line)
+            kind = NotHeard if line == SILENCE else BertJaxError if line.startswith(_FOREVER) else CannotSave
+            raise kind(line.removeprefix(_FOREVER))
 
     # Reading
 
@@ -258,15 +257,15 @@ class Checkpoints:
                 raise  # a misfit, which is the same for all processes and no damage
             except Exception as error:  # damage shows up as whatever the layer that stumbled over it raises
                 damage = " ".join(str(error).split())[:200]
-                if isinstance(error, OSError) and not isinstance(error, LASTING):
+                if any(word in damage for word in _PASSING):  # whatever the type: tensorstore has its own
                     damage = _FAILED + damage
             if damage is not None:
                 time.sleep(0.2)  # the other arrays come to the same end
                 gc.collect()
         if self._peers is not None:
             damage = self._peers.failure(damage)
-        if (damage or "").startswith(_FAILED):  # no reason to go back to an older one
-            raise CannotRead(f"{self._directory}/{step} {damage}")
+        if (damage or "").startswith(_FAILED):
+            raise CannotRead(f"{self._directory}/{step} {damage}")  # no reason to go back to an older one
         damage = damage or self._mismatch(restored)
         if damage is None:
             return restored

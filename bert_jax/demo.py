@@ -110,12 +110,11 @@ def demo(directory: Path, assignments: list[str]) -> dict[str, Any]:
     if not exported.exists():
         hf.export(model.params, model.config, model.tokenizer, exported)
     settings = experiment.train
-    batch_size = settings.eval_batch_size or settings.batch_size
     speeds = [row["sequences_per_second"] for row in read(directory / "model" / METRICS)
               if "sequences_per_second" in row]
     summary = {
         "eval_mlm_accuracy": result.evaluation["mlm_accuracy"],
-        "majority_baseline": heldout_majorities(task, batch_size, settings.eval_batches)["mlm_majority_baseline"],
+        "majority_baseline": heldout_majorities(task, settings.eval_size, settings.eval_limit)["mlm_majority_baseline"],
         "eval_loss": result.evaluation["loss"],
         "eval_nsp_accuracy": result.evaluation.get("nsp_accuracy"),
         "train_seconds": round(train_seconds, 1),

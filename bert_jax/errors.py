@@ -1,6 +1,7 @@
 """What users are meant to read: the one exception, a line that says what is wrong and what to do; and warnings, once each."""
 
 import contextlib
+import errno
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,13 @@ def check_several(texts: Any) -> None:
 
 
 UNFORESEEN = 70  # status for any other exception (EX_SOFTWARE): a device or a library failed, which may pass
-LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+_LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+_ALWAYS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def lasts(error: BaseException) -> bool:
+    """Whether an error of the system would come again, however often the same is tried."""
+    return isinstance(error, _LASTING) or (isinstance(error, OSError) and error.errno in _ALWAYS)
 
 
 def out_of_memory(error: BaseException) -> str | None:
@@ -57,7 +64,7 @@ def out_of_memory(error: BaseException) -> str | None:
 def exit_status(error: Exception) -> int:
     """That of a process which ``error`` ends."""
     if isinstance(error, OSError):
-        return BertJaxError.status if isinstance(error, LASTING) else CannotSave.status
+        return BertJaxError.status if lasts(error) else CannotSave.status
     return error.status if isinstance(error, BertJaxError) else UNFORESEEN
 
 

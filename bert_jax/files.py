@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bert_jax.errors import LASTING, BertJaxError, CannotRead
+from bert_jax.errors import BertJaxError, CannotRead, lasts
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -39,7 +39,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     try:
         content = json.loads(path.read_bytes())  # which knows byte order marks
     except OSError as error:
-        kind = BertJaxError if isinstance(error, LASTING) else CannotRead
+        kind = BertJaxError if lasts(error) else CannotRead
         raise kind(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BertJaxError(f"{path} is not JSON: {error}") from error

@@ -287,7 +287,7 @@ def _warn_of_form(encoder: EncoderConfig, origin: Origin | None, folder: Path) -
 def _scored(task: FinetuningTask, experiment: Experiment) -> int:
     """How many of the held-out examples an evaluation reads."""
     train = experiment.train
-    order = task.eval_batches(train.eval_size, train.eval_batches).order
+    order = task.eval_batches(train.eval_size, train.eval_limit).order
     return len(np.unique(task.evaluation.item[order]))
 
 

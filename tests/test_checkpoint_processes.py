@@ -65,12 +65,12 @@ def worker(folder: pathlib.Path, index: int, port: str) -> None:
     mesh, seen = mesh_of(2, 2), {"devices": jax.device_count()}
 
     def told(act) -> list:
-        """The line with which it was refused, and the seconds that took."""
+        """The line with which it was refused and its status, and the seconds that took."""
         begun = time.monotonic()
         try:
             act()
         except BertJaxError as error:
-            return [str(error), time.monotonic() - begun]
+            return [f"{error} -> {error.status}", time.monotonic() - begun]
         return ["nothing", time.monotonic() - begun]
 
     # Saved by one process with eight devices, read by two with two each.
@@ -183,7 +183,7 @@ def test_the_failure_of_one_is_the_failure_of_all(seen):
     for process in seen[1]:
         line, seconds = process["full"]
         assert "no space left (could not save step 4)" in line and "(process 1)" in line and "\n" not in line
-        assert line.endswith("the last good checkpoint is step 3") and seconds < 60
+        assert line.endswith("the last good checkpoint is step 3 -> 74") and seconds < 60
         line, seconds = process["no metadata"]
         assert "could not save step 6" in line and "(process 0)" in line and seconds < 60  # after 5, of which a warning tells
         assert process["steps in the end"] == [3, 7]
@@ -199,6 +199,7 @@ def test_a_host_without_permission_stops_all(seen):
     for process in seen[1]:
         line, seconds = process["no place"]
         assert "checkpoints cannot be written here: Not a directory (process 1)" in line and seconds < 60
+        assert line.endswith(" -> 1"), "of all processes, so that none is started again"
 
 
 def test_a_process_that_is_gone_is_not_waited_for(seen):

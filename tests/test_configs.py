@@ -85,7 +85,7 @@ def test_published_sizes_have_their_phases(name, tiny_store):
 def trace_step(experiment: Experiment, store: pathlib.Path) -> None:
     mesh = make_mesh(MeshConfig())
     check_rows("train.batch_size / accumulate", experiment.train.batch_size // experiment.train.accumulate, mesh)
-    check_rows("train.eval_batch_size", experiment.train.eval_batch_size or experiment.train.batch_size, mesh)
+    check_rows("train.eval_batch_size", experiment.train.eval_size, mesh)
     task = PretrainingTask(experiment.task, TokenStore(store))
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, task.logical_axes())
     abstract = abstract_state(task, optimizer, mesh)

@@ -22,7 +22,8 @@ setup() { # BUCKET DATA WORKDIR GCSFUSE_VERSION
   local bucket=$1 data=$2 workdir=$3 version=$4 probe
   if [[ $(alive) ]]; then end 75 "a run is under way (pid $(alive)): stop.sh first"; fi
   rm -rf "$job/ready" "$job/source" # no file of an older source may stay
-  mountpoint --quiet "$job/bucket" || fusermount -uz "$job/bucket" 2>/dev/null || : # gcsfuse has died, and its mount is in the way
+  # Where gcsfuse has died, its mount is in the way.
+  mountpoint --quiet "$job/bucket" || fusermount -uz "$job/bucket" 2>/dev/null || :
   mkdir -p "$job/source" "$job/data" "$job/bucket" "$job/logs"
 
   # Ubuntu 22.04 of the TPU images has Python 3.10. uv brings a newer one without root, and takes the system's where it will do.

@@ -226,7 +226,9 @@ class Named:
             source = open_tfds(self._spec())[0]
             self._check_labels(source.dataset_info.features)
             return CONVERT[dataset.kind](dataset, part, source)
-        rows = self._table().read(damaged="skip")
+        rows, path = self._table().read(damaged="skip"), self._table().path
+        if kind := next((what for name, what in OTHER_ROWS.items() if path.endswith(name)), None):
+            logger.warning("%s has %s, not the rows of %s", path, kind, self.name)
         return Rows(rows.texts, [self._class(label) for label in rows.labels] if dataset.labels else rows.labels)
 
     def _spec(self) -> str:
@@ -237,8 +239,6 @@ class Named:
         tables = self.dataset.files[self.split]
         for table in tables:
             if (path := Path(self.folder, table.path)).is_file():
-                if table.path in OTHER_ROWS:
-                    logger.warning("%s has %s, not the rows of %s", path, OTHER_ROWS[table.path], self.name)
                 return dataclasses.replace(table, path=str(path))
         raise BertJaxError(f"{self.name}: {self.folder} has no {' or '.join(table.path for table in tables)}")
 

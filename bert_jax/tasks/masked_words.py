@@ -29,6 +29,15 @@ from bert_jax.tasks.tables import Rows, Table
 from bert_jax.tokenizers import Tokenizer
 
 
+class _Marked(str):
+    """A name that can be told from what a pattern has of itself."""
+
+    SIGN = "\0"
+
+    def __format__(self, how: str) -> str:
+        return self.SIGN
+
+
 @dataclasses.dataclass(frozen=True)
 class Cloze:
     """A table of labelled texts as sentences with a masked word.
@@ -49,10 +58,10 @@ class Cloze:
         if len(self.labels) < 2 or not len(self.labels) == len(self.words) == len(set(self.words)):
             raise BertJaxError(f"words {self.words} for labels {self.labels}: one of its own for each of two or more")
         try:
-            self.pattern.format(*self.table.texts)
-        except (IndexError, KeyError, ValueError, AttributeError):
+            made = self.pattern.format(*map(_Marked, self.table.texts))
+        except (IndexError, KeyError, ValueError, AttributeError, TypeError):
             raise BertJaxError(f"the pattern {self.pattern!r} may have {{0}}, and {{1}} in a table of pairs") from None
-        if "{0" not in self.pattern and "{1" not in self.pattern:
+        if _Marked.SIGN not in made:
             raise BertJaxError(f"the pattern {self.pattern!r} has no {{0}}: every text would be the same sentence")
 
     @property

@@ -174,10 +174,11 @@ def _texts(
     return tuple(_text(fields[column], where, place == lists) for place, column in enumerate(wanted))
 
 
-def _text(field: Any, where: str, lists: bool) -> str | tuple[str, ...]:
+def _text(field: Any, where: str, lists: bool | None) -> str | tuple[str, ...]:
+    """``lists``: whether this may be a list; None: it is in one."""
     if lists and isinstance(field, list) and field:
-        return tuple(_text(one, where, False) for one in field)
-    if isinstance(field, int | float):  # as a table that is trained on takes them
+        return tuple(_text(one, where, None) for one in field)
+    if isinstance(field, int | float) and lists is not None:  # as a table that is trained on takes them
         return json.dumps(field)
     if not isinstance(field, str):
         raise BertJaxError(f"{where}: a text is a string{', or a list of them' if lists else ''}")

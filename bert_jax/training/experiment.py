@@ -22,7 +22,7 @@ class TrainConfig:
       steps: optimiser updates in all. batch_size: sequences per update over all devices and micro-batches.
       accumulate: micro-batches per update; their gradients are summed before dividing, so the result is that of one batch.
       eval_every, save_every: in steps; both also happen at the end. log_every: steps per line of the record.
-      eval_batches: held-out batches per evaluation, None for all. eval_batch_size: None for ``batch_size / accumulate``.
+      eval_batches: held-out batches per evaluation, None for all. eval_batch_size: None for ``batch_size``, in micro-batches.
       reduce_dtype: in which the gradients of matrices and tables are summed over devices; biases and layer norms always in
         float32. bfloat16 halves what devices exchange for gradients, and rounds the embedding tables, which enter the model
         as float32 otherwise; matrices are rounded in the products anyway. Moments and parameters stay float32.
@@ -58,11 +58,15 @@ class TrainConfig:
         if self.batch_size % self.accumulate:
             raise BertJaxError(f"train.batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
 
-
     @property
     def eval_size(self) -> int:
         """Sequences of an evaluation's batch; where nothing is said those of a micro-batch, for which there is memory."""
         return self.eval_batch_size or self.batch_size // self.accumulate
+
+    @property
+    def eval_limit(self) -> int | None:
+        """Batches of an evaluation: ``eval_batches``, of ``batch_size`` where no other size is said. None: all."""
+        return self.eval_batches and self.eval_batches * (1 if self.eval_batch_size else self.accumulate)
 
 
 @dataclasses.dataclass(frozen=True)

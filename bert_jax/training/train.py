@@ -105,7 +105,7 @@ def _train(
     def heldout_of(limit: int | None) -> Collection[dict[str, np.ndarray]]:
         return task.eval_batches(eval_size, limit, local_rows(sharding, eval_size))
 
-    heldout = heldout_of(settings.eval_batches)
+    heldout = heldout_of(settings.eval_limit)
 
     def begin() -> TrainState:
         key = jax.random.wrap_key_data(key_data(seeds or settings.seed))
@@ -202,8 +202,11 @@ def _train(
         contextlib.closing(record), contextlib.closing(checkpoints), contextlib.closing(best), jax.set_mesh(mesh),
         cluster.heeding_signals(), cluster.ending_together(),
     ):
-        if settings.best and start and start % settings.eval_every == 0 and best.step < start and len(heldout):
-            best.offer(start, evaluated(), state.params, identity)  # killed after this was saved, and before the best was
+        due = start % settings.eval_every == 0 or start == settings.steps
+        if settings.best and start and due and best.step < start and len(heldout):
+            record.show(start, "evaluating")  # again: perhaps it was killed after this was saved, and before the best was
+            evaluation = evaluated()
+            best.offer(start, evaluation, state.params, identity)
         step = start
         while True:
             last = step == settings.steps

@@ -250,7 +250,7 @@ def test_what_is_refused(tmp_path):
     assert Rows(*cloze(table).read()).labels[0] in ("bad", "good")
 
 
-@pytest.mark.parametrize("pattern", ["It was [MASK].", "{0.x} [MASK]"])
+@pytest.mark.parametrize("pattern", ["It was [MASK].", "{0.x} [MASK]", "{0[x]} [MASK]", "{{0}} [MASK]"])
 def test_patterns_without_their_text_are_refused(pattern):
     with pytest.raises(BertJaxError, match="the pattern"):
         Cloze(Table("x.tsv", ("text",), "label"), pattern, ("a", "b"), ("cat", "dog"))

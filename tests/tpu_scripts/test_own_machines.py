@@ -188,8 +188,10 @@ def test_slurm_refusal_of_one_process_does_not_hide(box):
     assert not (box / "requeued").exists()
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
-def test_slurm_saves_when_told_to_end_and_stays_cancelled(box, state):
+def test_slurm_saves_when_told_to_end_and_stays_cancelled(box, state, whole):
+    """slurmstepd signals all processes of a task (proctrack/pgid), or the first one alone (proctrack/cgroup, the default)."""
     plan(box, ["0 - 30"], ["0 - 30"])
     process = subprocess.Popen(
         [SCRIPTS / "slurm.sbatch"], env=environment(box, **SLURM), cwd=ROOT, text=True, stderr=subprocess.PIPE,
@@ -198,8 +200,8 @@ def test_slurm_saves_when_told_to_end_and_stays_cancelled(box, state):
     wait_for(box / "started-0"), wait_for(box / "started-1")
     time.sleep(0.3)
     (box / "state").write_text(state)
-    for group in (box / "tasks").read_text().split():  # slurmstepd signals the groups of the tasks
-        os.killpg(int(group), signal.SIGTERM)
+    for task in (box / "tasks").read_text().split():
+        (os.killpg if whole else os.kill)(int(task), signal.SIGTERM)
     if state == "CANCELLED":  # and scancel the batch script's as well, srun's with it if it were in there
         os.killpg(process.pid, signal.SIGTERM)
     _, text = process.communicate(timeout=20)

@@ -337,9 +337,10 @@ def test_processes_without_a_cluster_are_refused(tmp_path, monkeypatch, tiny_exp
 
 
 def test_an_evaluation_has_the_rows_of_a_micro_batch(tiny_experiment):
-    sizes = [tiny_experiment("bert", "train.batch_size=16", *more).train.eval_size
-             for more in ((), ("train.accumulate=4",), ("train.accumulate=4", "train.eval_batch_size=8"))]
-    assert sizes == [16, 4, 8]
+    made = [tiny_experiment("bert", "train.batch_size=16", "train.eval_batches=5", *more).train
+            for more in ((), ("train.accumulate=4",), ("train.accumulate=4", "train.eval_batch_size=8"))]
+    assert [(train.eval_size, train.eval_limit) for train in made] == [(16, 5), (4, 20), (8, 5)], "as many examples"
+    assert tiny_experiment("bert", "train.eval_batches=null").train.eval_limit is None
 
 
 @pytest.fixture(scope="module")
