@@ -176,12 +176,12 @@ def find(path: str | os.PathLike) -> Place:
         return find(folder / EXPORTED)
     if (folder / EXPERIMENT).is_file():
         return Place("workdir", folder)
-    if (folder / MODEL).is_file():
-        return Place("bert_jax", folder)
+    if (folder / MODEL).is_file() and ((folder / PARAMS).is_file() or not (folder / hf.CONFIG).is_file()):
+        return Place("bert_jax", folder)  # TensorFlow.js has files of the former name, too
     if folder.is_dir():
         sentence = sentence_transformers.read(folder)
         encoder, settings = sentence if sentence else (folder, None)
-        if find_prefix(encoder) and not hf.has_weights(encoder):
+        if not hf.has_weights(encoder) and find_prefix(encoder):
             return Place("tensorflow", encoder, settings)
         if (encoder / hf.CONFIG).is_file():
             return Place("hf", encoder, settings)

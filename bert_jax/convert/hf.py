@@ -57,6 +57,8 @@ logger = logging.getLogger("bert_jax")
 _NO_SEGMENTS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "DistilBertTokenizer",
                 "DistilBertTokenizerFast")
 
+_SEGMENTS = ("Bert", "Electra", "MobileBert", "ConvBert", "Funnel", "LayoutLM")  # how classes begin that do
+
 _BUFFERS = re.compile(r".*embeddings\.(position|token_type)_ids$")  # constants that old files carry along
 
 
@@ -168,7 +170,9 @@ def _complete(file: Path, tokenizer: Tokenizer, config: EncoderConfig, foreign: 
         added["model_max_length"] = config.max_length
     names = settings.get("model_input_names", ["input_ids", "attention_mask"])
     _, segments = tokenizer.build([0], [0])
-    if config.segments > 1 and segments.any() and "token_type_ids" not in names and settings["tokenizer_class"] in _NO_SEGMENTS:
+    kind = settings["tokenizer_class"]
+    gives_none = kind in _NO_SEGMENTS or config.positions == "absolute" and not foreign and not kind.startswith(_SEGMENTS)
+    if config.segments > 1 and segments.any() and "token_type_ids" not in names and gives_none:
         added["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     if added:
         write_json(file, settings | added)
@@ -289,7 +293,8 @@ def _prefix(names: Iterator[str], family: Family, path: Path) -> str:
     found = [name.removesuffix(table) for name in names if f".{name}".endswith(f".{table}")]
     if len(found) > 1:
         raise BertJaxError(f"{path} holds {len(found)} encoders ({', '.join(found)}): save one of them alone")
-    other = next((f for f in FAMILIES if found and f.base != family.base and f".{found[0]}".endswith(f".{f.base}")), None)
+    others = (f for f in FAMILIES if found and f.base != family.base and f.encoder[0].theirs.removeprefix(f.base) == table)
+    other = next((f for f in others if f".{found[0]}".endswith(f".{f.base}")), None)
     if other:
         raise BertJaxError(f"{path} holds a {other.model_type}, its {CONFIG} describes a {family.model_type}: not of one model")
     return found[0] if found else family.base

@@ -182,7 +182,7 @@ def _pooling(path: Path) -> dict[str, Any]:
     config = read_json(path)
     modes = config.get("pooling_mode")
     if modes is None:
-        modes = [mode for mode in POOLINGS if config.get(_FLAGS[mode])]
+        modes = [mode for mode in POOLINGS if config.get(_FLAGS[mode])] or ["mean"]  # its default
     elif isinstance(modes, str):
         modes = [modes]
     return {"pooling": modes, "include_prompt": config.get("include_prompt", True)}

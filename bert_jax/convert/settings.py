@@ -101,8 +101,9 @@ def _amended(origin: Origin, settings: dict, plain: EncoderConfig, family: Famil
     base = {key: value for key, value in origin.settings.items() if key != NOTES}
     before = _fields(base, family)
     changed = {setting.theirs for setting in family.settings if before[setting.ours] != getattr(plain, setting.ours)}
-    if origin.heads != plain.with_heads or not base.get("architectures"):
-        changed.add("architectures")
+    promised = [set(heads) for name, heads in family.architectures if name in (base.get("architectures") or ())]
+    if origin.heads != plain.with_heads or not promised or not promised[0] <= set(plain.with_heads):
+        changed.add("architectures")  # which may also have promised what was not there to be read
     if "model_type" not in base:
         changed.add("model_type")
     named = {str(i): label for i, label in enumerate(plain.labels)}

@@ -139,7 +139,7 @@ class TorchPickle:
     def read(self, name: str) -> np.ndarray:
         import torch
 
-        tensor = self._tensors[name].contiguous()
+        tensor = self._tensors[name].detach().contiguous()
         if tensor.dtype == torch.bfloat16:  # numpy has no such dtype: the same bits under another name
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()

@@ -24,6 +24,8 @@ _RULES = {"do_lower_case", "strip_accents", "tokenize_chinese_chars"}
 _FAIRSEQ_IDS = (*_VERBATIM, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "xlm-roberta", "bert")
 # Classes of transformers whose vocab.txt needs another splitter of words than BERT's.
 _OTHER_WORDS = ("BertJapaneseTokenizer", "RoFormerTokenizer", "BertweetTokenizer", "PhobertTokenizer")
+# The same of vocab.json and merges.txt, and what ends the words of these, of which byte-level BPE knows nothing.
+_OTHER_MERGES, _WORD_END = ("Herbert", "XLMTokenizer", "Flaubert", "CLIP", "OpenAIGPT"), "</w>"
 
 
 class Beside(NamedTuple):
@@ -80,6 +82,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
     try:
         names = (CONFIG, "special_tokens_map.json", "added_tokens.json")
         beside = Beside(*(read_json(file.parent / name) if (file.parent / name).is_file() else {} for name in names))
+        beside = beside._replace(settings=_with_class(beside.settings, file.parent / "config.json"))
         if not all(type(i) is int for i in beside.added.values()):
             raise BertJaxError(f"{file.parent / names[2]} is damaged: it must map pieces to ids")
         if "auto_map" in beside.settings:
@@ -87,6 +90,15 @@ def load(path: str | os.PathLike) -> Tokenizer:
         return _reader(file)(file, beside)
     except BertJaxError as error:
         raise BertJaxError(error.args[0] if str(file.parent) in error.args[0] else f"{file}: {error.args[0]}") from error
+
+
+def _with_class(settings: dict[str, Any], config: pathlib.Path) -> dict[str, Any]:
+    """``settings`` with the class of the tokenizer, which in old repositories the model's config.json names, as transformers
+    looks there."""
+    if settings.get("tokenizer_class") or not config.is_file():
+        return settings
+    named = read_json(config).get("tokenizer_class")
+    return settings | {"tokenizer_class": named} if isinstance(named, str) else settings
 
 
 def is_in(directory: str | os.PathLike) -> bool:
@@ -165,6 +177,9 @@ def _load_roberta(file: pathlib.Path, beside: Beside) -> PipelineTokenizer:
     if not (file.is_file() and merges.is_file()):
         raise BertJaxError("vocab.json and merges.txt are read together: one of them is not there")
     vocabulary = tokenizer_json.vocabulary({"model": {"vocab": read_json(file)}})
+    kind = str(beside.settings.get("tokenizer_class"))
+    if kind.startswith(_OTHER_MERGES) or sum(piece.endswith(_WORD_END) for piece in vocabulary) > len(vocabulary) // 100:
+        _refuse(kind if kind.startswith(_OTHER_MERGES) else f"tokenizer whose words end in {_WORD_END}", "byte-level BPE")
     names = loose.FAIRSEQ | beside.named()
     _need(names, vocabulary)
     rules = {"prefix": beside.flag("add_prefix_space", False), "trim": beside.flag("trim_offsets", True)}
@@ -175,6 +190,8 @@ def _load_roberta(file: pathlib.Path, beside: Beside) -> PipelineTokenizer:
 def _load_vocab(file: pathlib.Path, beside: Beside) -> Tokenizer:
     if (kind := beside.settings.get("tokenizer_class")) in _OTHER_WORDS:
         _refuse(kind, "BERT's words")
+    if (words := beside.settings.get("word_tokenizer_type")) not in (None, "basic"):
+        _refuse(f"tokenizer of words by {words}", "BERT's words")
     lines = [line.rstrip(" \t\r") for line in _text(file).split("\n")]
     while lines and not lines[-1]:
         lines.pop()
@@ -262,7 +279,8 @@ def _plain_bert(rules: dict, beside: Beside) -> bool:
     around = rules.get("post_processor")
     wanted = loose.bert(vocabulary, loose.BERT, lowercase=True, strip_accents=None, split_chinese=True)["post_processor"]
     forms = [tokenizer_json.layouts({"post_processor": form}) for form in (around, wanted)]
-    return (around is None or forms[0] == forms[1]) and not beside.extends(vocabulary)
+    bare = around is None and beside.settings.get("tokenizer_class") not in _VERBATIM  # these add nothing then
+    return (bare or forms[0] == forms[1]) and not beside.extends(vocabulary)
 
 
 def _unusual(token: Mapping[str, Any]) -> bool:

@@ -223,7 +223,7 @@ def test_a_length_beyond_the_positions_is_not_promised(tmp_path):
     assert json.loads((tmp_path / "google" / "tokenizer_config.json").read_text())["model_max_length"] == TINY.max_length
 
 
-def test_an_encoder_of_sentences_lacks_the_head_that_its_base_had(bert, caplog):
+def test_an_encoder_of_sentences_lacks_the_head_that_its_base_had(bert, tmp_path, caplog):
     edit_config(bert, architectures=["BertForMaskedLM"])
     edit_weights(bert, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("cls.")])
     with pytest.raises(BertJaxError, match="lacks cls.predictions"):
@@ -231,6 +231,33 @@ def test_an_encoder_of_sentences_lacks_the_head_that_its_base_had(bert, caplog):
     found = hf.plan(bert, of_sentences=True)
     assert found.config.with_heads == ("pooler",)
     assert "promises heads of which no tensor is there: left out: mlm" in caplog.text
+    (bert / "modules.json").write_text(json.dumps([
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]))
+    (bert / "1_Pooling").mkdir()
+    (bert / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 6}))  # then the mean, as there
+    model = bert_jax.load(bert)
+    assert model.sentence.pooling == ("mean",)
+    bert_jax.save(model, tmp_path / "copy")  # which promises no more than it has
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["architectures"] == ["BertModel"]
+    assert bert_jax.load(tmp_path / "copy").config.with_heads == ("pooler",)
+
+
+def test_what_lies_beside_a_checkpoint_is_not_taken_for_it(bert):
+    """Indexes of FAISS, and the model.json of TensorFlow.js."""
+    for name in ("a.index", "b.index"):
+        (bert / name).write_bytes(b"")
+    (bert / "model.json").write_text(json.dumps({"format": "graph-model"}))
+    assert bert_jax.load(bert).config.hidden_width == 6
+
+
+def test_a_wrapper_may_be_called_as_another_family_s_base(bert):
+    edit_weights(bert, lambda tensors: [
+        tensors.update({f"transformer.{name.removeprefix('bert.')}": tensors.pop(name)})
+        for name in list(tensors) if name.startswith("bert.")
+    ])
+    assert hf.load(bert).config.layers == 2
 
 
 def test_jax_arrays_and_numpy_arrays_export_alike(tmp_path):

@@ -207,7 +207,7 @@ def test_arguments_of_loaders_are_named(lay, caplog):
         ({"modules.json": "[{"}, "modules.json is not JSON"),
         ({"1_Pooling/config.json": None}, "1_Pooling/config.json cannot be read: No such file"),
         ({"1_Pooling/config.json": []}, "1_Pooling/config.json: a JSON object is needed"),
-        ({"1_Pooling/config.json": {"pooling_mode_mean_tokens": False}}, "pooling is empty: name one or more of cls"),
+        ({"1_Pooling/config.json": {"pooling_mode": []}}, "pooling is empty: name one or more of cls"),
         ({"1_Pooling/config.json": {"pooling_mode": "median"}}, "settings.pooling.0: 'median' is not one of cls, max"),
         ({"1_Pooling/config.json": {"pooling_mode": ["cls", "cls"]}}, "pooling is cls, cls"),
         ({"1_Pooling/config.json": MEAN | {"include_prompt": "yes"}}, "include_prompt: expected bool, got 'yes'"),

@@ -186,3 +186,9 @@ def test_one_tensor_is_held_at_a_time(tmp_path):
 
     write_safetensors(tmp_path / "x", [Entry(f"t{i}", (1000, 1000), make) for i in range(4)], DTYPES["float32"])
     assert len(alive) == 4 and (tmp_path / "x").stat().st_size > 16_000_000
+
+
+def test_parameters_of_a_pickle_are_read_as_tensors(tmp_path):
+    torch = pytest.importorskip("torch", reason="pytorch_model.bin needs PyTorch")
+    torch.save({"a": torch.nn.Parameter(torch.ones(2))}, tmp_path / "pytorch_model.bin")
+    assert open_tensors(tmp_path).read("a").tolist() == [1.0, 1.0]

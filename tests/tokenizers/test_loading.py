@@ -278,3 +278,40 @@ def test_import_is_light():
     code = f"import sys, bert_jax.tokenizers; print({heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_the_class_may_stand_in_the_model_s_settings(tmp_path):
+    """As in old repositories: Japanese words would be cut as BERT's are, without a word."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "a"]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    (tmp_path / "config.json").write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer"}))
+    refuse(tmp_path, "belongs to a BertJapaneseTokenizer, which has rules of its own")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "word_tokenizer_type": "mecab"}))
+    refuse(tmp_path, "belongs to a tokenizer of words by mecab")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "word_tokenizer_type": "basic"}))
+    assert tokenizers.load(tmp_path).vocab_size == 6
+
+
+@pytest.mark.parametrize("kind", [None, "HerbertTokenizer"])
+def test_words_that_end_in_a_mark_are_no_byte_level_bpe(kind, tmp_path):
+    """HerBERT's files have the names of RoBERTa's; what is not in the vocabulary was dropped without a word."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "b</w>", "ab</w>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind} if kind else {}))
+    what = kind or "tokenizer whose words end in </w>"
+    refuse(tmp_path, f"belongs to a {what}, which has rules of its own, not byte-level BPE")
+
+
+def test_a_file_without_a_template_adds_nothing(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    content = json.loads(WordPieceTokenizer([*SPECIALS, "cat", "a"], lowercase=True)._marked.to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"post_processor": None}))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    ours = tokenizers.load(tmp_path)
+    ours.save(tmp_path / "saved")
+    for folder in (tmp_path, tmp_path / "saved"):
+        again, theirs = tokenizers.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+        assert again.build(again.encode("a cat").ids)[0].tolist() == theirs("a cat")["input_ids"] == [6, 5]
