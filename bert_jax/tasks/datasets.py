@@ -226,9 +226,10 @@ class Named:
             source = open_tfds(self._spec())[0]
             self._check_labels(source.dataset_info.features)
             return CONVERT[dataset.kind](dataset, part, source)
-        rows, path = self._table().read(damaged="skip"), self._table().path
-        if kind := next((what for name, what in OTHER_ROWS.items() if path.endswith(name)), None):
-            logger.warning("%s has %s, not the rows of %s", path, kind, self.name)
+        table = self._table()
+        rows = table.read(damaged="skip")
+        if kind := next((what for name, what in OTHER_ROWS.items() if table.path.endswith(name)), None):
+            logger.warning("%s has %s, not the rows of %s", table.path, kind, self.name)
         return Rows(rows.texts, [self._class(label) for label in rows.labels] if dataset.labels else rows.labels)
 
     def _spec(self) -> str:
