@@ -10,7 +10,8 @@ to one as to the other. Both have the same token ids, labels, hyper-parameters, 
 matrices as well; the Trainer groups sentences by length and pads a batch to its longest one, here they share rows, or where
 they cannot (questions) are padded to one of a few lengths. Both
 are scored by the same code on the same batches, with the last parameters: nothing is chosen by the held-out data. ``speed`` is
-about time: three rounds of 2,000 sentences of SST-2.
+about time: three rounds of 2,000 sentences of SST-2, in which the Trainer also has a turn as it is without being told
+anything, with random batches.
 
 ``--jobs`` above 1 runs so many processes side by side, on a GPU all on that one; our seeds of a task are then one process,
 which compiles once. ``speed`` still comes first and alone, and only what ran alone counts as time. ``--deadline`` ends it all
@@ -40,6 +41,7 @@ import processes
 ROOT = Path(__file__).resolve().parent.parent
 START = "all-MiniLM-L6-v2"
 SIDES = ("ours", "trainer")
+BY_DEFAULT = "default"  # a third side of ``speed``: the Trainer by default, which does not group by length
 SHUFFLED = "MRPC"  # measured with a third side besides: the Trainer with its batches in random order
 SENTENCES = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")  # with several seeds
 SINGLE = ("SQuAD", "WikiANN en", "WikiANN de", "UD POS")  # with one
@@ -81,7 +83,10 @@ def cells(size: Size) -> list[str]:
     names = [("speed", number) for number in range(size.rounds)]
     names += [(task, seed) for seed in range(size.seeds) for task in SENTENCES if task in (size.tasks or SENTENCES)]
     names += [(task, 0) for task in SINGLE if task in (size.tasks or SINGLE)]
-    found = [f"{task}-{seed}-{side}" for task, seed in names for side in (SIDES if seed % 2 == 0 else SIDES[::-1])]
+    found = []
+    for task, seed in names:
+        sides = (*SIDES, BY_DEFAULT) if task == "speed" else SIDES
+        found += [f"{task}-{seed}-{side}" for side in (sides if seed % 2 == 0 else sides[::-1])]
     return found + [f"{SHUFFLED}-{seed}-shuffled" for seed in range(0 if size.tasks else size.seeds)]
 
 
@@ -183,7 +188,7 @@ def measure(cell: str, setting: processes.Setting) -> None:
         sys.exit(f"no weights in {start}: python benchmarks/weights.py {START}")
     experiment, score, count = recipe(task_name, int(seed), size, data, directory, start, load(start).config)
     task = prepared(experiment.task, start)
-    function = ours if side == "ours" else functools.partial(trainers, shuffled=side == "shuffled")
+    function = ours if side == "ours" else functools.partial(trainers, side=side)
     found = function(task, experiment, directory / "runs" / cell, start)
     alone = not found.pop("begun", False) and alone  # who knows what ran beside the process before
     per_update = statistics.median(found.pop("windows"))
@@ -225,9 +230,10 @@ def ours(task, experiment, work: Path, start: Path) -> dict:
     return found
 
 
-def trainers(task, experiment, work: Path, start: Path, shuffled: bool = False) -> dict:
-    """The same with transformers' Trainer, used as its manual says, and the same score of what comes out. ``shuffled``: it
-    groups by length, and its batches then come in random order, where by itself an epoch is some sweeps from long to short."""
+def trainers(task, experiment, work: Path, start: Path, side: str = "trainer") -> dict:
+    """The same with transformers' Trainer, used as its manual says, and the same score of what comes out. ``side``: it groups
+    by length ("trainer"), an epoch is then some sweeps from long batches to short ones; it does, and its batches come in
+    random order ("shuffled"); it is not told to group by length and draws batches at random ("default")."""
     import numpy as np
     import torch
     import transformers
@@ -295,7 +301,7 @@ def trainers(task, experiment, work: Path, start: Path, shuffled: bool = False) 
     class Trainer(transformers.Trainer):
         def _get_train_sampler(self, *words):
             sampler = super()._get_train_sampler(*words)
-            return InRandomOrder(sampler) if shuffled else sampler
+            return InRandomOrder(sampler) if side == "shuffled" else sampler
 
     trainer = Trainer(
         model=network, train_dataset=examples, data_collator=collator, processing_class=tokenizer, callbacks=[Clock()],
@@ -303,7 +309,8 @@ def trainers(task, experiment, work: Path, start: Path, shuffled: bool = False) 
             output_dir=str(work), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
             learning_rate=optimizer.learning_rate, warmup_steps=optimizer.warmup_steps, lr_scheduler_type="linear",
             weight_decay=optimizer.weight_decay, adam_epsilon=optimizer.eps, max_grad_norm=optimizer.clip_norm,
-            train_sampling_strategy="group_by_length", seed=settings.seed, save_strategy="no", eval_strategy="no",
+            train_sampling_strategy="random" if side == BY_DEFAULT else "group_by_length", seed=settings.seed,
+            save_strategy="no", eval_strategy="no",
             logging_steps=settings.log_every, report_to="none", disable_tqdm=True, bf16=False, fp16=False,
             dataloader_pin_memory=torch.cuda.is_available(),
         ),
@@ -387,9 +394,8 @@ def report(directory: Path) -> None:
              "| | seconds an epoch, ours | Trainer | Trainer / ours | whole run, ours | Trainer | peak MiB, ours | Trainer |",
              "|---" * 8 + "|"]
     head = len(times)
-    for task in ("speed", *SENTENCES, *SINGLE):
-        mine, theirs = of(task, "ours"), of(task, "trainer")
-        pairs = [(row, by[task, row["seed"], "trainer"]) for row in mine if (task, row["seed"], "trainer") in by]
+    for task, side in (("speed", "trainer"), ("speed", BY_DEFAULT), *((task, "trainer") for task in (*SENTENCES, *SINGLE))):
+        pairs = [(row, by[task, row["seed"], side]) for row in of(task, "ours") if (task, row["seed"], side) in by]
         pairs = [pair for pair in pairs if all(row.get("alone") for row in pair)]
         if not pairs:
             continue
@@ -399,6 +405,7 @@ def report(directory: Path) -> None:
         peak = [_median(side, "peak_mib") for side in zip(*pairs, strict=True)]
         spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
         what = f"SST-2, {SPEED_ROWS:,} sentences" if task == "speed" else task
+        what += ", the Trainer by default" if side == BY_DEFAULT else ""
         times.append(f"| {what} | {epoch[0]:,.1f} | {epoch[1]:,.1f} | {statistics.median(ratios):.2f}{spread} | "
                      f"{whole[0]:,.0f} | {whole[1]:,.0f} | {peak[0]:,.0f} | {peak[1]:,.0f} |")
     lines += times if len(times) > head else [*times[:3], "No cell of either side ran alone yet."]
@@ -467,7 +474,8 @@ Scores times 100: mean and standard deviation over {seeds} seeds, which decide o
 sides draw differently from the same seed, so seeds are not paired. "Within one deviation": the difference of the means is at
 most the root of the two variances' mean, the deviation of a single run. The Trainer groups by length: an epoch is some sweeps
 from long batches to short ones. Ours have random order. The last row of {shuffled}: there the Trainer's come in random order
-too.
+too. "By default": the Trainer is not told to group by length, so that its batches are drawn at random and padded to the
+longest of 32 sentences each.
 
 Seconds and memory are of cells that ran alone, one process after another; where the others share a GPU, only 2,000 sentences
 of SST-2 do. Seconds an epoch: the median over windows of up to 50 updates, without the first window, in which we compile, and
