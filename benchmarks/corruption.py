@@ -34,12 +34,16 @@ from bert_jax import objectives as available  # noqa: E402
 from bert_jax.data.pairs import PairSpec  # noqa: E402
 from bert_jax.models.config import preset  # noqa: E402
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask  # noqa: E402
-from bert_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh  # noqa: E402
+from bert_jax.parallel.mesh import (  # noqa: E402
+    MeshConfig,
+    batch_sharding,
+    make_mesh,
+    to_devices,
+)
 from bert_jax.planning.chips import target  # noqa: E402
 from bert_jax.planning.hlo import estimated_cycles  # noqa: E402
 from bert_jax.training.optimizer import AdamW, make_optimizer  # noqa: E402
 from bert_jax.training.step import abstract_state, init_state, make_train_step  # noqa: E402
-from bert_jax.training.train import to_devices  # noqa: E402
 
 RESULTS, PAGE = ROOT / "benchmarks/results/corruption.json", ROOT / "docs/results/corruption.md"
 SHAPES = ((32, 128), (8, 512))

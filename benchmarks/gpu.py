@@ -80,11 +80,10 @@ def ours(name: str, rows: int, changes: dict, profile: bool) -> dict:
     import jax
     import numpy as np
 
-    from bert_jax.parallel.mesh import MeshConfig, make_mesh
+    from bert_jax.parallel.mesh import MeshConfig, make_mesh, to_devices
     from bert_jax.planning.flops import task_work
     from bert_jax.training.optimizer import AdamW, make_optimizer
     from bert_jax.training.step import abstract_state, init_state, make_train_step
-    from bert_jax.training.train import to_devices
 
     task, length = task_of(name, changes), CASES[name][1]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

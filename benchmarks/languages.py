@@ -179,9 +179,9 @@ def measure(cell: str, setting: processes.Setting) -> None:
     from bert_jax.objectives import MaskedLM
     from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
     from bert_jax.parallel.mesh import MeshConfig, make_mesh
+    from bert_jax.training.evaluation import evaluate
     from bert_jax.training.pretrain import pretrain
     from bert_jax.training.step import make_eval_step
-    from bert_jax.training.train import evaluate
 
     size, data, directory, _ = setting
     path = directory / f"{cell}.json"

@@ -254,8 +254,8 @@ def measure_heldout(value, directory: Path, run: Path, size: Size, found: dict, 
     from bert_jax.objectives import MaskedLM
     from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
     from bert_jax.parallel.mesh import MeshConfig, make_mesh
+    from bert_jax.training.evaluation import evaluate
     from bert_jax.training.step import make_eval_step
-    from bert_jax.training.train import evaluate
 
     store, model = TokenStore(directory / "store", verify=False), load(run)
     if "mlm" not in found:

@@ -36,11 +36,14 @@ from bert_jax.data.store import TokenStore  # noqa: E402
 from bert_jax.models.config import EncoderConfig  # noqa: E402
 from bert_jax.objectives import MaskedLM, NextSentence, SentenceOrder  # noqa: E402
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask  # noqa: E402
-from bert_jax.parallel.mesh import MeshConfig, make_mesh  # noqa: E402
+from bert_jax.parallel.mesh import (  # noqa: E402
+    MeshConfig,
+    make_mesh,
+    to_devices,
+)
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer  # noqa: E402
 from bert_jax.training.optimizer import AdamW, make_optimizer  # noqa: E402
 from bert_jax.training.step import abstract_state, init_state, make_train_step  # noqa: E402
-from bert_jax.training.train import to_devices  # noqa: E402
 
 LENGTH, FULL = 512, 3_815_044
 # Sequences of 1 to 32 tokens, of 33 to 64, ...; those of 512 are FULL.

@@ -44,10 +44,9 @@ def ours(model: str):
     from bert_jax.objectives.mlm import MaskedLM
     from bert_jax.objectives.nsp import NextSentence
     from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
-    from bert_jax.parallel.mesh import MeshConfig, make_mesh
+    from bert_jax.parallel.mesh import MeshConfig, make_mesh, to_devices
     from bert_jax.training.optimizer import AdamW, make_optimizer
     from bert_jax.training.step import abstract_state, init_state, make_train_step
-    from bert_jax.training.train import to_devices
 
     layers, width, rows = MODELS[model]
     config = Pretraining(

@@ -1,7 +1,6 @@
 """The command line: one subcommand per verb, each thin. Nothing heavy is imported until a verb runs."""
 
 import argparse
-import contextlib
 import dataclasses
 import io
 import json
@@ -398,23 +397,13 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _start_jax() -> None:
-    """Compiled programs are kept between runs; JAX_COMPILATION_CACHE_DIR chooses where."""
     from importlib.util import find_spec
 
     if find_spec("libtpu") and not any(next(Path("/dev").glob(p), None) for p in ("accel*", "vfio/*", "nvidia*")):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is there for plan; looking for its chips prints a page of errors
-    import jax
+    from bert_jax.compilation import keep_programs
 
-    if not jax.config.jax_compilation_cache_dir:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert_jax" / "xla"
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-        else:
-            logging.getLogger("bert_jax").warning(
-                "%s cannot be written: compiled programs are not kept (JAX_COMPILATION_CACHE_DIR names another place)", folder
-            )
+    keep_programs()
 
 
 if __name__ == "__main__":

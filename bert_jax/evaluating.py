@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from bert_jax.compilation import keep_programs
 from bert_jax.errors import BertJaxError
 from bert_jax.files import read_json
 from bert_jax.finetuning import RESULT, finished_seeds
@@ -52,6 +53,7 @@ def evaluate(
     Raises:
       BertJaxError: no such run, none of its seeds is finished, data in another form, or labels that the model does not know.
     """
+    keep_programs()
     run, data = Path(run), str(data)
     if batch_size < 1:
         raise BertJaxError(f"batch_size is {batch_size}: it must be at least 1")

@@ -7,6 +7,7 @@ compiled again. What is computed is that of an evaluation (:mod:`bert_jax.tasks.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -22,12 +23,14 @@ import numpy as np
 
 from bert_jax import config as configuration
 from bert_jax import model as models
+from bert_jax.compilation import keep_programs
 from bert_jax.convert.reading import PREDICTOR
 from bert_jax.convert.settings import CONFIG
 from bert_jax.errors import BertJaxError, check_several, each_warning_once
 from bert_jax.files import read_json
 from bert_jax.model import PLAN, Model
 from bert_jax.models import api
+from bert_jax.models.config import EncoderConfig
 from bert_jax.reporting import answers
 from bert_jax.tasks import AnyFinetuning, finetuning_task
 from bert_jax.tasks.base import Outputs, Predictor
@@ -40,9 +43,10 @@ from bert_jax.tasks.masked_words import FillsWords
 from bert_jax.tasks.question_answering import WINDOW, AnswersQuestions, window_sizes
 from bert_jax.tasks.race import Race
 from bert_jax.tasks.regression import Values
-from bert_jax.tasks.tables import FORMATS, Source, Table
+from bert_jax.tasks.tables import Source, Table
 from bert_jax.tasks.tagging import Tags
-from bert_jax.tasks.texts import STDIN, Form, first_line, form_of, open_texts
+from bert_jax.tasks.texts import Form, check_lines, form_of, open_texts
+from bert_jax.tokenizers import Tokenizer
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
 WORD_A_LINE = (".conllu", ".iob2", ".conll", ".bio", ".iob")
@@ -73,7 +77,7 @@ def predict(
     Args:
       model: a loaded one, or the path of one: the work directory of ``bert-jax finetune``, or whatever :func:`bert_jax.load`
         takes, with a classifier, tagger, span or choice head; or what :func:`load` made of such a path, for whoever asks again
-        and again: each shape is compiled once for it, and not once a call.
+        and again: a path is read, and its shapes compiled, once a call, and a loaded model's parameters brought to the device.
       texts: strings, or tuples: (first, second) for pairs, (question, context), (first, choice, choice, ...), words to tag
         (of a string, what is between its blanks).
       batch_size: rows that are computed together.
@@ -86,6 +90,7 @@ def predict(
       BertJaxError: no such model, no head that answers, or a text that is empty or of another form than the head needs, such
         as pairs where a work directory was trained on texts alone.
     """
+    keep_programs()
     check_several(texts)
     ready = model if isinstance(model, Ready) else of_model(model) if isinstance(model, Model) else load(model)
     tags = isinstance(ready.predictor, Tags)
@@ -120,7 +125,7 @@ def predict_file(
         raise BertJaxError(f"{path}: it has a word a line: give a sentence a line, with blanks between the words, or lists of "
                            "words in *.jsonl")
     if form is None and not tabular:
-        _check_lines(path, ready.columns)
+        check_lines(path, ready.columns)
     lists = 0 if tags else 1 if listed else None
     source = open_texts(path, columns, form, lists=lists, whole=isinstance(ready.predictor, AnswersQuestions))
     least, most, wanted = _taken(ready.predictor)
@@ -145,24 +150,6 @@ def predict_file(
     elif listed:
         found = (((first, tuple(choices)), answer) for (first, *choices), answer in found)
     return answers.write(source.columns, found, target, source.size, lambda count: source.read() * count / taken)
-
-
-def _check_lines(path: str, columns: tuple[str, ...]) -> None:
-    """One warning line where the name of a file did not say that it has a text a line, and nobody else did.
-
-    Raises:
-      BertJaxError: its first line has the names of the ``columns`` that the model was trained on, so that it is a table.
-    """
-    if path == STDIN or not Path(path).is_file() or not (first := first_line(path)):  # a pipe gives its first line only once
-        return
-    header = [[name.strip(' "') for name in first.split(sign)] for sign in ("\t", ",")]
-    named = columns if not all(column.isdigit() for column in columns) else ()
-    if named and any(set(named) <= set(names) for names in header) or first.startswith(tuple(f'{{"{c}' for c in named)):
-        raise BertJaxError(f"{path}: its first line has the columns {', '.join(columns)}, and its name is none of a table "
-                           f"({', '.join(FORMATS)}): say --format")
-    if Path(path.removesuffix(".gz")).suffix.lower() != ".txt":
-        logger.warning("%s is read as a text a line, since its name ends in none of %s: --format says otherwise", path,
-                       ", ".join(FORMATS))
 
 
 def _flat(row: tuple[str | tuple[str, ...], ...], words: bool) -> tuple[str, ...]:
@@ -284,12 +271,21 @@ def of_model(model: Model, name: str = "this model") -> Ready:
                        "pipelines of transformers, and CrossEncoder unless settings forbid it, put it through a sigmoid", name)
     kept = configuration.from_json(Kept, stated.get(PREDICTOR) or {}, f"{name}: {PREDICTOR} in its {CONFIG}")
     length = min(kept.length or (WINDOW if kind is AnswersQuestions else LONGEST), model.config.max_length)
-    predictor = kind(model.config, model.tokenizer, length)
     attributes = window_sizes(length) if kind is AnswersQuestions else {}
     attributes |= {name: value for name, value in vars(kept).items() if value is not None} | {"length": length}
-    for name in attributes.keys() & set(kind.kept):
-        setattr(predictor, name, attributes[name])
-    return Ready(predictor, model.params)
+    attributes = tuple((name, value) for name, value in attributes.items() if name in kind.kept)
+    return Ready(_predictor(kind, model.config, model.tokenizer, attributes), model.params)
+
+
+@functools.lru_cache(maxsize=4)
+def _predictor(
+    kind: type[Predictor], config: EncoderConfig, tokenizer: Tokenizer, attributes: tuple[tuple[str, Any], ...]
+) -> Predictor:
+    """One with these ``attributes``, and what it has compiled: the same for a model that is asked again."""
+    predictor = kind(config, tokenizer, dict(attributes)["length"])
+    for name, value in attributes:
+        setattr(predictor, name, value)
+    return predictor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bert_jax.compilation import keep_programs
 from bert_jax.embedding import sentence
 from bert_jax.errors import BertJaxError, check_several
 from bert_jax.model import Model, load, mean_over_tokens
@@ -26,6 +27,7 @@ def embed(
     Raises:
       BertJaxError: no such model, none with a tokenizer; else as there.
     """
+    keep_programs()
     name = "this model" if isinstance(model, Model) else str(model)
     check_several(texts)
     if not isinstance(model, Model):

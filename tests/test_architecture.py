@@ -52,6 +52,7 @@ ALLOWED = {
     "bert_jax.errors": (),
     "bert_jax.files": ("bert_jax.errors",),
     "bert_jax.progress": (),
+    "bert_jax.compilation": (),
     "bert_jax.functional": (),
     "bert_jax.config": (),
     "bert_jax.task": (),
@@ -81,7 +82,7 @@ ALLOWED = {
         "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings",
         "bert_jax.convert", "bert_jax.checkpoint",
     ),
-    "bert_jax.vectors": ("bert_jax.embedding", "bert_jax.model"),
+    "bert_jax.vectors": ("bert_jax.compilation", "bert_jax.embedding", "bert_jax.model"),
     "bert_jax.inspection": (
         "bert_jax.model", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.embedding.settings", "bert_jax.convert",
         "bert_jax.checkpoint",
@@ -90,7 +91,7 @@ ALLOWED = {
     "bert_jax.reporting": ("bert_jax.progress", "bert_jax.tasks", "bert_jax.task"),
     "bert_jax.predicting": (
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
-        "bert_jax.reporting.answers",
+        "bert_jax.tokenizers", "bert_jax.reporting.answers", "bert_jax.compilation",
     ),
     "bert_jax.finetuning": (
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
@@ -98,13 +99,13 @@ ALLOWED = {
     ),
     "bert_jax.evaluating": (
         "bert_jax.finetuning", "bert_jax.model", "bert_jax.predicting", "bert_jax.progress", "bert_jax.reporting",
-        "bert_jax.tasks", "bert_jax.training.recipe",
+        "bert_jax.tasks", "bert_jax.training.recipe", "bert_jax.compilation",
     ),
     "bert_jax.fill_mask": ("bert_jax.models", "bert_jax.tokenizers"),
     "bert_jax.training": (
         "bert_jax.progress", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
         "bert_jax.tokenizers", "bert_jax.data", "bert_jax.objectives", "bert_jax.tasks", "bert_jax.parallel",
-        "bert_jax.model", "bert_jax.checkpoint",
+        "bert_jax.model", "bert_jax.checkpoint", "bert_jax.compilation",
     ),
 }
 

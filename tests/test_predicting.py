@@ -1,5 +1,6 @@
 """bert-jax predict: streams of any length, in order, compiled once a length; nothing half-written; one-line errors."""
 
+import dataclasses
 import gzip
 import io
 import itertools
@@ -69,6 +70,7 @@ def test_a_stream_answers_as_an_evaluation_does(classifier):
 
 
 def test_nothing_is_compiled_again(classifier):
+    predicting._predictor.cache_clear()
     ready = predicting.of_model(classifier)
     answering = predicting.Answering(ready.predictor, 4)
     rows = [(text,) for text in texts(400)]
@@ -472,6 +474,19 @@ def test_who_asks_again_compiles_nothing(saved):
     found = [list(bert_jax.predict(ready, [text]))[0] for text in ("cat dog", "a bird sat", "the road")]
     assert ready.predictor.run._cache_size() == 1
     assert found[0]["probability"] == pytest.approx(next(bert_jax.predict(saved, ["cat dog"]))["probability"], abs=1e-6)
+
+
+def test_a_loaded_model_that_is_asked_again_compiles_nothing_either(classifier):
+    predicting._predictor.cache_clear()
+    first = list(bert_jax.predict(classifier, ["cat dog"]))
+    ready = predicting.of_model(classifier)
+    compiled = ready.predictor.run._cache_size()
+    moved = classifier._replace(params=jax.tree.map(lambda leaf: leaf + 0.1, classifier.params))  # of other parameters
+    assert list(bert_jax.predict(classifier, ["cat dog"])) == first != list(bert_jax.predict(moved, ["cat dog"]))
+    assert ready.predictor.run._cache_size() == compiled == 1
+    longer = classifier._replace(config=dataclasses.replace(classifier.config, labels=("one", "two")))
+    assert predicting.of_model(longer).predictor is not ready.predictor
+    assert next(bert_jax.predict(longer, ["cat dog"]))["label"] in ("one", "two")
 
 
 class Frame:

@@ -27,7 +27,6 @@ from typing import Any
 
 import jax
 import jaxlib
-import numpy as np
 from jax._src import distributed, lib  # the key-value store, the address and the level of jaxlib's log have no public name
 from jax.experimental import multihost_utils
 
@@ -326,15 +325,6 @@ def _warn_of_idle_gpus() -> None:
         if used < int(gpus):
             log.warning("%d of the %s GPUs of this machine work: give srun a task for each (--ntasks-per-node=%s)", used, gpus,
                         gpus)
-
-
-def local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
-    """Which rows of a batch this process has to provide: int64, ascending, each once.
-
-    They follow from where its devices lie in the mesh: processes that only differ along ``tensor`` need the same rows.
-    """
-    pieces = {index[0].indices(batch_size)[:2] for index in sharding.addressable_devices_indices_map((batch_size,)).values()}
-    return np.concatenate([np.arange(*piece, dtype=np.int64) for piece in sorted(pieces)])
 
 
 def code_hash() -> str:

@@ -155,6 +155,33 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def local_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
+    """Which rows of a batch this process has to provide: int64, ascending, each once.
+
+    They follow from where its devices lie in the mesh: processes that only differ along ``tensor`` need the same rows.
+    """
+    pieces = {index[0].indices(batch_size)[:2] for index in sharding.addressable_devices_indices_map((batch_size,)).values()}
+    return np.concatenate([np.arange(*piece, dtype=np.int64) for piece in sorted(pieces)])
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch, split over data and fsdp, of which ``batch`` has the rows that ``local_rows`` gives this process."""
+    sharding, shards = batch_sharding(mesh), batch_shards(mesh)
+    share = len(local_rows(sharding, shards))  # how many of the shards this process holds
+
+    def place(rows: np.ndarray) -> Any:
+        size = len(rows) // share * shards
+        numbers = local_rows(sharding, size)
+
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            first, beyond, _ = index[0].indices(size)
+            return rows[slice(*np.searchsorted(numbers, (first, beyond)))]
+
+        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, of_device)
+
+    return {name: place(rows) for name, rows in batch.items()}
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

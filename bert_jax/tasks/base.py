@@ -357,9 +357,12 @@ def predict(
     encoded = predictor.encode(texts)
     batches = EvalBatches(encoded, lengths, batch_size, None, predictor.tokenizer.pad_id, None)
     made: Outputs = {}
-    for batch in batches:
-        for name, rows in jax.device_get(predictor.run(params, batch)).items():
-            made.setdefault(name, []).extend(rows[batch["example"] >= 0])
+    computed = ((batch["example"] >= 0, predictor.run(params, batch)) for batch in batches)
+    ahead = next(computed, None)
+    while ahead is not None:
+        (there, outputs), ahead = ahead, next(computed, None)  # the next one is made while this one is computed
+        for name, rows in jax.device_get(outputs).items():
+            made.setdefault(name, []).extend(rows[there])
     places = np.argsort(batches.order)
     outputs = {name: [rows[k] for k in places] for name, rows in made.items()}
     return predictor.answers(texts, encoded, outputs), outputs

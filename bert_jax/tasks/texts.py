@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import json
+import logging
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +16,12 @@ from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 from bert_jax.errors import BertJaxError
 from bert_jax.tasks.files import other_separator, unquoted, warn_of_numbers
+from bert_jax.tasks.tables import FORMATS
 
 Form = Literal["tsv", "csv", "jsonl", "lines"]
 STDIN = "-"
+
+log = logging.getLogger("bert_jax")
 
 
 class Texts(NamedTuple):
@@ -217,3 +221,21 @@ def _objects(file: Iterator[str], path: str) -> Iterator[tuple[int, dict]]:
 
 
 _FIELDS: dict[str, Callable] = {"lines": _plain, "tsv": _tabs, "csv": _commas, "jsonl": _objects}
+
+
+def check_lines(path: str, columns: tuple[str, ...]) -> None:
+    """One warning line where the name of a file did not say that it has a text a line, and nobody else did.
+
+    Raises:
+      BertJaxError: its first line has the names of the ``columns`` that the model was trained on, so that it is a table.
+    """
+    if path == STDIN or not Path(path).is_file() or not (first := first_line(path)):  # a pipe gives its first line only once
+        return
+    header = [[name.strip(' "') for name in first.split(sign)] for sign in ("\t", ",")]
+    named = columns if not all(column.isdigit() for column in columns) else ()
+    if named and any(set(named) <= set(names) for names in header) or first.startswith(tuple(f'{{"{c}' for c in named)):
+        raise BertJaxError(f"{path}: its first line has the columns {', '.join(columns)}, and its name is none of a table "
+                           f"({', '.join(FORMATS)}): say --format")
+    if Path(path.removesuffix(".gz")).suffix.lower() != ".txt":
+        log.warning("%s is read as a text a line, since its name ends in none of %s: --format says otherwise", path,
+                       ", ".join(FORMATS))

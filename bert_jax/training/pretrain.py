@@ -17,9 +17,10 @@ from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.parallel.cluster import Cluster
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
 from bert_jax.progress import tracked
+from bert_jax.training.evaluation import evaluate
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.step import EVAL_SEED, make_eval_step
-from bert_jax.training.train import Result, evaluate, to_devices, train
+from bert_jax.training.train import Result, train
 
 log = logging.getLogger("bert_jax")
 

@@ -21,7 +21,8 @@ log = logging.getLogger("bert_jax")
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 WIDE = 120  # columns of a terminal in which a bar has room
-DRAW_SECONDS = 10.0  # between pictures of the curves; the last one is always drawn
+BLOCK = 2**16  # bytes at the end of a metrics file that are looked at first
+DRAW_SECONDS, DRAW_SHARE = 10.0, 100  # between pictures of the curves, and times the last one took; the end is always drawn
 
 
 class Record:
@@ -37,15 +38,13 @@ class Record:
         self._path = workdir / METRICS
         self._workdir = workdir
         self._steps = steps
-        kept = [row for row in read(self._path) if row["step"] <= start]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self._path)
-        self._spent = max((row["time"] for row in kept), default=0.0)
+        last = _drop_beyond(self._path, start)
+        self._spent = last["time"] if last else 0.0
         self._started = time.monotonic()
         self._board = Board(workdir / "tensorboard", start)
         self._waiting: list[str] = []  # rows that could not be written yet
         self._drawn, self._complete = self._started, False  # when the curves were, and whether they have every row
+        self._drawing = 0.0  # seconds that it took
         self._console = Console(stderr=True)
         self._progress = progress_bar(self._console)
         self._bar = self._progress.add_task("training", total=steps, completed=start, state=f"compiling{device}")
@@ -85,7 +84,7 @@ class Record:
             self._append()
         with self._forgiving("an event of TensorBoard"):
             self._board.write({f"{kind}/{name}": value for name, value in metrics.items()}, step)
-        if kind == "eval" and time.monotonic() - self._drawn > DRAW_SECONDS:
+        if kind == "eval" and time.monotonic() - self._drawn > max(DRAW_SECONDS, DRAW_SHARE * self._drawing):
             self._draw()
 
     def _append(self) -> None:
@@ -121,9 +120,11 @@ class Record:
             log.warning("%s: %s could not be written (%s)", self._workdir, what, error.strerror or error)
 
     def _draw(self) -> None:
+        began = time.monotonic()
         with self._forgiving("a picture"):
             draw(self._path, self._workdir / CURVES)
         self._drawn, self._complete = time.monotonic(), True
+        self._drawing = self._drawn - began
 
 
 def progress_bar(console: Console) -> Progress:
@@ -257,12 +258,45 @@ def summary(values: dict[str, float]) -> str:
 def read(path: Path) -> list[dict]:
     """The rows of a metrics file; a last line cut short by a crash is ignored."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        if (row := _row(line)) is None:
             break
+        rows.append(row)
     return rows
+
+
+def _row(line: bytes) -> dict | None:
+    """None: it was cut short."""
+    try:
+        return json.loads(line)
+    except ValueError:  # UnicodeDecodeError too
+        return None
+
+
+def _drop_beyond(path: Path, step: int) -> dict | None:
+    """Cuts a metrics file behind its last row of at most ``step``, which is returned. Rows come in order of steps, so that it
+    is looked for from the end, and takes no longer where the file is long."""
+    if not path.exists():
+        return None
+    with path.open("r+b") as file:
+        size, block, begin = file.seek(0, os.SEEK_END), BLOCK, 1
+        while begin > 0:
+            begin, block = max(0, size - block), 2 * block
+            file.seek(begin)
+            kept = begin + (len(file.readline()) if begin else 0)  # behind a line that begins before
+            last = None
+            for line in file:
+                if (row := _row(line)) is None or row["step"] > step:
+                    break
+                kept, last = kept + len(line), row
+                if not line.endswith(b"\n"):
+                    file.write(b"\n")
+                    return last
+            if last:
+                break
+        if kept < size:
+            file.truncate(kept)
+    return last
 
 
 def draw(metrics: Path, picture: Path) -> None:

@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,16 @@ from jax.sharding import Mesh
 
 from bert_jax import config as configuration
 from bert_jax.checkpoint import Checkpoints
+from bert_jax.compilation import keep_programs
 from bert_jax.errors import BertJaxError
 from bert_jax.files import check_local
 from bert_jax.model import CHECKPOINTS, EXPERIMENT
-from bert_jax.parallel.cluster import Cluster, local_rows
-from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, make_mesh
-from bert_jax.task import Batch, Params, Ratio, Task
+from bert_jax.parallel.cluster import Cluster
+from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, local_rows, make_mesh, to_devices
+from bert_jax.task import Params, Ratio, Task
 from bert_jax.training import together, workdirs
 from bert_jax.training.best import Best, check_metric
+from bert_jax.training.evaluation import check_best, evaluate
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import AdamW, Lamb, schedule
 from bert_jax.training.record import CURVES, METRICS, NoRecord, Record, Window, draw, read, summary
@@ -38,7 +40,6 @@ from bert_jax.training.state import TrainState, key_data
 from bert_jax.training.step import init_state, make_eval_step, make_update
 
 log = logging.getLogger("bert_jax")
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,7 @@ def train(
       BertJaxError: the mesh or batch does not fit, the work directory holds another experiment or is not shared by all
         hosts, the loss is not finite, a checkpoint cannot be written, or several runs with ``train.best`` or processes.
     """
+    keep_programs()
     workdir, cluster = Path(workdir), cluster or Cluster()
     check_local(workdir)
     if cluster.count != jax.process_count():
@@ -92,7 +94,8 @@ def _train(
     eval_size = settings.eval_size
     check_rows("train.batch_size / accumulate", settings.batch_size // settings.accumulate, mesh)
     check_rows("train.eval_batch_size", eval_size, mesh)
-    learning_rate = schedule(experiment.optimizer, settings.steps)
+    # All at once: a rate that the device computed when it is recorded would wait for the update that runs.
+    rates = np.asarray(schedule(experiment.optimizer, settings.steps)(np.arange(settings.steps)))
     optimizer, abstract, train_step, eval_step = _functions(
         task, mesh, experiment.optimizer, settings.steps, settings.accumulate, settings.reduce_dtype, seeds
     )
@@ -121,7 +124,7 @@ def _train(
     if fresh:
         experiment.check_beginning()
         state = begin()
-        _check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
+        check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
     else:
         workdirs.check_shared(workdir, cluster, CHECKPOINTS, workdirs.trained)
 
@@ -148,7 +151,7 @@ def _train(
     if settings.best and best.evaluation:
         check_metric(settings.best, best.evaluation)
     elif not fresh:
-        _check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
+        check_best(settings.best, task, eval_step, state.params, mesh, heldout_of)
     cluster.from_first(lambda: workdirs.claim(workdir, experiment, task, tokenizer))
     workdirs.check_shared(workdir, cluster, EXPERIMENT, lambda folder: workdirs.experiment_of(folder) == experiment)
     device = f" for {mesh.size} x {mesh.devices.flat[0].device_kind}"
@@ -178,7 +181,7 @@ def _train(
             )
         if step % settings.log_every == 0 or step == settings.steps:
             progress = {"examples_seen": examples, "epoch": examples / batches.epoch}
-            record.write(step, "train", window.take() | {"learning_rate": float(learning_rate(step - 1))} | progress)
+            record.write(step, "train", window.take() | {"learning_rate": float(rates[step - 1])} | progress)
         record.show(step, window.line)
 
     def save(step: int) -> None:
@@ -284,65 +287,3 @@ def _leave(
     with contextlib.closing(Checkpoints(workdir / CHECKPOINTS, keep=1)) as checkpoints:
         metadata = {"data": data, "identity": identity, "experiment": configuration.to_json(experiment)}
         checkpoints.save(step, {"params": state[0], "optimizer": state[1]}, metadata)
-
-
-def evaluate(
-    task: Task, eval_step: Any, params: Params, mesh: Mesh, batches: Iterable[dict[str, np.ndarray]]
-) -> dict[str, float]:
-    """Means over held-out batches (sums and weights are added up before they are divided), and the scores of the task."""
-    terms: dict[str, np.ndarray] = {}
-    metrics: dict[str, np.ndarray] = {}
-    outputs: dict[str, list[np.ndarray]] = {}
-    for index, batch in enumerate(batches):
-        losses = jax.device_get(eval_step(params, to_devices(batch, mesh), index))
-        for totals, ratios in ((terms, losses.terms), (metrics, losses.terms | losses.metrics)):
-            for name, ratio in ratios.items():
-                totals[name] = totals.get(name, 0.0) + np.array(ratio, np.float64)
-        for name, rows in losses.outputs.items():
-            outputs.setdefault(name, []).extend(rows)
-    if not metrics:
-        raise BertJaxError("nothing to evaluate: the data has no held-out documents (prepare it with --heldout above 0)")
-    metrics.pop("tokens", None)
-    means = {"loss": sum(_mean(total) for total in terms.values())} | {name: _mean(total) for name, total in metrics.items()}
-    return means | (task.scores(outputs) if outputs else {})
-
-
-def _check_best(
-    metric: str | None, task: Task, eval_step: Any, params: Params, mesh: Mesh,
-    heldout_of: Callable[[int | None], Collection[dict[str, np.ndarray]]],
-) -> None:
-    """Raises BertJaxError where evaluations have no value ``metric`` (``train.best``): an evaluation of a batch of whole
-    examples says so before the first update, and one of all where it has no such value, for some scores need an example of
-    their kind."""
-    if not metric:
-        return
-    if not len(heldout_of(1)):
-        raise BertJaxError(f"train.best is {metric!r}, and there is no held-out data to find it with")
-    with jax.set_mesh(mesh):
-        for limit in (1, None):
-            found = evaluate(task, eval_step, params, mesh, heldout_of(limit))
-            if metric.removeprefix("-") in found:
-                return
-    check_metric(metric, found)
-
-
-def _mean(total: np.ndarray) -> float:
-    return float(total[0] / max(total[1], 1e-9))
-
-
-def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
-    """The global batch, split over data and fsdp, of which ``batch`` has the rows that ``local_rows`` gives this process."""
-    sharding, shards = batch_sharding(mesh), batch_shards(mesh)
-    share = len(local_rows(sharding, shards))  # how many of the shards this process holds
-
-    def place(rows: np.ndarray) -> Any:
-        size = len(rows) // share * shards
-        numbers = local_rows(sharding, size)
-
-        def of_device(index: tuple[slice, ...]) -> np.ndarray:
-            first, beyond, _ = index[0].indices(size)
-            return rows[slice(*np.searchsorted(numbers, (first, beyond)))]
-
-        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, of_device)
-
-    return {name: place(rows) for name, rows in batch.items()}

@@ -20,10 +20,9 @@ from bert_jax.models.config import EncoderConfig, preset
 from bert_jax.objectives import MaskedLM, ReplacedTokens, replaced_tokens
 from bert_jax.objectives.base import Pieces
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask, Turn
-from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.parallel.mesh import MeshConfig, make_mesh, to_devices
 from bert_jax.training.optimizer import AdamW, make_optimizer
 from bert_jax.training.step import abstract_state, init_state, make_train_step
-from bert_jax.training.train import to_devices
 from tests.objectives.test_mlm import shapes_in
 
 V = 40

@@ -30,10 +30,10 @@ from bert_jax.objectives import (
     WordOrder,
 )
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask, Turn
-from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.parallel.mesh import MeshConfig, make_mesh, to_devices
+from bert_jax.training.evaluation import evaluate
 from bert_jax.training.optimizer import AdamW, make_optimizer
 from bert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
-from bert_jax.training.train import evaluate, to_devices
 
 ENCODER = EncoderConfig(vocab_size=96, embedding_width=16, hidden_width=16, layers=1, heads=2, ffn_width=16, max_length=16)
 TAKEN = Pretraining(

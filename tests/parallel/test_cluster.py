@@ -15,9 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.errors import BertJaxError, CannotSave
 from bert_jax.parallel import cluster as cluster_module
-from bert_jax.parallel.cluster import Cluster, alone, code_hash, connect, local_rows
-from bert_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
-from bert_jax.training.train import to_devices
+from bert_jax.parallel.cluster import Cluster, alone, code_hash, connect
+from bert_jax.parallel.mesh import MeshConfig, batch_sharding, local_rows, make_mesh, to_devices
 
 
 class Store:

@@ -10,10 +10,9 @@ import pytest
 
 from bert_jax.data.store import TokenStore
 from bert_jax.objectives.pretraining import PretrainingTask
-from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.parallel.mesh import MeshConfig, make_mesh, to_devices
 from bert_jax.training.optimizer import AdamW, Lamb, make_optimizer
 from bert_jax.training.step import abstract_state, init_state, make_eval_step, make_train_step
-from bert_jax.training.train import to_devices
 
 MESHES = [(d, f, t) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) for t in (1, 2, 4, 8) if d * f * t == 8]
 STEPS = 3

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shlex
 
@@ -63,7 +64,7 @@ def test_plan_of_packed_rows(tiny_experiment):
 
 
 def test_arguments_are_those_of_the_program(on_cpu):
-    """State and batch by the shardings' own arithmetic against XLA's."""
+    """State and batch by the shardings' own arithmetic against XLA's, and the next state lies where the state was."""
     experiment, found = on_cpu
     from bert_jax.parallel.mesh import make_mesh
 
@@ -72,6 +73,8 @@ def test_arguments_are_those_of_the_program(on_cpu):
     with jax.set_mesh(mesh):
         memory = step.lower(*operands).compile().memory_analysis()
     assert found.arguments == pytest.approx(memory.argument_size_in_bytes, rel=1e-3)
+    state = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(operands[0]))
+    assert memory.alias_size_in_bytes == pytest.approx(state, rel=1e-3)
 
 
 def test_every_parameter_of_a_task_is_counted(tiny_experiment):

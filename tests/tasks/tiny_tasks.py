@@ -9,7 +9,7 @@ import numpy as np
 from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh
+from bert_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh, to_devices
 from bert_jax.tasks import Choice, Classification, MaskedWords, QuestionAnswering, Regression, Tagging, finetuning_task
 from bert_jax.tasks.base import FinetuningTask
 from bert_jax.tasks.choice import Questions
@@ -21,7 +21,7 @@ from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training import train as train_module
 from bert_jax.training.optimizer import AdamW, frozen, make_optimizer
 from bert_jax.training.step import abstract_state, init_state, make_train_step
-from bert_jax.training.train import to_devices, train
+from bert_jax.training.train import train
 
 WORDS = "the a cat dog bird sat ran sang on in".split()
 TOKENIZER = WordPieceTokenizer([*SPECIALS, *WORDS, "."])

@@ -11,6 +11,7 @@ from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import BertJaxError
 from bert_jax.inspection import inspect
 from bert_jax.model import load
+from bert_jax.training import evaluation
 from bert_jax.training import train as train_module
 from bert_jax.training.record import read
 
@@ -22,7 +23,7 @@ EVERY_TWO = ("train.eval_every=2", "train.save_every=2", "train.keep=10")
 def scripted(monkeypatch):
     """Evaluations that say what the test wants, by the order in which they come; returns the values still to come."""
     waiting = list(SCORES.values())
-    monkeypatch.setattr(train_module, "_check_best", lambda *_: None)  # which would take one
+    monkeypatch.setattr(train_module, "check_best", lambda *_: None)  # which would take one
     monkeypatch.setattr(train_module, "evaluate", lambda *_: {"loss": 1.0, "score": waiting.pop(0)})
     return waiting
 
@@ -77,7 +78,7 @@ def test_a_restart_knows_the_best(run_tiny, tmp_path, monkeypatch):
         return {"loss": 1.0, "score": score}
 
     evaluate.step, evaluate.breaks = 2, True
-    monkeypatch.setattr(train_module, "_check_best", lambda *_: None)
+    monkeypatch.setattr(train_module, "check_best", lambda *_: None)
     monkeypatch.setattr(train_module, "evaluate", evaluate)
     settings = (*EVERY_TWO, "train.best=score", "train.patience=2")
     with pytest.raises(KeyboardInterrupt):
@@ -97,7 +98,7 @@ def test_a_better_one_of_a_run_that_went_back_takes_the_place_of_a_later_one(run
             raise KeyboardInterrupt
         return {"loss": 1.0, "score": score}
 
-    monkeypatch.setattr(train_module, "_check_best", lambda *_: None)
+    monkeypatch.setattr(train_module, "check_best", lambda *_: None)
     monkeypatch.setattr(train_module, "evaluate", evaluate)
     settings = ("train.save_every=4", "train.keep=10", "train.best=score")
     with pytest.raises(KeyboardInterrupt):
@@ -129,17 +130,17 @@ def test_what_is_refused(run_tiny, tmp_path):
 
 
 def test_a_score_that_the_first_batch_lacks_is_found_in_the_others(monkeypatch):
-    monkeypatch.setattr(train_module, "evaluate", lambda *words: {"loss": 1.0} | ({"rare": 0.5} if 2 in words[-1] else {}))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *words: {"loss": 1.0} | ({"rare": 0.5} if 2 in words[-1] else {}))
     mesh = train_module.make_mesh(train_module.Experiment.__dataclass_fields__["mesh"].default)
-    train_module._check_best("-rare", None, None, None, mesh, lambda limit: [1, 2][:limit])
+    evaluation.check_best("-rare", None, None, None, mesh, lambda limit: [1, 2][:limit])
     with pytest.raises(BertJaxError, match="train.best is 'rare'; an evaluation of this task has loss"):
-        train_module._check_best("rare", None, None, None, mesh, lambda limit: [1, 3][:limit])
+        evaluation.check_best("rare", None, None, None, mesh, lambda limit: [1, 3][:limit])
 
 
 def test_the_best_is_found_again_where_a_kill_came_between_both_saves(run_tiny, tmp_path, monkeypatch):
     """The checkpoint of step 4 is whole, the best, which was of step 4, is not."""
     scores = iter([0.5, 0.9])
-    monkeypatch.setattr(train_module, "_check_best", lambda *_: None)
+    monkeypatch.setattr(train_module, "check_best", lambda *_: None)
     monkeypatch.setattr(train_module, "evaluate", lambda *_: {"loss": 1.0, "score": next(scores)})
     settings = (*EVERY_TWO, "train.best=score")
     run_tiny(tmp_path / "run", *settings, "train.steps=4")

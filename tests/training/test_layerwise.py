@@ -11,11 +11,10 @@ import pytest
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.parallel.mesh import MeshConfig, make_mesh, to_devices
 from bert_jax.task import Losses, Ratio, plain_gradient
 from bert_jax.training.optimizer import AdamW, Lamb, frozen, make_optimizer
 from bert_jax.training.step import abstract_state, init_state, make_train_step
-from bert_jax.training.train import to_devices
 
 ENCODER = EncoderConfig(
     vocab_size=16, embedding_width=16, hidden_width=16, layers=3, heads=8, ffn_width=16, max_length=8, dropout=0.0,

@@ -7,12 +7,11 @@ import pytest
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.data.store import TokenStore
 from bert_jax.objectives.pretraining import PretrainingTask
-from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.parallel.mesh import MeshConfig, make_mesh, to_devices
 from bert_jax.training import train as train_module
 from bert_jax.training.optimizer import make_optimizer
 from bert_jax.training.record import read
 from bert_jax.training.step import abstract_state, init_state, make_train_step
-from bert_jax.training.train import to_devices
 
 PACKED = ("task.examples.length=128", "task.encoder.max_length=128", "task.examples.packing=5", "task.encoder.layers=1")
 SPEED = {"time", "sequences_per_second", "tokens_per_second"}

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import pathlib
 import struct
 import subprocess
@@ -68,6 +69,46 @@ def test_curves_are_drawn_now_and_then_and_in_the_end(tmp_path, monkeypatch):
     kept.write(3, "train", {"mlm_loss": 2.0})
     kept.close()
     assert drawn == [3, 4]
+
+
+def test_long_records_are_drawn_less_often(tmp_path, monkeypatch):
+    """The device waits meanwhile: at most a hundredth of the time goes into pictures."""
+    now, drawn = [0.0], []
+
+    def draw(metrics, picture):
+        drawn.append(now[0])
+        now[0] += 3.0
+
+    monkeypatch.setattr(record, "draw", draw)
+    monkeypatch.setattr(record.time, "monotonic", lambda: now[0])
+    kept = record.Record(tmp_path, 1_000, 0)
+    for step in range(1, 101):
+        now[0] += 5.0
+        kept.write(step, "eval", {"mlm_loss": 2.0})
+    assert drawn == [15.0, 323.0]  # 11 s after the beginning, 300 after the end of the first
+
+
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+def test_what_is_beyond_the_checkpoint_is_cut_off_from_the_end(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(record, "BLOCK", block)
+    kinds = ("train", "eval")
+    rows = [{"step": step, "kind": kind, "time": 2.0 * step, "loss": "é"} for step in (2, 4, 6, 8) for kind in kinds]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path = tmp_path / "metrics.jsonl"
+    for cut in ("", '{"step": 8, "ki', '{"step": 10, "loss": "\u00e9'):
+        for start in range(10):
+            path.write_bytes(("".join(lines) + cut).encode()[: None if not cut.endswith("é") else -1])
+            record.Record(tmp_path, 20, start).close()
+            kept = [row for row in rows if row["step"] <= start]
+            assert record.read(path) == kept
+            again = record.Record(tmp_path, 20, start)
+            assert again.seconds == pytest.approx(max((row["time"] for row in kept), default=0.0), abs=1.0)
+            again.write(20, "train", {"loss": 1.0})
+            again.close()
+            assert [row["step"] for row in record.read(path)] == [*(row["step"] for row in kept), 20]
+    path.write_text("".join(lines)[:-1])  # whole, but for the end of the line
+    record.Record(tmp_path, 20, 8).close()
+    assert path.read_text() == "".join(lines)
 
 
 def test_a_record_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, caplog):

@@ -11,6 +11,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 
 import bert_jax
 from bert_jax import config, tokenizers
@@ -95,6 +96,32 @@ def test_metrics_of_a_step_are_those_of_its_update(run_tiny, tmp_path, tiny_stor
     assert row["nsp_loss"] == pytest.approx(np.mean([r["nsp_loss"] for r in rows]), rel=1e-5)
     assert row["grad_norm"] == pytest.approx(np.mean([r["grad_norm"] for r in rows]), rel=1e-5)
     assert len({r["grad_norm"] for r in rows}) == 5
+
+
+def test_the_loop_waits_for_no_update_that_runs(run_tiny, tmp_path, monkeypatch):
+    """Only the metrics of the update before the one that was dispatched last are read, and nothing else of the device."""
+    made, events, functions, real = {}, [], train_module._functions, ArrayImpl._value
+
+    def logged(*words):
+        optimizer, abstract, step, eval_step = functions(*words)
+
+        def dispatch(state, batch):
+            state, metrics = step(state, batch)
+            made.update({id(leaf): (len(events), leaf) for leaf in jax.tree.leaves((metrics, state))})
+            events.append([])
+            return state, metrics
+
+        return optimizer, abstract, dispatch, eval_step
+
+    def read(array):
+        if events:  # the loop has begun
+            events[-1].append(made.get(id(array), (None,))[0])
+        return real.fget(array)
+
+    monkeypatch.setattr(train_module, "_functions", logged)
+    monkeypatch.setattr(ArrayImpl, "_value", property(read))
+    run_tiny(tmp_path / "run", "train.log_every=1", "train.steps=6", "train.eval_every=100", "train.save_every=100")
+    assert [set(numbers) for numbers in events[:-1]] == [set(), {0}, {1}, {2}, {3}]
 
 
 def test_retention_keeps_the_newest(run_tiny, tmp_path, finished):
