@@ -31,7 +31,8 @@ WORDS = "the a cat dog bird sat ran sang on in under mat road tree he she it sai
 TEMPORARY = 75
 FLAGS = " ".join([  # quick compilation instead of quick code; the last one XLA knows no more since 0.11
     "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
-    *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []),
+    *(["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+      if version("jaxlib").startswith("0.10.") else []),
 ])
 
 
@@ -77,7 +78,7 @@ def start(
     started = []
     for index in range(processes):
         place = ["--coordinator", f"localhost:{port}", "--processes", str(processes), "--process", str(index)]
-        lines = ["import sys", (preludes or {}).get(index, "")]
+        lines = ["import gc, sys", "gc.set_threshold(50_000, 20, 10)", (preludes or {}).get(index, "")]
         if notes:
             notes.mkdir(parents=True, exist_ok=True)
             (notes / f"{index}-{attempt:03d}").touch()

@@ -15,7 +15,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.model import CHECKPOINTS, EXPERIMENT, find, load_run
 from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 from bert_jax.parallel.cluster import Cluster
-from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.parallel.mesh import MeshConfig, make_mesh, to_devices
 from bert_jax.progress import tracked
 from bert_jax.training.evaluation import evaluate
 from bert_jax.training.experiment import Experiment

@@ -42,11 +42,12 @@ def start_tiny(tiny_store):
                      "--workdir", str(workdir)]
         for assignment in assignments:
             arguments += ["--set", assignment]
-        code = f"import sys\n{prelude}\nfrom bert_jax.cli import main\nsys.exit(main({arguments!r}))"
+        lines = ["import gc, sys", "gc.set_threshold(50_000, 20, 10)", prelude, "from bert_jax.cli import main",
+                 f"sys.exit(main({arguments!r}))"]
         flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
         environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", "\n".join(lines)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         running.append(process)
         return process
