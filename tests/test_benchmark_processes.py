@@ -238,7 +238,8 @@ def test_the_command_line_of_a_benchmark(script, tmp_path):
     assert row == {"size": {"rows": [1, 2]}, "alone": True, "cores": sorted(os.sched_getaffinity(0)), "data": here}
     assert "2/2 b done" in said("run", "--jobs", "2")  # a is there
     cores = [json.loads((tmp_path / f"runs/{cell}.json").read_text())["cores"] for cell in "ab"]
-    assert cores[1] == cores[0][::2] and "'alone': False" in said("report") and "large" in said("report")
+    assert cores[1] in (cores[0][::2], cores[0][1::2])  # of whichever job took it
+    assert "'alone': False" in said("report") and "large" in said("report")
     assert "nothing is published of this size" in said("run", "--published", status=1)
     assert "another --dir" in said("run", "--size", "test", status=1)
 
