@@ -4,7 +4,8 @@
 
 STORE is a token store, for instance of the books: `python benchmarks/prepare.py books.txt.gz --keep STORE`. Translations need
 one that was prepared with --parallel. A rate is the median over turns of --seconds each; "batch ms of a core" is the time of a
-batch on one core, without Grain: other work on the machine moves it less. Of packed examples a sequence is a row of several.
+batch on one core, without Grain, mean of 100: other work on the machine moves it less. Of packed examples a sequence is a row
+of several.
 
 Then the tiny model of `benchmarks/step.py` trains on NSP pairs by the loop of `bert_jax.training.train`, with the clock before
 and after every `next(batches)`: what the loop waits there beside the length of an update.
@@ -86,7 +87,7 @@ def measure(name: str, split, spec: AnyExamples, batch_size: int, turns: int, se
         "sequences_per_second": round(statistics.median(rates)),
         "tokens_per_second": round(statistics.median(rates) * share * spec.length),
         "filled": round(share, 4),
-        "batch_ms_of_a_core": round(1000 * float(np.median(times)), 2),
+        "batch_ms_of_a_core": round(1000 * float(np.mean(times)), 2),
         "turns": rates,
     }
 

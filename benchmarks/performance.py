@@ -130,9 +130,9 @@ def training_step(found: Mapping) -> str:
             middle, low, high = (1 - value for value in without[1]["ours_over_it"])
             shares.append(f"{middle:.1%} of a step of {model} ({high:.1%} to {low:.1%})")
     dropout = f"Dropout takes {listed(shares)}" if shares else "What dropout takes of a step is not measured yet"
+    best = [f"Against the best of transformers in PyTorch that is {listed(against)}."] if against else []
     return "\n\n".join([
-        table(head, rows), f"Against the best of transformers in PyTorch that is {listed(against)}.",
-        f"{dropout} (target: below {DROPOUT_TARGET:.0%}).", contest.described(),
+        table(head, rows), *best, f"{dropout} (target: below {DROPOUT_TARGET:.0%}).", contest.described(),
     ])
 
 
