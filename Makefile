@@ -15,7 +15,7 @@ help:
 	@echo "make test-beam  that Apache Beam prepares the same store, in an environment of its own"
 	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"
-	@echo "make bench  training step and sentence embeddings against PyTorch and ONNX Runtime (benchmarks/ has more)"
+	@echo "make bench  training step and sentence embeddings against PyTorch and ONNX Runtime, and docs/results/performance.md"
 	@echo "make peers  environments for two more contestants of make bench: the last Flax BERT of transformers, keras-hub"
 	@echo "make bench-quick  two of its ratios in two minutes, beside the committed ones"
 
@@ -53,12 +53,12 @@ test-beam: $(VENV)-beam/.done
 # Peers of benchmarks/step.py that do not live with the present transformers, or with little else.
 $(VENV)-flax/.done:
 	$(PYTHON) -m venv $(VENV)-flax
-	$(VENV)-flax/bin/pip install --quiet 'transformers==4.57.*' 'jax==0.6.*' 'flax==0.10.*' optax
+	$(VENV)-flax/bin/pip install --quiet 'transformers==4.57.*' 'jax==0.6.*' 'flax==0.10.*' 'optax==0.2.*'
 	touch $@
 
 $(VENV)-keras/.done:
 	$(PYTHON) -m venv $(VENV)-keras
-	$(VENV)-keras/bin/pip install --quiet keras keras-hub jax
+	$(VENV)-keras/bin/pip install --quiet 'keras==3.15.*' 'keras-hub==0.32.*' 'jax==0.10.*'
 	touch $@
 
 peers: $(VENV)-flax/.done $(VENV)-keras/.done
@@ -73,6 +73,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/weights.py all-MiniLM-L6-v2
 	$(BIN)/python benchmarks/step.py --out benchmarks/results/step_cpu.json
 	$(BIN)/python benchmarks/encode.py --out benchmarks/results/encode_cpu.json
+	$(BIN)/python benchmarks/performance.py
 
 bench-quick: $(VENV)/.dev
 	$(BIN)/python benchmarks/quick.py

@@ -25,6 +25,7 @@ from pathlib import Path
 import checkpoints_data as data
 import jax
 import numpy as np
+import provenance
 import weights
 from rich.console import Console
 from rich.progress import Progress
@@ -174,7 +175,7 @@ def measure(models: Sequence[str], pytorch: bool) -> dict:
                     row |= {"pytorch": found[1][0], "largest difference": float(np.abs(ours[1] - found[1][1]).max())}
                 rows.append(row)
     return {
-        "command": COMMAND, "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "command": COMMAND, "code": provenance.code(), "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version()} | {
             name: sys.modules[name].__version__ for name in ("jax", "numpy", "torch", "transformers") if name in sys.modules
         },

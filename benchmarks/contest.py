@@ -1,7 +1,7 @@
 """Contestants in processes of their own, which take turns: a noisy machine meets all alike.
 
 A benchmark calls :func:`contest` in its own process, and in those of the contestants, ``python FILE --worker NAME ...``,
-:func:`answer`. Ratios are taken round by round.
+:func:`answer`. Nobody always follows the same one: the order changes from round to round. Ratios are taken round by round.
 """
 
 import importlib.metadata
@@ -28,11 +28,13 @@ class Times(NamedTuple):
     said: dict
 
 
-def answer(run: Callable[[int], None], count: int, said: dict | None = None) -> None:
-    """What a contestant does: ``run(count)`` once, then ``run(n)`` for every line ``n`` on standard input, with the seconds."""
+def answer(run: Callable[[int], None], count: int, say: Callable[[], dict] = dict) -> None:
+    """What a contestant does: ``run(count)`` once, then ``run(n)`` for every line ``n`` on standard input, with the seconds.
+    ``say``: what it says of itself, asked after the first run, which compiles whatever it needs within its own seconds."""
     began = time.perf_counter()
     run(count)
-    print(json.dumps({"first": time.perf_counter() - began, "said": said or {}}), flush=True)
+    first = time.perf_counter() - began
+    print(json.dumps({"first": first, "said": say()}), flush=True)
     for line in sys.stdin:
         began = time.perf_counter()
         run(int(line))
@@ -70,7 +72,8 @@ def contest(
         _say(f"{label}{name} ready, first turn {first[name]['first']:.1f} s")
     turns: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
-        for name, process in processes.items():
+        for name in order(names, number):
+            process = processes[name]
             process.stdin.write(f"{count}\n")
             process.stdin.flush()
             turns[name].append(_line(process, name)["seconds"])
@@ -80,6 +83,13 @@ def contest(
         process.stdin.close()
         process.wait()
     return {name: Times(first[name]["first"], turns[name], first[name]["said"]) for name in names}
+
+
+def order(names: Sequence[str], number: int) -> list[str]:
+    """Who comes when in a round: every second one goes backwards through the one before, every two begin with another name."""
+    first = number // 2 % len(names)
+    turned = [*names[first:], *names[:first]]
+    return turned[::-1] if number % 2 else turned
 
 
 def _line(process: subprocess.Popen, name: str) -> dict:
@@ -97,6 +107,25 @@ def ratio(times: Sequence[float], ours: Sequence[float]) -> tuple[float, float, 
     """How many times as long somebody's turns take as ours: median over rounds, smallest, largest."""
     values = [one / other for one, other in zip(times, ours, strict=True)]
     return statistics.median(values), min(values), max(values)
+
+
+def keep(path: Path, run: dict) -> list[dict]:
+    """Writes the file of a contest's results, ``{"runs": [...]}``, the newest run first, and returns its runs.
+
+    A run has ``results``: what was measured (a model) -> contestant -> figures. Of earlier runs, what has a contestant that no
+    later one had stays, with all of that run, ours included: who is not there today keeps the figures of his day.
+    """
+    runs, seen = [run], {(what, name) for what, rows in run["results"].items() for name in rows}
+    for earlier in json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []:
+        left = {}
+        for what, rows in earlier["results"].items():
+            only = [name for name in rows if (what, name) not in seen]
+            seen |= {(what, name) for name in only}
+            if only:
+                left[what] = {name: row for name, row in rows.items() if name in ("ours", *only)}
+        runs += [earlier | {"results": left}] if left else []
+    path.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
+    return runs
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import provenance
+
 TRANSFORMERS = (
     "import sys; from transformers import AutoModelForPreTraining as M; "
     "M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
@@ -92,7 +94,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     report = {
         "command": " ".join(["python", *sys.argv]), "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(), "checkpoint_bytes": size, "runs": {},
+        "code": provenance.code(), "python": platform.python_version(), "checkpoint_bytes": size, "runs": {},
     }  # fmt: skip
     print(f"checkpoint {size / 1e9:.2f} GB; limits: 15 s, 1.4 x size + 400 MB = {(1.4 * size + 400e6) / 1e9:.2f} GB")
     for name, values in found.items():

@@ -28,6 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import provenance  # noqa: E402
 from objectives import SIZES, recipes  # noqa: E402
 
 from bert_jax import objectives as available  # noqa: E402
@@ -157,7 +158,7 @@ def estimate(model: str, topology: str, only: list[str]) -> dict:
     mesh = make_mesh(MeshConfig(data=1), list(chip.devices[:1]))
     sharding = batch_sharding(mesh)
     found = {"topology": topology, "jax": jax.__version__, "libtpu": importlib.metadata.version("libtpu"), "shapes": {},
-             "command": " ".join(["python benchmarks/corruption.py", *sys.argv[1:]])}
+             "code": provenance.code(), "command": " ".join(["python benchmarks/corruption.py", *sys.argv[1:]])}
 
     def row(traced) -> dict:
         with jax.set_mesh(mesh):
@@ -194,7 +195,7 @@ def measure(model: str, repeats: int, steps: int, only: list[str]) -> dict:
     found = {
         "device": device.device_kind, "platform": device.platform, "machine": platform.machine(), "cores": os.cpu_count(),
         "jax": jax.__version__, "model": model, "dtype": dtype, "repeats": repeats, "steps": steps, "shapes": {},
-        "command": " ".join(["python benchmarks/corruption.py", *sys.argv[1:]]),
+        "code": provenance.code(), "command": " ".join(["python benchmarks/corruption.py", *sys.argv[1:]]),
     }
     for rows, length in SHAPES:
         chosen = chosen_recipes(length, only)

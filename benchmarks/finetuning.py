@@ -33,8 +33,10 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import processes
 
@@ -391,23 +393,19 @@ def report(directory: Path) -> None:
         lines.append(f"| {what} | {name} | {mine[0]['rows']:,} | {mine[0]['steps']:,} | {_spread(a)} | {_spread(b)} | "
                      f"{difference:+.2f} | {within} | {_each(a)} | {_each(b)} |")
     times = ["", "## Seconds and memory", "",
-             "| | seconds an epoch, ours | Trainer | Trainer / ours | whole run, ours | Trainer | peak MiB, ours | Trainer |",
-             "|---" * 8 + "|"]
+             "| | seconds an epoch, ours | Trainer | Trainer / ours | whole run, ours | Trainer | Trainer / ours | "
+             "peak MiB, ours | Trainer |", "|---" * 9 + "|"]
     head = len(times)
     for task, side in (("speed", "trainer"), ("speed", BY_DEFAULT), *((task, "trainer") for task in (*SENTENCES, *SINGLE))):
-        pairs = [(row, by[task, row["seed"], side]) for row in of(task, "ours") if (task, row["seed"], side) in by]
-        pairs = [pair for pair in pairs if all(row.get("alone") for row in pair)]
-        if not pairs:
+        found = timing(rows, task, side)
+        if not found:
             continue
-        ratios = [other["seconds_per_epoch"] / row["seconds_per_epoch"] for row, other in pairs]
-        epoch = [_median(side, "seconds_per_epoch") for side in zip(*pairs, strict=True)]
-        whole = [_median(side, "seconds") for side in zip(*pairs, strict=True)]
-        peak = [_median(side, "peak_mib") for side in zip(*pairs, strict=True)]
-        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
         what = f"SST-2, {SPEED_ROWS:,} sentences" if task == "speed" else task
         what += ", the Trainer by default" if side == BY_DEFAULT else ""
-        times.append(f"| {what} | {epoch[0]:,.1f} | {epoch[1]:,.1f} | {statistics.median(ratios):.2f}{spread} | "
-                     f"{whole[0]:,.0f} | {whole[1]:,.0f} | {peak[0]:,.0f} | {peak[1]:,.0f} |")
+        cells = (*(f"{value:,.1f}" for value in found.epoch), times_as_long(found.epochs),
+                 *(f"{value:,.0f}" for value in found.run), times_as_long(found.runs),
+                 *(f"{value:,.0f}" for value in found.peak))
+        times.append(f"| {what} | {' | '.join(cells)} |")
     lines += times if len(times) > head else [*times[:3], "No cell of either side ran alone yet."]
     _draw(of, page.with_suffix(".png"))
     processes.publish(results, page, measured, INTRODUCTION.format(
@@ -422,8 +420,33 @@ def report(directory: Path) -> None:
     ))
 
 
-def _median(rows: list[dict], key: str) -> float:
-    return statistics.median(row[key] for row in rows)
+class Timing(NamedTuple):
+    """Of cells of both sides that ran alone, one after the other: medians of ours and of the Trainer's seconds of an epoch and
+    of the whole run, and MiB at most; and how many times as long as ours the Trainer took, pair by pair."""
+
+    epoch: tuple[float, float]
+    run: tuple[float, float]
+    peak: tuple[float, float]
+    epochs: list[float]
+    runs: list[float]
+
+
+def timing(rows: Iterable[dict], task: str, side: str) -> Timing | None:
+    """Of ``task`` here and on a ``side`` of the Trainer; None where no pair ran alone."""
+    alone = {(row["side"], row["seed"]): row for row in rows if row["task"] == task and row.get("alone")}
+    seeds = sorted(seed for whose, seed in alone if whose == side and ("ours", seed) in alone)
+    pairs = [(alone["ours", seed], alone[side, seed]) for seed in seeds]
+    if not pairs:
+        return None
+    fields = ("seconds_per_epoch", "seconds", "peak_mib")
+    medians = [tuple(statistics.median(row[key] for row in rows) for rows in zip(*pairs, strict=True)) for key in fields]
+    return Timing(*medians, *([theirs[key] / mine[key] for mine, theirs in pairs] for key in fields[:2]))
+
+
+def times_as_long(ratios: list[float]) -> str:
+    """The median, and the range of several."""
+    spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{statistics.median(ratios):.2f}{spread}"
 
 
 def _spread(scores: list[float]) -> str:
@@ -480,11 +503,11 @@ longest of 32 sentences each.
 Seconds and memory are of cells that ran alone, one process after another; where the others share a GPU, only 2,000 sentences
 of SST-2 do. Seconds an epoch: the median over windows of up to 50 updates, without the first window, in which we compile, and
 without evaluation; each side's median over the seeds, and of the ratios of cells that ran one after the other, median and
-range; of SQuAD as many windows as it has questions, on both sides. Whole run: training and evaluation with compilation
-(programs that are compiled once are kept for the next seed), without reading and tokenising; ours writes a checkpoint with
-moments in the end, the Trainer none. Peak: on a GPU what the side's framework had allocated there at most; else of the process,
-everything that it imports included: both sides import jax, and the Trainer's holds the start and our prepared data besides its
-own.
+range; of SQuAD as many windows as it has questions, on both sides. Whole run: all its epochs and the evaluation, with
+compilation (programs that are compiled once are kept for the next seed), without reading and tokenising, and the ratios of
+such runs; ours writes a checkpoint with moments in the end, the Trainer none. Peak: on a GPU what the side's framework had
+allocated there at most; else of the process, everything that it imports included: both sides import jax, and the Trainer's
+holds the start and our prepared data besides its own.
 
 {picture}{tables}
 

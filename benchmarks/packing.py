@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+import provenance  # noqa: E402
 
 from bert_jax import tokenizers  # noqa: E402
 from bert_jax.data import packing  # noqa: E402
@@ -235,6 +236,7 @@ def main() -> None:
             print(contests[-1], flush=True)
     result = {
         "command": "python benchmarks/packing.py" + (" --data DIR" if arguments.data else ""),
+        "code": provenance.code(),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "numpy", "grain")},
         "histogram": {"bins of 32": HISTOGRAM.tolist(), "full": FULL},

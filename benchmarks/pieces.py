@@ -20,6 +20,7 @@ from pathlib import Path
 
 import contest
 import processes
+import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/pieces.json", ROOT / "docs/results/pieces.md"
@@ -91,7 +92,7 @@ def main() -> None:
         if heap == "kept":
             keep_freed()
         run = work(arguments.models[0], arguments.gradients, number != "1")
-        contest.answer(run, 2, contest.versions("jax", "jaxlib"))
+        contest.answer(run, 2, lambda: contest.versions("jax", "jaxlib"))
         return
     found = {}
     for model, gradients in itertools.product(arguments.models, (False, True)):
@@ -101,7 +102,7 @@ def main() -> None:
     tables = table(found)
     print(tables)
     if set(arguments.models) == set(MODELS):
-        content = {"environment": processes.machine("jax", "jaxlib"), "results": {
+        content = {"environment": processes.machine("jax", "jaxlib"), "code": provenance.code(), "results": {
             case: {name: [turn / CALLS for turn in times.turns] for name, times in cases.items()}
             for case, cases in found.items()
         }}

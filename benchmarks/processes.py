@@ -9,6 +9,7 @@ command line of them all: ``run``, ``report``, and ``one`` for the processes.
 """
 
 import argparse
+import collections
 import dataclasses
 import importlib.metadata
 import json
@@ -27,6 +28,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTINUES = 75  # status of a process that was asked to stop and has saved what it had
@@ -104,6 +107,7 @@ def main(benchmark: Benchmark) -> None:
         return
     setting = Setting(benchmark.sizes[arguments.size], arguments.data.resolve(), directory)
     if arguments.command == "one":
+        provenance.code()  # before a long cell: files may have changed when it is over
         if arguments.cores:  # before jax counts them
             os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
         each(arguments.cells.split(","), lambda cell: benchmark.measure(cell, setting._replace(alone=arguments.alone)))
@@ -183,7 +187,22 @@ def found(path: Path, size: dict) -> dict:
     return row
 
 
+def codes(rows: Iterable[dict]) -> str:
+    """Which code measured ``rows``, with the number of rows of each where several did."""
+    found = collections.Counter(row.get("code", provenance.NOT_RECORDED) for row in rows)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{code} ({count} rows)" for code, count in sorted(found.items()))
+
+
 def keep(path: Path, row: dict) -> None:
+    """Writes the file of a cell, with the ``code`` that measured it; of a cell that goes on, each that did, in order."""
+    before = [json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    made = [code for one in before for code in one.get("code", provenance.NOT_RECORDED).split(", ")]
+    _write(path, row | {"code": ", ".join(dict.fromkeys([*made, provenance.code()]))})
+
+
+def _write(path: Path, row: dict) -> None:
     """Writes the file of a cell, whole or not at all."""
     partial = path.with_suffix(".new")
     partial.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
@@ -202,7 +221,7 @@ def take_published(path: Path, directory: Path, size: dict, whole: Callable[[dic
         if row["size"] == _as_json(size) and whole(row) and not (directory / f"{cell}.json").exists()
     ]
     for cell in taken:
-        keep(directory / f"{cell}.json", rows[cell])
+        _write(directory / f"{cell}.json", rows[cell])  # by the code that measured it, not by this
     print(f"{len(taken)} cells taken from {path}", flush=True)
 
 
@@ -238,7 +257,7 @@ def check_nothing_lost(results: Path, rows: dict[str, dict]) -> dict:
 def publish(results: Path, page: Path, rows: dict[str, dict], text: str) -> None:
     """Writes the file of results and the page, unless cells of the file would be lost. A ``note`` that the file had (how rows
     were made that nobody can make again) stays as long as one of those rows does, and stands before the line of the machine in
-    the page."""
+    the page; after that line comes one of the code that measured the rows."""
     before = check_nothing_lost(results, rows)
     note = before.get("note") if any(rows.get(cell) == row for cell, row in before["rows"].items()) else None
     for path in (results, page):
@@ -248,6 +267,7 @@ def publish(results: Path, page: Path, rows: dict[str, dict], text: str) -> None
     results.write_text(f"{head}{lines}\n}}}}\n", encoding="utf-8")
     if note:
         text = text.replace("\nMachine: ", f"\n**How these rows were made.** {note}\n\nMachine: ", 1)
+    text = re.sub(r"^Machine: .*$", lambda line: f"{line[0]}\nCode: {codes(rows.values())}.", text, count=1, flags=re.M)
     page.write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
     print(page)
 

@@ -3,13 +3,11 @@
 The state is that of ``--model`` with AdamW, random, on the devices of this machine. Between two saves a compiled update runs
 that donates its input, as the training step does. A second process does the same without saving: the memory of the rest.
 
-    PYTHONPATH=. python benchmarks/saving.py --rounds 5 --json benchmarks/results/saving.json
+    PYTHONPATH=. python benchmarks/saving.py --json benchmarks/results/saving.json
 """
 
 import argparse
 import json
-import os
-import platform
 import resource
 import shutil
 import statistics
@@ -18,6 +16,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import contest
+import provenance
 
 
 def measure(model: str, rounds: int, folder: Path, save: bool) -> dict:
@@ -86,8 +87,8 @@ def main() -> None:
         if arguments.inside:
             print(json.dumps(measure(arguments.model, arguments.rounds, folder, arguments.inside == "save")))
             return
-        result = {"model": arguments.model, "cpus": os.cpu_count(), "python": platform.python_version(),
-                  "load": os.getloadavg()[0]}
+        versions = contest.environment("jax", "orbax-checkpoint", "numpy")
+        result = provenance.begin() | {"environment": versions, "model": arguments.model, "rounds": arguments.rounds}
         for what in ("nothing", "save"):
             settings = ["--model", arguments.model, "--rounds", str(arguments.rounds), "--inside", what]
             command = [sys.executable, __file__, *settings]
@@ -100,7 +101,7 @@ def main() -> None:
     print(f"state {saved['bytes'] / 1e9:.2f} GB, on disk {saved['on_disk'] / 1e9:.2f} GB; "
           f"peak memory {saved['peak_bytes'] / 1e9:.2f} GB, without saving {rest['peak_bytes'] / 1e9:.2f} GB")
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(provenance.ended(result), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import processes
+import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/seeds.json", ROOT / "docs/results/seeds.md"
@@ -90,7 +91,7 @@ def measure(name: str, dtype: str, rows: int, length: int, counts: list[int], ro
         "model": name, "layers": layers, "width": width, "dtype": dtype, "rows": rows, "length": length,
         "seconds": {runs: statistics.median(values) for runs, values in seconds.items()},
         "faster": {runs: [min(values), statistics.median(values), max(values)] for runs, values in ratios.items()},
-        "first_update": compiled, "machine": processes.machine("jax", "jaxlib", "flax", "optax"),
+        "first_update": compiled, "machine": processes.machine("jax", "jaxlib", "flax", "optax"), "code": provenance.code(),
     }
 
 

@@ -2,65 +2,76 @@
 AdamW, float32, dropout on.
 
   make peers                                         # environments for the last two, which are left out without
-  python benchmarks/step.py                          # both models below, every peer; about ten minutes
+  python benchmarks/step.py --out benchmarks/results/step_cpu.json    # both models below, every peer; about ten minutes
   python benchmarks/step.py --models tiny --rounds 3
 
 Contestants take turns, a few steps each (:mod:`contest`); ratios are medians over rounds, with their range. The peers get their
 masks ready-made; ours draws them inside the step. All count sequences per second of whole optimiser steps at equal batch,
 length, vocabulary and number of predictions.
 
+- ``ours-no-dropout``: ours with rates of 0, which shows what dropout takes.
 - ``torch-...``: ``BertForPreTraining`` of transformers, eager, with sdpa, or that with torch.compile.
 - ``flax``: ``FlaxBertForPreTraining`` of transformers 4.57, in a jitted step with optax, as its run_mlm_flax.py does it.
-- ``keras``: keras-hub's ``BertMaskedLM`` on the JAX backend by ``fit``. It has no next-sentence prediction, and so less to do.
+- ``keras``: keras-hub's ``BertMaskedLM`` on the JAX backend, all turns in one ``fit``, which is slow to begin. It has no
+  next-sentence prediction, and so less to do.
 """
 
 import argparse
 import functools
-import json
 import os
 import statistics
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import contest
+import provenance
 
 # name -> layers, width, batch; length 128 and vocabulary 30,522 throughout.
 MODELS = {"tiny": (2, 128, 32), "base4": (4, 768, 8)}
-PEERS = ("torch-eager", "torch-sdpa", "torch-compile", "flax", "keras")
+PEERS = ("ours-no-dropout", "torch-eager", "torch-sdpa", "torch-compile", "flax", "keras")
 PACKAGES = {"ours": ("jax", "flax", "optax"), "torch": ("torch", "transformers"), "keras": ("keras", "keras-hub", "jax"),
             "flax": ("transformers", "jax", "flax", "optax")}
 RATE, DECAY, EPS, CLIP = 1e-4, 0.01, 1e-6, 1.0
 LENGTH, VOCABULARY, PREDICTIONS = 128, 30522, 19
+MOST_STEPS = 1_000  # of keras's one fit
 
 
-def ours(model: str):
+def pretraining(model: str, vocabulary: int = VOCABULARY, dropout: float = 0.1):
+    """The task that ours trains."""
+    from bert_jax.models.config import EncoderConfig
+    from bert_jax.objectives.mlm import MaskedLM
+    from bert_jax.objectives.nsp import NextSentence
+    from bert_jax.objectives.pretraining import Pretraining
+
+    layers, width, _ = MODELS[model]
+    encoder = EncoderConfig(
+        vocab_size=vocabulary, embedding_width=width, hidden_width=width, layers=layers, heads=width // 64,
+        ffn_width=4 * width, dropout=dropout, attention_dropout=dropout,
+    )
+    return Pretraining(encoder, (MaskedLM(), NextSentence()))
+
+
+def ours(model: str, mode: str):
     """A function that does ``n`` steps of ours and returns the loss."""
     import jax
     import numpy as np
 
-    from bert_jax.models.config import EncoderConfig
     from bert_jax.objectives.base import Pieces
-    from bert_jax.objectives.mlm import MaskedLM
-    from bert_jax.objectives.nsp import NextSentence
-    from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
+    from bert_jax.objectives.pretraining import PretrainingTask
     from bert_jax.parallel.mesh import MeshConfig, make_mesh, to_devices
     from bert_jax.training.optimizer import AdamW, make_optimizer
     from bert_jax.training.step import abstract_state, init_state, make_train_step
 
-    layers, width, rows = MODELS[model]
-    config = Pretraining(
-        EncoderConfig(vocab_size=VOCABULARY, embedding_width=width, hidden_width=width, layers=layers, heads=width // 64,
-                      ffn_width=4 * width),
-        (MaskedLM(), NextSentence()),
-    )
-    task = PretrainingTask(config, None)  # no store: the batch is made here
+    task = PretrainingTask(pretraining(model, dropout=0.0 if mode == "no-dropout" else 0.1), None)  # the batch is made here
     task._pieces = Pieces(VOCABULARY, 0, 100, 101, 102, 103, (0, 100, 101, 102, 103))
     mesh = make_mesh(MeshConfig())
     optimizer = make_optimizer(AdamW(warmup_steps=10), 100_000, task.logical_axes())
     abstract = abstract_state(task, optimizer, mesh)
     state = init_state(task, optimizer, abstract, jax.random.key(0))
     step = make_train_step(task, optimizer, mesh, abstract, accumulate=1)
+    rows = MODELS[model][2]
     batch = to_devices(inputs(rows) | {"word_starts": np.ones((rows, LENGTH), bool)}, mesh)
 
     def run(n):
@@ -173,10 +184,32 @@ def keras(model: str):
                  "mask_positions": places}
     labels = np.take_along_axis(batch["input_ids"], places, axis=1)
 
+    allowed, done = threading.Semaphore(0), threading.Semaphore(0)
+
+    class Turns(library.callbacks.Callback):
+        """Lets ``fit`` do as many steps as are allowed, and says which are done."""
+
+        async_safe = True  # steps are dispatched one after another, as without callbacks
+
+        def on_train_batch_begin(self, batch, logs=None):
+            allowed.acquire()
+
+        def on_train_batch_end(self, batch, logs=None):  # is called when the loss is there
+            done.release()
+
+    repeated = {name: np.tile(value, (MOST_STEPS, 1)) for name, value in arguments.items()}
+    fit = threading.Thread(daemon=True, target=lambda: net.fit(
+        repeated, np.tile(labels, (MOST_STEPS, 1)), batch_size=rows, shuffle=False, verbose=0, callbacks=[Turns()],
+    ))
+
     def run(n):
-        repeated = {name: np.tile(value, (n, 1)) for name, value in arguments.items()}
-        found = net.fit(repeated, np.tile(labels, (n, 1)), batch_size=rows, shuffle=False, verbose=0)
-        return found.history["loss"][-1]
+        if fit.ident is None:
+            fit.start()
+        allowed.release(n)
+        for _ in range(n):
+            while not done.acquire(timeout=1):
+                if not fit.is_alive():
+                    sys.exit(f"fit has ended: see above, or ask for at most {MOST_STEPS:,} steps in all")
 
     return run
 
@@ -202,7 +235,7 @@ def compare(model: str, peers: Sequence[str], rounds: int, steps: int) -> dict:
     return {
         name: {
             "sequences_per_second": rows * steps / statistics.median(times.turns), "first_seconds": times.first,
-            "ours_over_it": contest.ratio(times.turns, found["ours"].turns), "versions": times.said,
+            "ours_over_it": contest.ratio(times.turns, found["ours"].turns), "versions": times.said, "turns": times.turns,
         }
         for name, times in found.items()
     }
@@ -214,19 +247,21 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=4, help="steps per turn")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--steps", type=int, default=2, help="steps per turn")
+    parser.add_argument("--out", type=Path, help="JSON file to write; contestants left out keep their figures there")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         kind, _, mode = arguments.worker.partition("-")
-        run = {"ours": ours, "torch": functools.partial(pytorch, mode=mode), "flax": flax, "keras": keras}[kind]
-        contest.answer(run(arguments.models[0]), 2, contest.versions(*PACKAGES[kind]))
+        run = {"ours": functools.partial(ours, mode=mode), "torch": functools.partial(pytorch, mode=mode), "flax": flax,
+               "keras": keras}[kind]
+        contest.answer(run(arguments.models[0]), 2, functools.partial(contest.versions, *PACKAGES[kind]))
         return
     absent = [name for name in ("flax", "keras") if name in arguments.peers and not contest.python_of(name).exists()]
     if absent:
         print(f"left out, for want of {contest.python_of(absent[0])}: {', '.join(absent)} (make peers)", file=sys.stderr)
     peers = [name for name in arguments.peers if name not in absent]
+    begun = provenance.begin()
     results = {model: compare(model, peers, arguments.rounds, arguments.steps) for model in arguments.models}
     for model, rows in results.items():
         print(f"\n{model}: {MODELS[model]} (layers, width, batch), length {LENGTH}")
@@ -235,8 +270,8 @@ def main() -> None:
             speed = f"{row['sequences_per_second']:8.1f} sequences/s"
             print(f"  {name:14s} {speed}   ours is {middle:.2f} x ({low:.2f} to {high:.2f})")
     if arguments.out:
-        content = {"environment": contest.environment("numpy"), "results": results}
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+        settings = {"environment": contest.environment("numpy"), "rounds": arguments.rounds, "steps": arguments.steps}
+        contest.keep(arguments.out, provenance.ended(begun) | settings | {"results": results})
 
 
 if __name__ == "__main__":

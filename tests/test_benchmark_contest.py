@@ -1,10 +1,12 @@
-"""Contestants of a benchmark in processes of their own: turns, ratios, and one that does not start."""
+"""Contestants of a benchmark in processes of their own: turns, ratios, one that does not start, and what a file keeps."""
 
+import itertools
+import json
 import textwrap
 
 import pytest
 
-from benchmarks.contest import contest, ratio
+from benchmarks.contest import contest, keep, order, ratio
 
 CONTESTANT = """
 import sys, time
@@ -22,7 +24,7 @@ def run(count):
         file.write(f"{{name}} {{count}}\\n")
     time.sleep(0.02 * count * (3 if name == "slow" else 1))
 
-contest.answer(run, 1, {{"name": name}})
+contest.answer(run, 1, lambda: {{"name": name, "asked after": log.read_text().split("\\n").count(f"{{name}} 1")}})
 """
 
 
@@ -35,11 +37,43 @@ def contestant(tmp_path, request):
 
 def test_they_take_turns(contestant, tmp_path):
     found = contest(contestant, ["ours", "slow"], [str(tmp_path / "log")], 3, 2)
-    assert (tmp_path / "log").read_text().split("\n")[:-1] == ["ours 1", "slow 1", *["ours 2", "slow 2"] * 3]
-    assert {name: times.said for name, times in found.items()} == {"ours": {"name": "ours"}, "slow": {"name": "slow"}}
+    turns = ["ours 2", "slow 2", "slow 2", "ours 2", "slow 2", "ours 2"]
+    assert (tmp_path / "log").read_text().split("\n")[:-1] == ["ours 1", "slow 1", *turns]
+    assert {name: times.said for name, times in found.items()} == {
+        name: {"name": name, "asked after": 1} for name in ("ours", "slow")
+    }
     assert all(len(times.turns) == 3 and min(times.turns) >= 0.04 and times.first >= 0.02 for times in found.values())
     middle, low, high = ratio(found["slow"].turns, found["ours"].turns)
     assert 1 < low <= middle <= high
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
+def test_nobody_always_follows_the_same_one(count):
+    names = [f"c{number}" for number in range(count)]
+    rounds = [order(names, number) for number in range(2 * count)]
+    assert all(sorted(one) == names for one in rounds)
+    for name in names:
+        places = [one.index(name) for one in rounds]
+        assert all(places.count(place) == 2 for place in range(count)), "everybody is first, second, ... equally often"
+        before = {one for one, other in itertools.pairwise(itertools.chain(*rounds)) if other == name}
+        assert len(before) >= min(2, count)
+
+
+def test_who_is_not_there_keeps_the_figures_of_a_former_run(tmp_path):
+    path = tmp_path / "found.json"
+    old = {"ours": {"speed": 1}, "flax": {"speed": 2}, "keras": {"speed": 3}}
+    fresh = {"ours": {"speed": 4}, "flax": {"speed": 5}}
+    keep(path, {"date": "one", "results": {"tiny": old, "base4": old}})
+    runs = keep(path, {"date": "two", "results": {"tiny": fresh}})
+    assert runs == json.loads(path.read_text())["runs"]
+    assert runs == [
+        {"date": "two", "results": {"tiny": fresh}},
+        {"date": "one", "results": {"tiny": {"ours": {"speed": 1}, "keras": {"speed": 3}}, "base4": old}},
+    ]
+    keep(path, {"date": "three", "results": {"tiny": {"ours": {}, "keras": {}}, "base4": old}})
+    assert [(run["date"], *run["results"]) for run in json.loads(path.read_text())["runs"]] == [
+        ("three", "tiny", "base4"), ("two", "tiny"),
+    ]
 
 
 def test_ratios_are_taken_round_by_round():
