@@ -38,25 +38,35 @@ def init_state(
     task: Task, optimizer: optax.GradientTransformation, abstract: TrainState, key: Key[Array, "*S"],
     start: Params | None = None,
 ) -> TrainState:
-    """A fresh state, created sharded: no device ever holds the whole. ``start`` takes the place of random parameters; all other
-    randomness of the run comes from ``key``. Several runs have as many keys, and an axis for them in ``start``."""
+    """What :func:`make_init` makes, once."""
+    return make_init(task, optimizer, abstract, several=key.ndim > 0)(key, start)
+
+
+def make_init(
+    task: Task, optimizer: optax.GradientTransformation, abstract: TrainState, *, several: bool = False
+) -> Callable[[Key[Array, "*S"], Params | None], TrainState]:
+    """A function that makes a fresh state, created sharded: no device ever holds the whole. It is given a key, from which all
+    randomness of the run comes, and what takes the place of random parameters, or None. ``several`` runs have as many keys, and
+    an axis for them in their parameters. What it compiles serves the next run as well."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def state(params, key):
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(key))
 
-    def fresh(key):
-        return state(task.init(key), key)
-
     def compiled(one):
-        return jax.jit(jax.vmap(one, out_axes=together.ALONG) if key.ndim else one, out_shardings=shardings)
+        return jax.jit(jax.vmap(one, out_axes=together.ALONG) if several else one, out_shardings=shardings)
 
-    if start is None:
-        return compiled(fresh)(key)
-    params = jax.tree.map(  # (device_put would compare all of it between processes)
-        lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), start, shardings.params
-    )
-    return compiled(state)(params, key)
+    fresh, begun = compiled(lambda key: state(task.init(key), key)), compiled(state)
+
+    def init(key: Key[Array, "*S"], start: Params | None) -> TrainState:
+        if start is None:
+            return fresh(key)
+        params = jax.tree.map(  # (device_put would compare all of it between processes)
+            lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), start, shardings.params
+        )
+        return begun(params, key)
+
+    return init
 
 
 def make_update(

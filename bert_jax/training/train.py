@@ -37,7 +37,7 @@ from bert_jax.training.experiment import Experiment
 from bert_jax.training.optimizer import AdamW, Lamb, schedule
 from bert_jax.training.record import CURVES, METRICS, NoRecord, Record, Window, draw, read, summary
 from bert_jax.training.state import TrainState, key_data
-from bert_jax.training.step import init_state, make_eval_step, make_update
+from bert_jax.training.step import make_eval_step, make_init, make_update
 
 log = logging.getLogger("bert_jax")
 
@@ -96,7 +96,7 @@ def _train(
     check_rows("train.eval_batch_size", eval_size, mesh)
     # All at once: a rate that the device computed when it is recorded would wait for the update that runs.
     rates = np.asarray(schedule(experiment.optimizer, settings.steps)(np.arange(settings.steps)))
-    optimizer, abstract, train_step, eval_step = _functions(
+    init, abstract, train_step, eval_step = _functions(
         task, mesh, experiment.optimizer, settings.steps, settings.accumulate, settings.reduce_dtype, seeds
     )
     sharding = batch_sharding(mesh)
@@ -112,7 +112,7 @@ def _train(
 
     def begin() -> TrainState:
         key = jax.random.wrap_key_data(key_data(seeds or settings.seed))
-        return init_state(task, optimizer, abstract, key, _begin(task, settings.seed, seeds))
+        return init(key, _begin(task, settings.seed, seeds))
 
     # All that may refuse comes before the claim: a refusal changes nothing, and where nothing was there leaves nothing.
     folders = (workdir, *runs.values())
@@ -260,11 +260,12 @@ def _train(
 def _functions(
     task: Task, mesh: Mesh, config: AdamW | Lamb, steps: int, accumulate: int, reduce_dtype: str, seeds: tuple[int, ...]
 ) -> tuple[Any, ...]:
-    """The optimiser, the shapes of the state, and the two compiled functions."""
+    """The compiled functions, the first of which makes the state, and its shapes."""
     optimizer, abstract, step = make_update(
         task, mesh, config, steps, accumulate=accumulate, reduce_dtype=reduce_dtype, seeds=seeds
     )
-    return optimizer, together.abstract(abstract, len(seeds)) if seeds else abstract, step, make_eval_step(task, mesh)
+    whole = together.abstract(abstract, len(seeds)) if seeds else abstract
+    return make_init(task, optimizer, whole, several=bool(seeds)), whole, step, make_eval_step(task, mesh)
 
 
 def _begin(task: Task, seed: int, seeds: tuple[int, ...]) -> Params | None:

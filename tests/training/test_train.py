@@ -103,7 +103,7 @@ def test_the_loop_waits_for_no_update_that_runs(run_tiny, tmp_path, monkeypatch)
     made, events, functions, real = {}, [], train_module._functions, ArrayImpl._value
 
     def logged(*words):
-        optimizer, abstract, step, eval_step = functions(*words)
+        init, abstract, step, eval_step = functions(*words)
 
         def dispatch(state, batch):
             state, metrics = step(state, batch)
@@ -111,7 +111,7 @@ def test_the_loop_waits_for_no_update_that_runs(run_tiny, tmp_path, monkeypatch)
             events.append([])
             return state, metrics
 
-        return optimizer, abstract, dispatch, eval_step
+        return init, abstract, dispatch, eval_step
 
     def read(array):
         if events:  # the loop has begun
