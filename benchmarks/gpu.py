@@ -1,24 +1,36 @@
 """Whole training steps on one GPU against transformers in PyTorch (sdpa, torch.compile, bf16 autocast, fused AdamW).
 
-    python -m benchmarks.gpu --out benchmarks/results/gpu_h100.json                 # one call of at most ten minutes
+    python -m benchmarks.gpu --out benchmarks/results/gpu_h100.json                 # nine minutes; again for what is left out
     python -m benchmarks.gpu --out gpu.json --cases base-128 --profile              # and the kernels that take the time
     python -m benchmarks.gpu --render                                               # docs/results/gpu.md from the JSON file
+
+Nothing has to be installed but jax, torch and transformers, and flax, optax and jaxtyping where the image lacks them
+(``pip install flax optax jaxtyping``); bert_jax is imported from the repository.
 
 Every contestant is a process of its own, alone on the GPU: BERT with MLM and NSP, 15% of the positions predicted, dropout 0.1,
 AdamW and clipping, bf16 products with float32 parameters, all rows full, the batch on the device. The figure is the median of
 five windows, each of as many updates as take about a second. MFU counts forward and backward products (6 x parameters of
 matrices a token and attention, predicted positions only for the vocabulary, nothing for recomputation) against the device's
-dense bf16 peak. The file is written after every contestant, and what it has is not measured again.
+dense bf16 peak.
+
+The file is written after every contestant. What it has is not measured again, but for errors: these come last. Nothing is
+begun that will not be done within ``--seconds``, as far as former contestants tell; what is not done by then is killed. Where
+something is left out, the last line says what, the status is 75, and the same command continues.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from benchmarks.processes import CONTINUES, chosen, keep
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/gpu_h100.json", ROOT / "docs/results/gpu.md"
@@ -26,25 +38,29 @@ ATTENTION = ROOT / "benchmarks/results/attention_h100.json"
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, NVIDIA's data sheets
 VOCABULARY = 30522
 UPDATES = 5  # of the first look at the speed
-# case -> preset, length, batches of ours, batches of PyTorch; the best of each side counts
+LEAST = 60  # seconds for a contestant where none of its side has been measured
+SIDES = ("ours", "torch")
+# case -> preset, length, batches, sides; most important first, and the best batch of each side counts
 CASES = {
-    "base-128": ("bert-base", 128, (512, 256), (512, 256)),
-    "large-128": ("bert-large", 128, (256,), (128,)),
-    "large-512": ("bert-large", 512, (64,), (32,)),
-    "xxlarge-512": ("albert-xxlarge-v2", 512, (16,), ()),
-    "test": ("bert-tiny", 32, (8,), (8,)),
+    "base-128": ("bert-base", 128, (512, 256), SIDES),
+    "large-512": ("bert-large", 512, (64, 32), SIDES),
+    "large-128": ("bert-large", 128, (256, 128), SIDES),
+    "xxlarge-512": ("albert-xxlarge-v2", 512, (16,), ("ours",)),
 }
+TRIAL = {"test": ("bert-tiny", 32, (8,), SIDES)}  # for a processor
 OURS = {"remat": "masks", "unroll": True, "vocab_multiple": 128}
 
 
 def contestants(names: list[str]) -> list[str]:
     """``SIDE CASE BATCH``, ours and theirs by turns; first the first batch of every case."""
-    found = []
-    for rank in range(max(len(CASES[name][2]) for name in names)):
-        for name in names:
-            for side, batches in zip(("ours", "torch"), CASES[name][2:], strict=True):
-                found += [f"{side} {name} {batch}" for batch in batches[rank : rank + 1]]
-    return found
+    cases = {name: (CASES | TRIAL)[name] for name in names}
+    return [
+        f"{side} {name} {batch}"
+        for rank in range(max(len(batches) for _, _, batches, _ in cases.values()))
+        for name, (_, _, batches, sides) in cases.items()
+        for batch in batches[rank : rank + 1]
+        for side in sides
+    ]
 
 
 def batch_of(rows: int, length: int) -> dict:
@@ -68,7 +84,7 @@ def task_of(name: str, changes: dict):
     from bert_jax.objectives.base import Pieces
     from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 
-    model, length, *_ = CASES[name]
+    model, length, *_ = (CASES | TRIAL)[name]
     encoder = preset(model, compute_dtype="bfloat16", dropout=0.1, attention_dropout=0.1, **changes)
     task = PretrainingTask(Pretraining(encoder, (MaskedLM(), NextSentence()), PairSpec(length, "nsp")), None)
     task._pieces = Pieces(encoder.vocab_size, 0, 100, 101, 102, 103, (0, 100, 101, 102, 103))  # there is no store
@@ -85,7 +101,7 @@ def ours(name: str, rows: int, changes: dict, profile: bool) -> dict:
     from bert_jax.training.optimizer import AdamW, make_optimizer
     from bert_jax.training.step import abstract_state, init_state, make_train_step
 
-    task, length = task_of(name, changes), CASES[name][1]
+    task, length = task_of(name, changes), (CASES | TRIAL)[name][1]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(AdamW(warmup_steps=10), 100_000, task.logical_axes())
     abstract = abstract_state(task, optimizer, mesh)
@@ -121,7 +137,7 @@ def theirs(name: str, rows: int) -> dict:
 
     from bert_jax.models.config import preset
 
-    model, length, *_ = CASES[name]
+    model, length, *_ = (CASES | TRIAL)[name]
     config, device = preset(model), "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
@@ -198,27 +214,59 @@ def one(side: str, name: str, rows: int, changes: dict, profile: bool) -> dict:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
-def run(out: Path, names: list[str], profile: bool, changes: dict) -> None:
-    """Every contestant that is not in ``out`` yet."""
+def process_of(command: list[str], seconds: float) -> dict:
+    """What the process of a contestant has found; it is killed, with what it has begun, after ``seconds``."""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            said, complaint = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return {"error": f"killed after {seconds:.0f} s", "killed": True}
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # PyTorch's compiler has processes of its own
+    lines = said.strip().splitlines()
+    return json.loads(lines[-1]) if process.returncode == 0 and lines else {"error": complaint[-300:]}
+
+
+def needed(contestant: str, results: dict) -> float:
+    """Seconds that a contestant will take: as many as the longest of its side so far."""
+    side = contestant.split()[0]
+    return max((row["took"] for one, row in results.items() if one.split()[0] == side and "took" in row and "error" not in row),
+               default=LEAST)
+
+
+def run(out: Path, names: list[str], profile: bool, changes: dict, seconds: float) -> list[str]:
+    """Every contestant that ``out`` has nothing of, then those that failed, until ``seconds`` are over; those left out."""
+    began = time.monotonic()
     record = json.loads(out.read_text()) if out.exists() else {"results": {}}
-    versions = {}
+    results, versions = record["results"], {}
     for package in ("jax", "jaxlib", "flax", "optax", "torch", "transformers"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     for what, here in (("versions", versions), ("changes", changes)):
-        if record["results"] and record.get(what, here) != here:
+        if results and record.get(what, here) != here:
             sys.exit(f"{out} was measured with {what} {record[what]}, these are {here}: name another file (--out)")
     record |= {"versions": versions, "changes": changes, "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:])}
-    todo = [one for one in contestants(names) if one not in record["results"]]
-    for number, contestant in enumerate(todo, start=1):
+    todo = [one for one in contestants(names) if "error" in results.get(one, {"error": "not there"})]
+    left_out = []
+    for number, contestant in enumerate(sorted(todo, key=lambda one: one in results), start=1):
+        start = time.monotonic()
+        left = seconds - (start - began)
+        if left < needed(contestant, results):
+            left_out.append(contestant)
+            continue
         command = [sys.executable, "-m", "benchmarks.gpu", "--one", contestant, "--changes", json.dumps(changes)]
-        done = subprocess.run(command + ["--profile"] * profile, cwd=ROOT, capture_output=True, text=True)
-        lines = done.stdout.strip().splitlines()
-        found = json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": done.stderr[-300:]}
-        record["results"][contestant] = found
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        found = process_of(command + ["--profile"] * profile, left)
+        others = {row["device"] for row in results.values() if "device" in row} - {found.get("device")}
+        if others and "device" in found:
+            sys.exit(f"{out} was measured on {', '.join(others)}, this is {found['device']}: name another file (--out)")
+        left_out += [contestant] * found.pop("killed", False)
+        results[contestant] = found | {"took": time.monotonic() - start}
+        keep(out, record)
         said = found.get("error") or (
             f"{found['sequences_per_second']:,.0f} sequences/s, {1e3 * found['seconds']:.2f} ms, first update "
             f"{found['first_seconds']:.0f} s, {found['peak_gib']:.1f} GiB"
@@ -226,6 +274,7 @@ def run(out: Path, names: list[str], profile: bool, changes: dict) -> None:
         print(f"{number}/{len(todo)} {contestant}: {said}", flush=True)
         for name, milliseconds, calls in found.get("kernels", [])[:40]:
             print(f"{milliseconds:9.3f} ms {calls:5d} {name}")
+    return left_out
 
 
 def render(results: Path) -> None:
@@ -236,7 +285,7 @@ def render(results: Path) -> None:
     device = ""
     for name in CASES:
         best = {}
-        for side in ("ours", "torch"):
+        for side in SIDES:
             mine = {int(key.split()[2]): row for key, row in record["results"].items() if key.split()[:2] == [side, name]}
             good = {batch: row for batch, row in mine.items() if "error" not in row}
             if good:
@@ -261,6 +310,13 @@ def render(results: Path) -> None:
             attention.append(f"| {size}, {part} | " + " | ".join(
                 f"{times[column]:.2f}" if isinstance(times[column], float) else "-" for column in columns) + " |")
     peaks = ", ".join(f"{key} {value / 1e12:.0f}" for key, value in PEAK.items())
+    everybody = {one: record["results"].get(one) for one in contestants(list(CASES))}
+    tried = "; ".join(f"{what}: {', '.join(which) or 'none'}" for what, which in (
+        ("measured", [one for one, row in everybody.items() if row and "error" not in row]),
+        ("failed", [f"{one} ({row['error'][:80]})" for one, row in everybody.items() if row and "error" in row]),
+        ("not measured", [one for one, row in everybody.items() if row is None]),
+    ))
+    note = f"\n**How these rows were made.** {record['note']}\n" if "note" in record else ""
     PAGE.write_text(f"""# A training step on a GPU
 
 Whole updates (forward, backward, clipping, AdamW; MLM and NSP, 15% of the positions predicted, dropout 0.1 everywhere, bf16
@@ -273,6 +329,8 @@ the step. It computes the vocabulary for all positions, as its users do. Ours: `
 MFU: 6 x parameters of matrices a token and attention, predicted positions only for the vocabulary, nothing for what is
 computed again, over the dense bf16 peak of the data sheet ({peaks} TFLOP/s).
 
+Sides, cases and batches {tried}.
+{note}
 ## Attention alone
 
 Milliseconds, heads of width 64, bf16, the second half of a row padded at random (`benchmarks/attention.py`,
@@ -290,7 +348,8 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file, extended if it is there")
-    parser.add_argument("--cases", default="base-128,large-128,large-512,xxlarge-512", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES | TRIAL)}; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=540, help="after which all has ended; default: %(default)s")
     parser.add_argument("--profile", action="store_true", help="trace three updates of ours and list their kernels")
     parser.add_argument("--changes", type=json.loads, default=OURS, help="JSON: fields of our encoder")
     parser.add_argument("--render", action="store_true", help="only write the page")
@@ -302,7 +361,11 @@ def main() -> None:
     elif arguments.render:
         render(arguments.out)
     else:
-        run(arguments.out.resolve(), arguments.cases.split(","), arguments.profile, arguments.changes)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the contestant ends, too
+        names = chosen(arguments.cases, CASES | TRIAL)
+        if left_out := run(arguments.out.resolve(), names, arguments.profile, arguments.changes, arguments.seconds):
+            print(f"left out, the same command continues: {', '.join(left_out)}")
+            sys.exit(CONTINUES)
 
 
 if __name__ == "__main__":

@@ -148,8 +148,7 @@ def test_data_and_tokenizers_without_jax():
     for path in FILES:
         if within(name_of(path), "bert_jax.data", "bert_jax.tokenizers"):
             heavy = {m for m in imports(path) if within(m, "jax", "flax", "optax", "orbax", "grain", "jaxtyping")}
-            allowed = {"grain"} if path.name == "loader.py" else set()
-            assert heavy <= allowed, f"{path} imports {heavy - allowed}"
+            assert not heavy, f"{path} imports {heavy} at module level"
 
 
 def test_nothing_needs_torch_or_tensorflow():

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import google_crc32c
 import ml_dtypes
 import numpy as np
 
@@ -276,6 +275,8 @@ def _slice(content: bytes, at: int, size: int) -> bytes:
 
 def _masked_crc(content: bytes | np.ndarray) -> int:
     """CRC-32C, rotated and shifted so that a checksum over checksums does not degenerate."""
+    import google_crc32c  # here: only TensorFlow's checkpoints need it
+
     crc = google_crc32c.extend(0, content)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

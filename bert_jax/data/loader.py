@@ -6,12 +6,11 @@ Example i is a pure function of (seed, i), so the state of an iterator is one nu
 costs nothing. That number means the same with any number of processes and any batch size. Where examples are packed,
 :mod:`bert_jax.data.packing` says which share a row; the state is the same number still.
 
-Grain imports jax, which the rest of `bert_jax.data` does not.
+Grain imports jax, which `bert_jax.data` does not, and is imported where the first batch is read.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
-import grain
 import numpy as np
 
 from bert_jax.data.examples import AnyExamples
@@ -22,10 +21,6 @@ from bert_jax.errors import BertJaxError
 
 ENDLESS = 1 << 40  # batches: Grain wants a length, training ends before
 HELDOUT_SEED = 12345  # google-research/bert's own default seed
-
-# NumPy releases the interpreter lock for large copies only: a second thread gains little (1,024 rows: a quarter), more
-# threads nothing. What matters is that batches are made while the device computes.
-READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
 class _Rows:
@@ -63,6 +58,16 @@ class _Batches:
         return self.source.at(int(k) * self.batch_size + self.rows)
 
 
+def _read(source: "_Batches | HeldoutBatches") -> Iterator[Batch]:
+    """The batches of a source in their order, made before they are asked for."""
+    import grain  # here: who makes a training step for a plan or a benchmark reads no batch, and needs none of it
+
+    # NumPy releases the interpreter lock for large copies only: a second thread gains little (1,024 rows: a quarter), more
+    # threads nothing. What matters is that batches are made while the device computes.
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+
+
 class TrainBatches:
     """An endless iterator of dictionaries, see `Examples.at` and `PackedRows.at`.
 
@@ -98,8 +103,7 @@ class TrainBatches:
 
     def _begin(self, state: dict[str, int]) -> None:
         self._source, self._given = _rows_of(self._examples, state), 0
-        batches = _Batches(self._source, self._batch_size, self._rows)
-        self._batches = iter(grain.MapDataset.source(batches).to_iter_dataset(READ))
+        self._batches = _read(_Batches(self._source, self._batch_size, self._rows))
 
 
 class HeldoutBatches:
@@ -115,8 +119,8 @@ class HeldoutBatches:
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
-    def __iter__(self) -> grain.DatasetIterator:
-        return iter(grain.MapDataset.source(self).to_iter_dataset(READ))
+    def __iter__(self) -> Iterator[Batch]:
+        return _read(self)
 
     def __getitem__(self, k: int) -> Batch:
         positions = int(k) * self.batch_size + self.rows

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -65,13 +65,14 @@ class Target:
 
     Attributes:
       name: as in ``v5e:4x4``. devices: of jax, real or described. chip: None where no peaks are known (CPUs).
-      limit: bytes that XLA may use on one device, None where it does not say.
+      limit: bytes that XLA may use on one device, None where it does not say. options: of its compiler.
     """
 
     name: str
     devices: tuple[Any, ...]
     chip: Chip | None
     limit: int | None
+    options: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
     @property
     def platform(self) -> str:
@@ -131,20 +132,23 @@ def _tpus(name: str, version: str, topology: str, slices: int) -> Target:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # any: it asks the server otherwise
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    shape: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if version == "v4":
-        options["chip_config_name"] = "megacore"  # both cores as one device, as jax runs on it
+        shape["chip_config_name"] = "megacore"  # both cores as one device, as jax runs on it
     if version in ("v4", "v5p") and topology.count("x") == 1:
         raise BertJaxError(f"--topology {name}: {version} slices have three dimensions, as in {version}:2x2x1")
     with _without_cpu_flags():
         try:
-            devices = topologies.get_topology_desc(f"{version}:{topology}", platform="tpu", **options).devices
+            devices = topologies.get_topology_desc(f"{version}:{topology}", platform="tpu", **shape).devices
         except Exception as error:  # jaxlib and libtpu raise several types
             text = " ".join(str(error).split())
             if "libtpu" in text and ("open" in text or "load" in text or "None" in text) or "plugin" in text.lower():
                 raise BertJaxError(f"--topology {name}: XLA's TPU compiler is missing: pip install 'bert_jax[plan]'") from error
             raise BertJaxError(f"--topology {name}: libtpu knows no such slice: {text[:200]}") from error
-        return Target(name, tuple(devices), TPUS[version], _tpu_limit(devices[0]))
+        # v5p and v6e look embeddings up on SparseCores. What libtpu 0.0.52 gives back of such a program jax 0.10.2 cannot read
+        # (RET_CHECK failure: async-update instruction should have 1 operands but sees 3): plans leave that to the TensorCore.
+        options = {"xla_tpu_offload_gather_to_sparsecore": False} if version in ("v5p", "v6e") else {}
+        return Target(name, tuple(devices), TPUS[version], _tpu_limit(devices[0]), options)
 
 
 @contextlib.contextmanager

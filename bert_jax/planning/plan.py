@@ -168,7 +168,8 @@ def plan(experiment: Experiment, target: Target) -> Plan:
     arguments = sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(operands))
     try:
         with jax.set_mesh(mesh), _no_cache():
-            compiled = step.trace(*operands).lower(lowering_platforms=(target.platform,)).compile()
+            lowered = step.trace(*operands).lower(lowering_platforms=(target.platform,))
+            compiled = lowered.compile(compiler_options=dict(target.options))
         memory, text = compiled.memory_analysis(), compiled.as_text()
         temporaries = memory.temp_size_in_bytes
         peak = memory.peak_memory_in_bytes or arguments + temporaries

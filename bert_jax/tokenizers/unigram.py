@@ -19,9 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import sentencepiece
-from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
+from google.protobuf.message import DecodeError, Message
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -120,8 +118,10 @@ class SentencePieceTokenizer(Tokenizer):
         return functools.partial(SentencePieceTokenizer, **rules), (self.model,)
 
 
-def parse_model(model: bytes) -> sentencepiece_model_pb2.ModelProto:
-    """A SentencePiece model file; BertJaxError if it is none, or not of the unigram type."""
+def parse_model(model: bytes) -> Message:
+    """A SentencePiece model file, a ``ModelProto``; BertJaxError if it is none, or not of the unigram type."""
+    from sentencepiece import sentencepiece_model_pb2  # here: most tokenizers are of another kind
+
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         proto.ParseFromString(model)
@@ -147,6 +147,8 @@ def _preprocessing(lowercase: bool, strip_accents: bool) -> list[normalizers.Nor
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> SentencePieceTokenizer:
     """Learns a unigram model: <pad> <unk> [CLS] [SEP] [MASK] are 0..4, ALBERT's eight whole symbols follow. Accents go with
     upper case, and stay with it, as in WordPiece."""
+    import sentencepiece
+
     normalize = normalizers.Sequence(_preprocessing(lowercase, strip_accents=lowercase)).normalize_str
     # sentencepiece leaves out, without a word, lines that hold NUL or its own ▁ or that are longer than it was told.
     unwanted = str.maketrans({"\0": " ", SPACE: " "})
