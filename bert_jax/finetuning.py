@@ -208,8 +208,9 @@ def primary_score(experiment: Experiment) -> str:
         return experiment.train.best
     if isinstance(task, Tagging):
         return "f1" if entities(task.encoder.labels) else "accuracy"
-    if isinstance(task.heldout, Named) and not (isinstance(task, Classification) and len(task.encoder.labels) > 2):
-        return task.heldout.dataset.scores[0]
+    named = task.heldout.dataset.scores[0] if isinstance(task.heldout, Named) else None
+    if named and not (named == "f1" and isinstance(task, Classification) and len(task.encoder.labels) > 2):
+        return named
     return {"Regression": "-rmse", "QuestionAnswering": "f1"}.get(type(task).__name__, "accuracy")
 
 

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 import tokenizers as library
-from scipy import stats
 
 from bert_jax.errors import BertJaxError
 from bert_jax.model import Model, load
@@ -29,20 +28,45 @@ from tests.tiny_bert import get_config
 def test_scores_are_those_of_the_libraries():
     rng = np.random.default_rng(0)
     sklearn = pytest.importorskip("sklearn.metrics")
-    for _ in range(20):
-        logits, labels = rng.standard_normal((50, 2)).astype(np.float32), rng.integers(0, 2, 50)
+    for classes, known in [(2, 2)] * 20 + [(3, 3), (5, 5), (7, 7), (7, 4)] * 5:  # at last three that never occur
+        labels, logits = rng.integers(0, known, 50), rng.standard_normal((50, classes)).astype(np.float32)
+        logits[:, known:] = -9
         found, predicted = classification.scores(logits, labels), logits.argmax(1)
         assert np.isclose(found["matthews"], sklearn.matthews_corrcoef(labels, predicted))
-        assert np.isclose(found["f1"], sklearn.f1_score(labels, predicted))
         assert np.isclose(found["accuracy"], sklearn.accuracy_score(labels, predicted))
-    assert classification.scores(np.array([[1.0, 0], [1, 0]]), np.array([0, 0]))["matthews"] == 0
+        name, average = ("f1", "binary") if classes == 2 else ("f1_macro", "macro")
+        assert np.isclose(found[name], sklearn.f1_score(labels, predicted, average=average))
+        assert found.keys() == {"accuracy", name, "matthews"}
+    for classes in (2, 3):
+        logits = np.eye(classes)[[0, 0]]
+        assert classification.scores(logits, np.array([0, 0]))["matthews"] == 0
+        assert classification.scores(logits, np.array([0, 1]))["matthews"] == 0
+
+
+def ranks(values):
+    """From 1; equal values share the mean of theirs."""
+    return (values[:, None] > values).sum(axis=1) + ((values[:, None] == values).sum(axis=1) + 1) / 2
+
+
+def test_scores_of_values_are_those_of_the_libraries():
+    rng = np.random.default_rng(0)
+    sklearn = pytest.importorskip("sklearn.metrics")
+    for digits in (6, 0) * 5:  # with ties, and almost without
+        labels, noise = np.round(3 * rng.standard_normal((2, 40)), digits)
+        predicted = np.float32(labels / 2 + noise + 1)
+        found = regression.scores(predicted, labels)
+        wanted = {"rmse": sklearn.root_mean_squared_error(labels, predicted), "r2": sklearn.r2_score(labels, predicted),
+                  "pearson": np.corrcoef(predicted, labels)[0, 1],
+                  "spearman": np.corrcoef(ranks(predicted), ranks(labels))[0, 1]}
+        assert found == pytest.approx(wanted, rel=1e-6) and list(found) == list(wanted)
+        assert (len(set(labels)) < 40) == (digits == 0)
     x = rng.standard_normal(30)
     assert np.isclose(regression.scores(x, x**3)["spearman"], 1) and regression.scores(x, x**3)["pearson"] < 1
     assert np.isclose(regression.scores(x + 2, x)["rmse"], 2)
     assert regression.scores(np.ones(30), x)["spearman"] == 0
-    assert regression.scores(x, np.ones(30)) == {"rmse": pytest.approx(np.sqrt(np.mean((x - 1) ** 2))), "pearson": 0,
+    assert regression.scores(x, np.ones(30)) == {"rmse": pytest.approx(np.sqrt(np.mean((x - 1) ** 2))), "r2": 0, "pearson": 0,
                                                  "spearman": 0}
-    assert np.isclose(regression.scores(-x, x)["pearson"], stats.pearsonr(-x, x).statistic)
+    assert regression.scores(-x, x)["r2"] < 0
 
 
 @pytest.fixture(scope="module")
