@@ -153,6 +153,9 @@ def _finetune(
     if (scored := _scored(task, experiment)) < len(task.heldout.texts):
         logger.warning("scores are of %d of the %d held-out examples, since train.eval_batches is %d: null scores all", scored,
                        len(task.heldout.texts), experiment.train.eval_batches)
+    if not experiment.optimizer.bias_correction:
+        logger.warning("optimizer.bias_correction is off, as pre-training has it: fine-tuning is worse and less stable without "
+                       "(Mosbach et al. 2021): --set optimizer.bias_correction=true")
     answering = Answering(task.predictor, experiment.train.eval_size)
     new = [path for path in (workdir / PLAN, workdir) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
