@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tokenizers as library
 
+from bert_jax.convert import hf
 from bert_jax.errors import BertJaxError
 from bert_jax.model import Model, load
 from bert_jax.models import api
@@ -21,7 +22,7 @@ from bert_jax.tasks.tagging import Tagging, TaggingTask
 from bert_jax.tokenizers.pipeline import PipelineTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
-from tests.tasks.tiny_tasks import finetune
+from tests.tasks.tiny_tasks import finetune, gradient_of, make_batch, make_task, scattered
 from tests.tiny_bert import get_config
 
 
@@ -96,6 +97,37 @@ def experiment(task, steps=60):
         task, AdamW(learning_rate=3e-3, warmup_steps=5, bias_correction=True),
         TrainConfig(steps=steps, batch_size=32, eval_every=steps, save_every=steps, log_every=20, eval_batches=None),
     )
+
+
+@pytest.mark.parametrize("kind", ["Classification", "Regression"])
+def test_loss_and_gradients_of_a_batch_are_those_of_transformers(kind, tmp_path):
+    """Values less their mean and over their deviation, as the loss here has them."""
+    torch = pytest.importorskip("torch", reason="parity needs torch and transformers (the torch extra)")
+    transformers = pytest.importorskip("transformers", reason="parity needs torch and transformers (the torch extra)")
+    task = make_task(kind, dropout=0.0, attention_dropout=0.0)
+    encoder, regression = task.config.encoder, kind == "Regression"
+    params, batch = scattered(api.init(encoder, jax.random.key(0)), 0.2), make_batch(task)
+    gradients, losses = gradient_of(task, params, batch)
+    hf.export(params, encoder, task.tokenizer, tmp_path / "hf")
+    model = transformers.BertForSequenceClassification.from_pretrained(
+        tmp_path / "hf", problem_type="regression" if regression else "single_label_classification", attn_implementation="eager"
+    ).eval().double()
+    labels = torch.tensor((batch["value"] - 3.0) / 0.5).double() if regression else torch.tensor(batch["label"]).long()
+    assert len(set(labels.tolist())) == 2 and not batch["attention_mask"].all()
+    names = {"input_ids": "input_ids", "attention_mask": "attention_mask", "token_type_ids": "segment_ids"}
+    theirs = model(**{name: torch.tensor(batch[ours]).long() for name, ours in names.items()}, labels=labels).loss
+    theirs.backward()
+    (value,) = (term.value for term in losses.terms.values())
+    np.testing.assert_allclose(value, theirs.item(), rtol=1e-5)
+    ours, parameters = hf.to_tensors(gradients, encoder), dict(model.named_parameters())
+    assert ours.keys() == parameters.keys()
+    for name, parameter in parameters.items():
+        gradient = parameter.grad.numpy()
+        if name.endswith("word_embeddings.weight"):  # PyTorch never trains the padding piece; google-research/bert does
+            gradient[task.tokenizer.pad_id] = ours[name][task.tokenizer.pad_id]
+        # Softmax ignores what is the same at every position: the gradient of these is zero but for rounding.
+        tolerance = 1e-6 if name.endswith("key.bias") else 1e-5 * np.abs(gradient).max()
+        np.testing.assert_allclose(ours[name], gradient, atol=tolerance, rtol=0, err_msg=name)
 
 
 def test_classification_learns(tmp_path, start):
