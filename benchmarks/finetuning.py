@@ -393,10 +393,12 @@ def report(directory: Path) -> None:
     times = ["", "## Seconds and memory", "",
              "| | seconds an epoch, ours | Trainer | Trainer / ours | whole run, ours | Trainer | peak MiB, ours | Trainer |",
              "|---" * 8 + "|"]
-    head = len(times)
+    head, untimed = len(times), []
     for task, side in (("speed", "trainer"), ("speed", BY_DEFAULT), *((task, "trainer") for task in (*SENTENCES, *SINGLE))):
-        pairs = [(row, by[task, row["seed"], side]) for row in of(task, "ours") if (task, row["seed"], side) in by]
-        pairs = [pair for pair in pairs if all(row.get("alone") for row in pair)]
+        every = [(row, by[task, row["seed"], side]) for row in of(task, "ours") if (task, row["seed"], side) in by]
+        pairs = [pair for pair in every if all(row.get("alone") for row in pair)]
+        if len(pairs) < len(every):
+            untimed.append(f"{task} ({len(every) - len(pairs)} of {len(every)} seeds)")
         if not pairs:
             continue
         ratios = [other["seconds_per_epoch"] / row["seconds_per_epoch"] for row, other in pairs]
@@ -409,6 +411,8 @@ def report(directory: Path) -> None:
         times.append(f"| {what} | {epoch[0]:,.1f} | {epoch[1]:,.1f} | {statistics.median(ratios):.2f}{spread} | "
                      f"{whole[0]:,.0f} | {whole[1]:,.0f} | {peak[0]:,.0f} | {peak[1]:,.0f} |")
     lines += times if len(times) > head else [*times[:3], "No cell of either side ran alone yet."]
+    if untimed and len(times) > head:
+        lines += ["", f"Not counted in this table, since a side did not run alone: {', '.join(untimed)}."]
     _draw(of, page.with_suffix(".png"))
     processes.publish(results, page, measured, INTRODUCTION.format(
         start=START, rate=RATE, batch=BATCH, decay=DECAY, eps=EPS, clip=CLIP, warm=WARM, epochs=size.epochs,
