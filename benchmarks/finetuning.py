@@ -395,8 +395,11 @@ def report(directory: Path) -> None:
     times = ["", "## Seconds and memory", "",
              "| | seconds an epoch, ours | Trainer | Trainer / ours | whole run, ours | Trainer | Trainer / ours | "
              "peak MiB, ours | Trainer |", "|---" * 9 + "|"]
-    head = len(times)
+    head, untimed = len(times), []
     for task, side in (("speed", "trainer"), ("speed", BY_DEFAULT), *((task, "trainer") for task in (*SENTENCES, *SINGLE))):
+        every = [(row, by[task, row["seed"], side]) for row in of(task, "ours") if (task, row["seed"], side) in by]
+        if lacking := sum(not all(row.get("alone") for row in pair) for pair in every):
+            untimed.append(f"{task} ({lacking} of {len(every)} seeds)")
         found = timing(rows, task, side)
         if not found:
             continue
@@ -407,6 +410,8 @@ def report(directory: Path) -> None:
                  *(f"{value:,.0f}" for value in found.peak))
         times.append(f"| {what} | {' | '.join(cells)} |")
     lines += times if len(times) > head else [*times[:3], "No cell of either side ran alone yet."]
+    if untimed and len(times) > head:
+        lines += ["", f"Not counted in this table, since a side did not run alone: {', '.join(untimed)}."]
     _draw(of, page.with_suffix(".png"))
     processes.publish(results, page, measured, INTRODUCTION.format(
         start=START, rate=RATE, batch=BATCH, decay=DECAY, eps=EPS, clip=CLIP, warm=WARM, epochs=size.epochs,

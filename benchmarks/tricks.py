@@ -127,10 +127,10 @@ def freelb(experiment, task: str):
 
 
 def smart(experiment, task: str):
-    """The paper's algorithm and radius, and as there another average for the first tenth of the updates."""
+    """The paper's algorithm and radius."""
     from bert_jax.tasks.smart import Smart
 
-    return task_fields(tricks=(Smart(early_updates=experiment.train.steps // 10),))(experiment, task)
+    return task_fields(tricks=(Smart(),))(experiment, task)
 
 
 def smart_code(experiment, task: str):

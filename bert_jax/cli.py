@@ -165,10 +165,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "measure a checkpoint on held-out data",
                   "Of a run of pretrain losses and accuracies on the held-out documents of a token store, with the same pairs "
                   "and masks each time, and the accuracy of always guessing the most frequent piece; of one of finetune the "
-                  "scores of all its seeds on a labelled file, such as a test set. Prints JSON.")
+                  "scores of all its seeds on labelled data, such as a test set. Prints JSON.")
     sub.add_argument("checkpoint", help="work directory, of finetune also that of a seed, or workdir@step of pretrain")
     sub.add_argument("--data", required=True,
-                     help="token store made by bert-jax prepare; of a fine-tuning a file in the form of what it was trained on")
+                     help="token store made by bert-jax prepare; of a fine-tuning a file in the form of what it was trained on "
+                          "(a folder of RACE's passages), or NAME:SPLIT of a data set that TFDS has on disk, such as "
+                          "glue/mnli:validation_mismatched")
     sub.add_argument("--texts", nargs="+", metavar="COLUMN", default=[],
                      help="of such a file: its columns, as finetune takes them; default: those of the data it was trained on")
     sub.add_argument("--label", metavar="COLUMN", default=None, help="the same of the label")
@@ -336,9 +338,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    if Path(arguments.data).is_file():
+    from bert_jax.data.store import MANIFEST
+    from bert_jax.evaluating import is_finetuning
+
+    store = Path(arguments.data)
+    if store.is_file() or is_finetuning(arguments.checkpoint) and not (store / MANIFEST).is_file():
         if arguments.batches is not None:
-            raise BertJaxError("--batches goes with a token store: of a file all is read")
+            raise BertJaxError("--batches goes with a token store: of labelled data all is read")
         cli_finetune.evaluate(arguments)
         return
     if arguments.texts or arguments.label is not None:

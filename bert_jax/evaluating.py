@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -27,8 +28,9 @@ from bert_jax.tasks import (
     finetuning_task,
 )
 from bert_jax.tasks.base import predict
-from bert_jax.tasks.datasets import Named
-from bert_jax.tasks.tables import Source
+from bert_jax.tasks.datasets import InPlace, Named
+from bert_jax.tasks.race import Race
+from bert_jax.tasks.tables import Source, Table
 from bert_jax.training.recipe import Kind, own_data
 
 _KINDS: dict[type[AnyFinetuning], Kind] = {
@@ -42,12 +44,15 @@ def evaluate(
     run: str | os.PathLike, data: str | os.PathLike, texts: Sequence[str] = (), label: str | None = None, *,
     batch_size: int = 64,
 ) -> Scores:
-    """The scores of every finished seed of a fine-tuning on a file, with mean and deviation; nothing is written.
+    """The scores of every finished seed of a fine-tuning on labelled data, with mean and deviation; nothing is written.
 
     Args:
       run: the work directory of ``bert-jax finetune``, or one of its seeds.
-      data: the file, in the form of what it was trained on. texts, label: its columns, see
-        :func:`bert_jax.training.recipe.own_data`; none: they have the names that those had.
+      data: a file in the form of what it was trained on, a folder of RACE's passages, or ``NAME:SPLIT`` of a published data
+        set, such as ``glue/mnli:validation_mismatched`` (:class:`bert_jax.tasks.datasets.Named`; it is read where the training
+        data of that name were, else from TFDS).
+      texts, label: the columns of a file, see :func:`bert_jax.training.recipe.own_data`; none: they have the names that those
+        of the training data had, or are where the form says.
       batch_size: rows that are computed together.
 
     Raises:
@@ -62,7 +67,7 @@ def evaluate(
         folders = {seed: run / f"seed-{seed}" for seed in finished_seeds(run)}
     elif (run / EXPERIMENT).is_file():
         experiment = read_json(run / EXPERIMENT)
-        if experiment["task"].get("kind") not in {kind.__name__ for kind in TASKS}:
+        if not _is_kind(experiment):
             raise BertJaxError(f"{run} is a run of pretrain: it is evaluated on a token store, and {data} is a file")
         config = task_in(run / EXPERIMENT, ("task",))
         folders = {experiment["train"]["seed"]: run} if (run / RESULT).is_file() else {}
@@ -87,18 +92,46 @@ def evaluate(
     return scores._replace(note=f"{len(task.heldout.texts):,} examples of {data}. {scores.note}".rstrip())
 
 
+def is_finetuning(run: str | os.PathLike) -> bool:
+    """Whether a folder is the work directory of a fine-tuning, or that of one of its seeds."""
+    return (Path(run) / PLAN).is_file() or (Path(run) / EXPERIMENT).is_file() and _is_kind(read_json(Path(run) / EXPERIMENT))
+
+
+def _is_kind(experiment: Mapping[str, Any]) -> bool:
+    return experiment["task"].get("kind") in {kind.__name__ for kind in TASKS}
+
+
 def _source(config: AnyFinetuning, path: str, texts: Sequence[str], label: str | None) -> Source:
-    """``path`` as the data of ``config`` were read, or with columns of its own."""
+    """``path`` as the data of ``config`` were read, or with columns of its own, or the split that it names."""
     data = config.data
+    name, named, split = path.partition(":")
+    if named and not Path(path).exists():
+        if texts or label is not None:
+            raise BertJaxError(f"{path}: the data set says where texts and labels are: leave --texts and --label out")
+        folders = [one.folder for one in (data, config.heldout) if isinstance(one, Named) and one.name == name]
+        return Named(name, split, *folders[:1])
     if isinstance(config, MaskedWords):
         if texts or label is not None:
             raise BertJaxError("the columns of masked words belong to their pattern: leave --texts and --label out")
         return dataclasses.replace(data, table=_moved(data.table, path))
+    if isinstance(data, Named):
+        return _in_place_of(data, path, texts, label, _KINDS[type(config)])
     if texts or label is not None:
         return own_data(path, texts, label, _KINDS[type(config)])
-    if isinstance(data, Named):
-        raise BertJaxError(f"{path}: this was trained on {data.name}: name the columns of your file (--texts, --label)")
     return _moved(data, path)
+
+
+def _in_place_of(data: Named, path: str, texts: Sequence[str], label: str | None, kind: Kind) -> Source:
+    """A file for what was trained on ``data``, with the same labels."""
+    if not texts and label is None:
+        if found := data.at(path):
+            return found
+        if kind == "choice" and (Path(path).is_dir() or path.endswith(".txt")):
+            return Race(path)
+        if kind in ("classification", "regression", "choice"):
+            raise BertJaxError(f"{path}: this was trained on {data.name}: name the columns of your file (--texts, --label)")
+    found = own_data(path, texts, label, kind)
+    return InPlace(found, data.name) if isinstance(found, Table) else found
 
 
 def _moved(data: Source, path: str) -> Source:

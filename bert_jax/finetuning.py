@@ -153,6 +153,9 @@ def _finetune(
     if (scored := _scored(task, experiment)) < len(task.heldout.texts):
         logger.warning("scores are of %d of the %d held-out examples, since train.eval_batches is %d: null scores all", scored,
                        len(task.heldout.texts), experiment.train.eval_batches)
+    if not experiment.optimizer.bias_correction:
+        logger.warning("optimizer.bias_correction is off, as pre-training has it: fine-tuning is worse and less stable without "
+                       "(Mosbach et al. 2021): --set optimizer.bias_correction=true")
     answering = Answering(task.predictor, experiment.train.eval_size)
     new = [path for path in (workdir / PLAN, workdir) if not path.exists()]
     workdir.mkdir(parents=True, exist_ok=True)
@@ -208,8 +211,9 @@ def primary_score(experiment: Experiment) -> str:
         return experiment.train.best
     if isinstance(task, Tagging):
         return "f1" if entities(task.encoder.labels) else "accuracy"
-    if isinstance(task.heldout, Named) and not (isinstance(task, Classification) and len(task.encoder.labels) > 2):
-        return task.heldout.dataset.scores[0]
+    named = task.heldout.dataset.scores[0] if isinstance(task.heldout, Named) else None
+    if named and not (named == "f1" and isinstance(task, Classification) and len(task.encoder.labels) > 2):
+        return named
     return {"Regression": "-rmse", "QuestionAnswering": "f1"}.get(type(task).__name__, "accuracy")
 
 

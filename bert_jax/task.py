@@ -95,8 +95,9 @@ class Task(Protocol):
         """Gradients by ``params`` of the scalar that ``objective(params, batch, key)`` returns first, and the second that it
         returns: :func:`plain_gradient`, unless training is adversarial."""
 
-    def follow(self, params: Params, step: Array) -> Params:
-        """Parameters after update ``step`` (from 0): as they are, unless some of them are averages of others."""
+    def follow(self, params: Params, step: Array, steps: int | None) -> Params:
+        """Parameters after update ``step`` (from 0) of a run of ``steps`` (None: of no run): as they are, unless some of them
+        are averages of others."""
 
     def scores(self, outputs: dict[str, list[np.ndarray]]) -> dict[str, float]:
         """What one evaluation comes to, beyond means over rows: from the rows of ``outputs`` of all its batches in their

@@ -47,6 +47,16 @@ def test_scores_of_a_part_of_the_held_out_data_are_said_to_be(tiny_checkpoint, t
     assert " and measured on 8 of " in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_adam_without_bias_correction_is_warned_of(tiny_checkpoint, tmp_path, caplog):
+    """It is the default of what pre-training has, and a configuration of one's own may not say it."""
+    path, said = make("Classification", tmp_path), "optimizer.bias_correction is off, as pre-training has it"
+    words = ["finetune", "--config", path, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--set", "train.steps=2"]
+    for name, more in (("with", []), ("without", ["--set", "optimizer.bias_correction=false"])):
+        caplog.clear()
+        assert cli.main([*words, "--workdir", str(tmp_path / name), *more]) == 0
+        assert sum(said in message for message in caplog.messages) == (name == "without")
+
+
 def test_fewer_seeds_lose_none_and_what_is_replaced_is_said(tiny_checkpoint, tmp_path, capfd):
     folder = tmp_path / "run"
     arguments = ["finetune", "--config", make("Regression", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",

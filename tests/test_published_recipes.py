@@ -1,15 +1,21 @@
-"""Recipes of configs/finetune from the shell, on the real files that they are for: two updates, then all that a run leaves."""
+"""Recipes of configs/finetune: from the shell on real files, two updates and then all that a run leaves; or, where no such
+files are at hand, made and traced on a few examples in their form."""
 
 import json
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 import bert_jax
 from bert_jax import cli
+from bert_jax.finetuning import fit, primary_score
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.tasks import finetuning_task
 from bert_jax.training import train as train_module
+from bert_jax.training.pretrain import load_config
+from tests.tasks import fake_tfds
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("task.data.folder", "task.heldout.folder")
@@ -51,3 +57,56 @@ def test_a_recipe_runs_on_its_files(name, data_dir, tiny_checkpoint, tmp_path, m
     assert len(rows) - 2 == count or count is None and len(rows) > 50  # a header, and nothing behind the last line end
     assert (out / "report.html").is_file() and (out / "README.md").is_file()
     assert bert_jax.load(out / "model").tokenizer is not None
+
+
+def small_squad(folder: pathlib.Path) -> list[str]:
+    questions = [{"id": str(k), "question": "the dog", "is_impossible": k == 2,
+                  "answers": [] if k == 2 else [{"text": "cat", "answer_start": 4}]} for k in range(3)]
+    (folder / "x.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": "the cat sat on", "qas": questions}]}]}))
+    return [*(f"{path}={folder / 'x.json'}" for path in PATHS), *WINDOWS]
+
+
+def small_swag(folder: pathlib.Path) -> list[str]:
+    names = ["video-id", "fold-ind", "startphrase", "sent1", "sent2", "gold-source", *(f"ending{k}" for k in range(4)), "label"]
+    row = ["x", "1", "", "the cat sat .", "it", "gold", "ran", "sang", "sat on", "ran in", "2"]
+    (folder / "x.csv").write_text("".join(",".join(line) + "\n" for line in (names, row, row)))
+    return [f"{path}={folder / 'x.csv'}" for path in PATHS]
+
+
+def small_race(folder: pathlib.Path) -> list[str]:
+    (folder / "high").mkdir()
+    for name in "12":
+        (folder / "high" / f"{name}.txt").write_text(json.dumps({
+            "article": "the cat sat .", "questions": ["the dog ?", "it _ ."], "options": [["cat", "dog", "bird", "tree"]] * 2,
+            "answers": ["B", "D"]}))
+    return [f"{path}={folder}" for path in PATHS]
+
+
+# Assignments with small files for a recipe; None: as it stands, from TFDS.
+SMALL = {name: None for name in ("mnli", "qnli", "qqp", "stsb", "wnli", "xnli", "paws_x", "conll2003")} | {
+    "squad_2": small_squad, "swag": small_swag, "race": small_race}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_recipe_is_made_of_its_data(name, tiny_checkpoint, tmp_path, monkeypatch):
+    """Read, encoded, traced in training, and scored, so that a label, a column or a score that is not there is found."""
+    asked = fake_tfds.use(monkeypatch, tmp_path)
+    assignments = ["task.lengths=[32]", "train.batch_size=4", *(SMALL[name](tmp_path) if SMALL[name] else [])]
+    experiment, model = fit(load_config(ROOT / "configs" / "finetune" / f"{name}.py"), str(tiny_checkpoint), assignments)
+    task = finetuning_task(experiment.task, model)
+    params, batch = task.start(jax.random.key(0)), next(task.train_batches(4, 0))
+    losses = jax.eval_shape(task.loss, params, batch, jax.random.key(0))
+    assert len(losses.terms) == 1 and next(iter(losses.terms.values())).sum.shape == ()
+    outputs: dict[str, list[np.ndarray]] = {}
+    for batch in task.eval_batches(4, None):
+        shapes = jax.eval_shape(lambda params, batch: task.loss(params, batch, None).outputs, params, batch)
+        for output, shape in shapes.items():
+            outputs.setdefault(output, []).extend(
+                batch["example"] if output == "example" else np.zeros(shape.shape, shape.dtype)
+            )
+    assert primary_score(experiment).removeprefix("-") in task.scores(outputs)
+    assert bool(asked) == (SMALL[name] is None)
+
+
+def test_no_recipe_is_forgotten():
+    assert {path.stem for path in (ROOT / "configs" / "finetune").glob("*.py")} == RECIPES.keys() | SMALL.keys()

@@ -201,7 +201,7 @@ class PretrainingTask:
     def gradient(self, objective: Scalar, params: api.Params, batch: Batch, key: Key[Array, ""]) -> tuple[api.Params, Losses]:
         return plain_gradient(objective, params, batch, key)
 
-    def follow(self, params: api.Params, step: Array) -> api.Params:
+    def follow(self, params: api.Params, step: Array, steps: int | None) -> api.Params:
         return params
 
     def scores(self, outputs: dict[str, list[np.ndarray]]) -> dict[str, float]:

@@ -303,10 +303,10 @@ class FinetuningTask:
             return self._freelb.gradient(objective, params, batch, key, self.config.encoder.embedding_width)
         return plain_gradient(objective, params, batch, key)
 
-    def follow(self, params: api.Params, step: Array) -> api.Params:
+    def follow(self, params: api.Params, step: Array, steps: int | None) -> api.Params:
         if not self._averages:
             return params
-        average = self._smart.follow(params["anchor"]["smart"], without_anchors(params), step)
+        average = self._smart.follow(params["anchor"]["smart"], without_anchors(params), step, steps)
         return params | {"anchor": params["anchor"] | {"smart": average}}
 
     def finished(self, params: api.Params) -> api.Params:

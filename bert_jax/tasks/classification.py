@@ -78,7 +78,7 @@ class Classifies(Predictor):
 
 
 class ClassificationTask(FinetuningTask):
-    """Cross entropy and accuracy."""
+    """Cross entropy; accuracy and what :func:`scores` has beside it."""
 
     predictor_type = Classifies
 
@@ -135,15 +135,14 @@ def focal(entropy: Float[Array, "..."], gamma: float) -> Float[Array, "..."]:
 
 
 def scores(logits: Float[np.ndarray, "n C"], labels: Int[np.ndarray, " n"]) -> dict[str, float]:
-    """``accuracy``; for two classes also ``f1`` of the second and ``matthews``, the correlation of Matthews (CoLA's); 0 where
-    they are not defined."""
-    predicted = logits.argmax(axis=1)
-    found = {"accuracy": float((predicted == labels).mean())}
-    if logits.shape[1] == 2:
-        true, false = labels == 1, labels == 0
-        tp, fp = float((true & (predicted == 1)).sum()), float((false & (predicted == 1)).sum())
-        tn, fn = float((false & (predicted == 0)).sum()), float((true & (predicted == 0)).sum())
-        spread = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-        found["f1"] = 2 * tp / max(2 * tp + fp + fn, 1.0)
-        found["matthews"] = (tp * tn - fp * fn) / spread**0.5 if spread else 0.0
-    return found
+    """``accuracy``; ``matthews``, the correlation of Matthews (CoLA's), of more than two classes as Gorodkin 2004 has it; of
+    two ``f1``, that of the second, of more ``f1_macro``, the mean of those of the classes that occur, in labels or answers. 0
+    where they are not defined."""
+    classes, predicted = logits.shape[1], logits.argmax(axis=1)
+    counts = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes).astype(np.float64)
+    right, wanted, given, total = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0), counts.sum()
+    f1 = 2 * right / np.maximum(wanted + given, 1.0)
+    found = {"accuracy": float(right.sum() / total)}
+    found |= {"f1": float(f1[1])} if classes == 2 else {"f1_macro": float(f1[wanted + given > 0].mean())}
+    spread = (total**2 - wanted @ wanted) * (total**2 - given @ given)
+    return found | {"matthews": float((total * right.sum() - wanted @ given) / spread**0.5) if spread else 0.0}

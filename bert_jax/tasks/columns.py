@@ -223,7 +223,8 @@ def conllu(path: str, tags: Literal["upos", "xpos"] = "upos") -> Columns:
 
 
 def a_word_a_line(path: str, words: int = 0, tags: int = -1) -> Columns:
-    """A file of one's own; what its columns are apart by, its first line that is not empty says.
+    """A file of one's own; what its columns are apart by, its first line that is not empty says. Where every word has the same
+    language in front, as in WikiANN (``en:word``), it is taken away.
 
     Raises:
       BertJaxError: it cannot be read, or begins with names of columns, or has comments (``# id``).
@@ -234,7 +235,9 @@ def a_word_a_line(path: str, words: int = 0, tags: int = -1) -> Columns:
         raise BertJaxError(f"{path}: it begins with names of columns ({first.strip()!r}): take that line out")
     if comment := next((number for number, line in lines if re.match(r"#\s*(id|sent_id|text|newdoc|newpar)\b", line)), None):
         raise BertJaxError(f"{path}: line {comment} is a comment: take such lines out")
-    return Columns(path, words, tags, "tab" if "\t" in first.strip() else "blank")
+    languages = {re.match("(?:[a-z][a-z-]+:)?", line)[0] for _, line in lines}
+    prefix = languages.pop() if words == 0 and len(languages) == 1 else ""
+    return Columns(path, words, tags, "tab" if "\t" in first.strip() else "blank", prefix=prefix)
 
 
 def entities(labels: Iterable[str]) -> bool:

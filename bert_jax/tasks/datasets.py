@@ -230,7 +230,22 @@ class Named:
         rows = table.read(damaged="skip")
         if kind := next((what for name, what in OTHER_ROWS.items() if table.path.endswith(name)), None):
             logger.warning("%s has %s, not the rows of %s", table.path, kind, self.name)
-        return Rows(rows.texts, [self._class(label) for label in rows.labels] if dataset.labels else rows.labels)
+        return _with_names(rows, self.name, table.path)
+
+    def at(self, path: str) -> "Named | None":
+        """The split that ``path`` is, by the name that it has among the data set's own files; None: none of them.
+
+        Raises:
+          BertJaxError: it has such a name and is not there.
+        """
+        for split, tables in self.dataset.files.items():
+            for table in tables:
+                parts = Path(table.path).parts
+                if Path(path).parts[-len(parts) :] == parts:
+                    found = Named(self.name, split, str(Path(path).parents[len(parts) - 1]))
+                    if Path(found.path) == Path(path):  # the one that is read where there are several
+                        return found
+        return None
 
     def _spec(self) -> str:
         dataset, part = find(self.name)
@@ -243,13 +258,6 @@ class Named:
                 return dataclasses.replace(table, path=str(path))
         raise BertJaxError(f"{self.name}: {self.folder} has no {' or '.join(table.path for table in tables)}")
 
-    def _class(self, label: str) -> str:
-        """The name of a class that files may give by its number."""
-        labels = self.dataset.labels
-        if label not in labels and not (label.isdecimal() and int(label) < len(labels)):
-            raise BertJaxError(f"{self.path} has the label {label!r}, those of {self.name} are {', '.join(labels)}")
-        return label if label in labels else labels[int(label)]
-
     def _check_labels(self, features: Mapping[str, Any]) -> None:
         dataset = self.dataset
         feature = features[dataset.label]
@@ -257,6 +265,33 @@ class Named:
         if names and dataset.labels and tuple(names) != dataset.labels:
             wanted = ", ".join(dataset.labels)
             raise BertJaxError(f"{self.path}: the labels are {', '.join(names)}, not {wanted}: is this another version?")
+
+
+@dataclasses.dataclass(frozen=True)
+class InPlace:
+    """A table of one's own in place of a split of the data set ``name``: it has its labels, by their names or their numbers."""
+
+    table: Table
+    name: str
+
+    @property
+    def path(self) -> str:
+        return self.table.path
+
+    def read(self) -> Rows:
+        """All rows; of errors see :meth:`bert_jax.tasks.tables.Table.read`, and a label that the data set does not have."""
+        return _with_names(self.table.read(), self.name, self.path)
+
+
+def _with_names(rows: Rows, name: str, path: str) -> Rows:
+    """Rows of a file with the names of their classes, which files may give by their numbers."""
+    labels = find(name)[0].labels
+    names = {str(number): label for number, label in enumerate(labels)} | {label: label for label in labels}
+    if not labels:
+        return rows
+    if unknown := [label for label in rows.labels if label not in names]:
+        raise BertJaxError(f"{path} has the label {unknown[0]!r}, those of {name} are {', '.join(labels)}")
+    return Rows(rows.texts, [names[label] for label in rows.labels])
 
 
 def _text(value: bytes | str) -> str:

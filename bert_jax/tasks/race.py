@@ -17,7 +17,7 @@ BLANK = "_"  # in questions: where the answer goes
 @dataclasses.dataclass(frozen=True)
 class Race:
     """A folder, such as ``RACE/train`` or ``RACE/train/high``, of files ``*.txt`` with one JSON object each: ``article``,
-    ``questions``, ``options`` and ``answers`` (letters)."""
+    ``questions``, ``options`` and ``answers`` (letters); or one such file."""
 
     path: str
 
@@ -25,10 +25,11 @@ class Race:
         """All questions of all files in the order of their names, as :meth:`bert_jax.tasks.choice.Questions.read`.
 
         Raises:
-          BertJaxError: no such folder, no files, one that is damaged, an empty text, or a label that is no choice.
+          BertJaxError: nothing there, no files in it, a damaged one, an empty text, or a label that is no choice.
         """
         rows = Rows([], [])
-        for path in sorted(Path(self.path).rglob("*.txt")):
+        whole = Path(self.path)
+        for path in [whole] if whole.is_file() else sorted(whole.rglob("*.txt")):
             try:
                 for texts, label in questions_of(json.loads(path.read_text(encoding="utf-8")), str(path)):
                     rows.texts.append(texts)
@@ -37,7 +38,7 @@ class Race:
                 raise BertJaxError(
                     f"{path}: no passage of RACE, one JSON object with article, questions, options and answers ({error!r})"
                 ) from None
-        return any_of(rows, f"{self.path}/**/*.txt")
+        return any_of(rows, self.path if whole.is_file() else f"{self.path}/**/*.txt")
 
 
 def questions_of(passage: Mapping[str, Any], where: str) -> Iterator[tuple[tuple[str, ...], str]]:

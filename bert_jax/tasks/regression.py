@@ -106,12 +106,17 @@ def values_of(rows: Rows, source: Source) -> Float[np.ndarray, " n"]:
 
 
 def scores(predicted: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> dict[str, float]:
-    """``pearson`` and ``spearman`` correlation, 0 where predictions or labels are constant, and ``rmse`` in the units of the
-    labels."""
+    """``rmse`` in the units of the labels; ``r2``, the share of their variance that is explained: 1 less the squared errors
+    over the squared distances of the labels from their mean (so below 0 where that mean would be nearer), 0 where they are
+    constant; ``pearson`` and ``spearman`` correlation, 0 where predictions or labels are constant."""
     from scipy import stats  # here: it takes the better part of a second, which pre-training need not wait for
 
-    found = {"rmse": float(np.sqrt(np.square(predicted - labels).mean()))}
-    constant = np.ptp(predicted) == 0 or np.ptp(labels) == 0
-    found["pearson"] = 0.0 if constant else float(stats.pearsonr(predicted, labels).statistic)
-    found["spearman"] = 0.0 if constant else float(stats.spearmanr(predicted, labels).statistic)
-    return found
+    labels, predicted = np.float64(labels), np.float64(predicted)
+    errors, spread = np.square(predicted - labels), np.square(labels - labels.mean())
+    alike = np.ptp(labels) == 0
+    constant = alike or np.ptp(predicted) == 0
+    return {
+        "rmse": float(np.sqrt(errors.mean())), "r2": 0.0 if alike else float(1 - errors.sum() / spread.sum()),
+        "pearson": 0.0 if constant else float(stats.pearsonr(predicted, labels).statistic),
+        "spearman": 0.0 if constant else float(stats.spearmanr(predicted, labels).statistic),
+    }

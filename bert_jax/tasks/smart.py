@@ -44,7 +44,7 @@ class Smart:
       radius: epsilon. noise: sigma, deviation of the noise. step_size: eta. steps: ascents.
       ascent: see above.
       average: the moving average keeps this share of itself in an update, the paper's beta. early_average: in the first
-        ``early_updates``, a tenth of all in the paper, which a task does not know.
+        ``early_updates``; None: a tenth of all updates of the run, as in the paper.
     """
 
     smoothness: float = 1.0
@@ -56,7 +56,7 @@ class Smart:
     ascent: Literal["projected", "normalised"] = "projected"
     average: float = 0.999
     early_average: float = 0.99
-    early_updates: int = 100
+    early_updates: int | None = None
 
     def __post_init__(self):
         for field in ("smoothness", "proximity"):
@@ -68,14 +68,21 @@ class Smart:
         for field in ("average", "early_average"):
             if not 0 <= getattr(self, field) < 1:
                 raise BertJaxError(f"Smart.{field} is {getattr(self, field)}: from 0 to below 1")
-        if self.steps < 1 or self.early_updates < 0:
+        if self.steps < 1 or (self.early_updates or 0) < 0:
             raise BertJaxError(f"Smart has {self.steps} steps, {self.early_updates} early_updates: at least 1, and 0")
         if not self.smoothness and not self.proximity:
             raise BertJaxError("Smart.smoothness and Smart.proximity are 0: leave it out of task.tricks, or set one above")
 
-    def follow(self, average: Params, params: Params, step: Array) -> Params:
-        """The moving average after update ``step`` (from 0) has led to ``params``."""
-        share = jnp.where(step < self.early_updates, self.early_average, self.average)
+    def follow(self, average: Params, params: Params, step: Array, steps: int | None) -> Params:
+        """The moving average after update ``step`` (from 0) of ``steps`` has led to ``params``.
+
+        Raises:
+          BertJaxError: ``early_updates`` is a tenth of ``steps``, which nobody says.
+        """
+        if self.early_updates is None and steps is None:
+            raise BertJaxError("Smart.early_updates is a tenth of the run's updates, and this update is of no run: set it")
+        early = steps // 10 if self.early_updates is None else self.early_updates
+        share = jnp.where(step < early, self.early_average, self.average)
         return jax.tree.map(lambda old, new: share * old + (1 - share) * new, average, params)
 
     def add_to(

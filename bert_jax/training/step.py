@@ -80,13 +80,13 @@ def make_update(
     abstract = abstract_state(task, optimizer, mesh)
     return optimizer, abstract, make_train_step(
         task, optimizer, mesh, abstract, accumulate=accumulate, reduce_dtype=reduce_dtype, frozen=frozen(config, axes),
-        seeds=seeds,
+        seeds=seeds, steps=steps,
     )
 
 
 def make_train_step(
     task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, abstract: TrainState, *, accumulate: int,
-    reduce_dtype: str = "float32", frozen: Params | None = None, seeds: tuple[int, ...] = (),
+    reduce_dtype: str = "float32", frozen: Params | None = None, seeds: tuple[int, ...] = (), steps: int | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Ratio]]]:
     """The update: corrupt the batch, sum gradients over micro-batches, divide, step.
 
@@ -95,7 +95,8 @@ def make_train_step(
 
     Args:
       abstract: of one run. frozen: True for the parameters of which no gradient is taken (0 is one number for each); None:
-        there are none. seeds: those of several runs (:mod:`bert_jax.training.together`); none: it is one.
+        there are none. seeds: those of several runs (:mod:`bert_jax.training.together`); none: it is one. steps: of the run,
+        for :meth:`bert_jax.task.Task.follow`.
 
     Returns:
       A compiled function that consumes (donates) the state and returns the next one with the metrics of the batch, plus
@@ -131,7 +132,8 @@ def make_train_step(
             gradients, losses = _accumulate(task, state.params, gradients_of, batch, dropout_key, accumulate, mesh)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         moved = optax.apply_updates(state.params, updates)
-        params = task.follow(jax.tree.map(lambda p, new, still: p if still else new, state.params, moved, frozen), state.step)
+        moved = jax.tree.map(lambda p, new, still: p if still else new, state.params, moved, frozen)
+        params = task.follow(moved, state.step, steps)
         one = jnp.ones(())
         metrics = losses.terms | losses.metrics
         metrics["loss"] = Ratio(sum(term.value for term in losses.terms.values()), one)

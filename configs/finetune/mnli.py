@@ -1,7 +1,8 @@
 """BERT-base, uncased, on MNLI: whether the second sentence follows from the first, contradicts it, or neither.
 
-Command: bert-jax finetune --config configs/finetune/mnli.py --workdir runs/mnli --set task.init=DIR_OF_BERT (glue/mnli on disk
-         by tensorflow-datasets, or GLUE's own files: --set task.data.folder=DIR --set task.heldout.folder=DIR)
+Command: bert-jax finetune --config configs/finetune/mnli.py --workdir runs/mnli --set task.init=DIR_OF_BERT (after
+         tfds build glue/mnli --file_format=array_record; or with GLUE's own files: --set task.data.folder=DIR
+         --set task.heldout.folder=DIR)
 Recipe:  google-research/bert: its README's run for MRPC (batch 32, learning rate 2e-5, 3 epochs, 128 tokens; Devlin et al.
          2019, section 4.1, has batch 32 and 3 epochs for all of GLUE and the best of 5e-5, 4e-5, 3e-5 and 2e-5), warm-up over
          a tenth of the steps (run_classifier.py), decay 0.01, eps 1e-6, clip 1.0 (optimization.py). Bias correction is on

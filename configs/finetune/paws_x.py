@@ -1,8 +1,8 @@
 """Multilingual BERT, on PAWS-X in German, trained on English alone: whether two sentences of the same words say the same.
 
-Command: bert-jax finetune --config configs/finetune/paws_x.py --workdir runs/paws_x --set task.init=DIR_OF_BERT
-         (paws_x_wiki/en and paws_x_wiki/de on disk by tensorflow-datasets; another language: --set
-         task.heldout.name=paws_x_wiki/fr)
+Command: bert-jax finetune --config configs/finetune/paws_x.py --workdir runs/paws_x --set task.init=DIR_OF_BERT (after
+         tfds build paws_x_wiki/en --file_format=array_record and the same of paws_x_wiki/de; another language:
+         --set task.heldout.name=paws_x_wiki/fr)
 Recipe:  google-research/xtreme, scripts/train_pawsx.sh: batch 32 (8 by 4 accumulated), learning rate 2e-5, 5 epochs, 128
          tokens. Defaults of its run_classify.py: no warm-up, no decay, clip 1.0, eps 1e-8. XTREME keeps the best checkpoint on
          English dev; here the last. 49,401 examples (Yang et al. 2019, from memory) make 7,718 steps.

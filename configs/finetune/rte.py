@@ -1,7 +1,8 @@
 """BERT-base, uncased, on RTE: whether the second sentence follows from the first.
 
-Command: bert-jax finetune --config configs/finetune/rte.py --workdir runs/rte --set task.init=DIR_OF_BERT (glue/rte on disk by
-         tensorflow-datasets, or GLUE's own files: --set task.data.folder=DIR --set task.heldout.folder=DIR)
+Command: bert-jax finetune --config configs/finetune/rte.py --workdir runs/rte --set task.init=DIR_OF_BERT (after
+         tfds build glue/rte --file_format=array_record; or with GLUE's own files: --set task.data.folder=DIR
+         --set task.heldout.folder=DIR)
 Recipe:  Mosbach et al. 2021, for small data sets;
          rte/pooler-bert-large-uncased_bsz_16_lr_2e-05_adamW_bias-correct_early-stopping_20.yaml of
          uds-lsv/bert-stable-fine-tuning: batch 16, learning rate 2e-5, 20 epochs, warm-up over a tenth of the steps, bias

@@ -1,7 +1,8 @@
 """Multilingual BERT, on XNLI in German, trained on English alone (zero-shot).
 
-Command: bert-jax finetune --config configs/finetune/xnli.py --workdir runs/xnli --set task.init=DIR_OF_BERT (glue/mnli and
-         xnli/de on disk by tensorflow-datasets; another language: --set task.heldout.name=xnli/fr)
+Command: bert-jax finetune --config configs/finetune/xnli.py --workdir runs/xnli --set task.init=DIR_OF_BERT (after
+         tfds build glue/mnli --file_format=array_record and the same of xnli, which has all languages; another one:
+         --set task.heldout.name=xnli/fr)
 Recipe:  google-research/bert, multilingual.md: batch 32, learning rate 5e-5, 2 epochs, 128 tokens; warm-up over a tenth of the
          steps (run_classifier.py), decay 0.01, eps 1e-6, clip 1.0 (optimization.py). Bias correction is on here, after Mosbach
          et al. 2021. MNLI's 392,702 examples make 24,543 steps.

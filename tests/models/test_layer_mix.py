@@ -106,6 +106,54 @@ def test_gradients_of_the_mix_are_differences():
     assert np.abs(gradient["weights"]).min() > 0.01
 
 
+@pytest.mark.parametrize("layers, combine", [((1, 2, 3, 4), "concatenate"), ((2,), "mix"), ((0, 2, 4), "mix")],
+                         ids=["concatenated", "one", "mixed"])
+def test_loss_and_gradients_are_those_of_torch(layers, combine, tmp_path):
+    """A classification that reads what BertModel gives with output_hidden_states: Devlin et al. 2019, section 5.3, and ELMo."""
+    torch = pytest.importorskip("torch", reason="parity needs torch and transformers (the torch extra)")
+    transformers = pytest.importorskip("transformers", reason="parity needs torch and transformers (the torch extra)")
+    config, labels = reading(*layers, combine=combine), np.array([0, 2, 1])
+    params, plain = random_params(config), dataclasses.replace(BASE, layers=max(layers), with_heads=(), labels=())
+    encoder = ("embeddings", "attention", "feed_forward")
+    hf.export(jax.device_get({part: params[part] for part in encoder}), plain, None, tmp_path / "hf")
+    model = transformers.BertModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False, attn_implementation="eager")
+    model = model.eval().double()
+    own = {part: tree for part, tree in params.items() if part not in encoder}
+    own = jax.tree.map(lambda leaf: torch.tensor(np.array(leaf, np.float64), requires_grad=True), own)
+    states = model(input_ids=torch.tensor(IDS).long(), output_hidden_states=True).hidden_states
+    read = torch.cat([states[layer] for layer in layers], dim=-1)
+    if "mix" in own:
+        shares = own["mix"]["weights"].softmax(0)
+        read = own["mix"]["scale"] * sum(share * states[layer] for share, layer in zip(shares, layers, strict=True))
+    pooled = torch.tanh(read[:, 0] @ own["pooler"]["dense"]["kernel"] + own["pooler"]["dense"]["bias"])
+    logits = pooled @ own["classifier"]["dense"]["kernel"] + own["classifier"]["dense"]["bias"]
+    theirs = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
+    theirs.backward()
+
+    @jax.jit
+    def loss(params):
+        found = jax.nn.log_softmax(run(params, config).logits["classifier"])
+        return -jnp.take_along_axis(found, labels[:, None], axis=1).mean()
+
+    value, gradients = jax.value_and_grad(loss)(params)
+    np.testing.assert_allclose(value, theirs.item(), rtol=1e-5)
+    ours = hf.to_tensors({part: gradients[part] for part in encoder}, plain)
+    wanted = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    pad = wanted["embeddings.word_embeddings.weight"]
+    pad[0] = ours["embeddings.word_embeddings.weight"][0]  # PyTorch never trains the padding piece; google-research/bert does
+    assert ours.keys() == wanted.keys()
+    for part in own:
+        for path, leaf in jax.tree.leaves_with_path(own[part]):
+            name = part + jax.tree_util.keystr(path)
+            ours[name] = dict(jax.tree.leaves_with_path(gradients[part]))[path]
+            wanted[name] = leaf.grad.numpy()
+    assert len(ours) == len(jax.tree.leaves(own)) + len(dict(model.named_parameters()))
+    for name, gradient in wanted.items():
+        # Softmax ignores what is the same at every position: the gradient of these is zero but for rounding.
+        tolerance = 1e-6 if name.endswith("key.bias") else 1e-5 * np.abs(gradient).max()
+        np.testing.assert_allclose(ours[name], gradient, atol=tolerance, rtol=0, err_msg=name)
+
+
 SHARED = {"none": {}, "all": {"share": "all"}, "groups": {"share": "all", "groups": 2}, "attention": {"share": "attention"},
           "every-set": {"share": "all", "groups": 4}, "inner": {"share": "all", "layers": 2, "inner_layers": 2}}
 

@@ -149,6 +149,13 @@ def test_what_columns_are_apart_by(tmp_path):
     assert a_word_a_line(write(tmp_path / "c", text)).read() == ([("new\u00a0york", "x")], [("B-X", "O")])
 
 
+def test_the_language_before_every_word_is_taken_away(tmp_path):
+    """As in WikiANN; a colon in some words alone belongs to them."""
+    path = write(tmp_path / "de", "de:Ulm\tB-LOC\nde::\tO\n\nde:z.B.:\tO\n")
+    assert a_word_a_line(path).read() == wikiann(path, "de").read() == ([("Ulm", ":"), ("z.B.:",)], [("B-LOC", "O"), ("O",)])
+    assert a_word_a_line(write(tmp_path / "x", "re:\tO\nUlm\tB-LOC\n")).read().texts == [("re:", "Ulm")]
+
+
 @pytest.mark.parametrize("text, message", [
     ("Token\tTag\na\tO\n", "begins with names of columns"), ("a\tO\n\n# id 1\tdomain=en\nb\tO\n", "line 3 is a comment"),
     ("a O\nNew York B-X\n", "line 2 has 3 columns .*, those before have 2"),

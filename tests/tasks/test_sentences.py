@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 import tokenizers as library
-from scipy import stats
 
+from bert_jax.convert import hf
 from bert_jax.errors import BertJaxError
 from bert_jax.model import Model, load
 from bert_jax.models import api
@@ -22,27 +22,52 @@ from bert_jax.tasks.tagging import Tagging, TaggingTask
 from bert_jax.tokenizers.pipeline import PipelineTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
-from tests.tasks.tiny_tasks import finetune
+from tests.tasks.tiny_tasks import finetune, gradient_of, make_batch, make_task, scattered
 from tests.tiny_bert import get_config
 
 
 def test_scores_are_those_of_the_libraries():
     rng = np.random.default_rng(0)
     sklearn = pytest.importorskip("sklearn.metrics")
-    for _ in range(20):
-        logits, labels = rng.standard_normal((50, 2)).astype(np.float32), rng.integers(0, 2, 50)
+    for classes, known in [(2, 2)] * 20 + [(3, 3), (5, 5), (7, 7), (7, 4)] * 5:  # at last three that never occur
+        labels, logits = rng.integers(0, known, 50), rng.standard_normal((50, classes)).astype(np.float32)
+        logits[:, known:] = -9
         found, predicted = classification.scores(logits, labels), logits.argmax(1)
         assert np.isclose(found["matthews"], sklearn.matthews_corrcoef(labels, predicted))
-        assert np.isclose(found["f1"], sklearn.f1_score(labels, predicted))
         assert np.isclose(found["accuracy"], sklearn.accuracy_score(labels, predicted))
-    assert classification.scores(np.array([[1.0, 0], [1, 0]]), np.array([0, 0]))["matthews"] == 0
+        name, average = ("f1", "binary") if classes == 2 else ("f1_macro", "macro")
+        assert np.isclose(found[name], sklearn.f1_score(labels, predicted, average=average))
+        assert found.keys() == {"accuracy", name, "matthews"}
+    for classes in (2, 3):
+        logits = np.eye(classes)[[0, 0]]
+        assert classification.scores(logits, np.array([0, 0]))["matthews"] == 0
+        assert classification.scores(logits, np.array([0, 1]))["matthews"] == 0
+
+
+def ranks(values):
+    """From 1; equal values share the mean of theirs."""
+    return (values[:, None] > values).sum(axis=1) + ((values[:, None] == values).sum(axis=1) + 1) / 2
+
+
+def test_scores_of_values_are_those_of_the_libraries():
+    rng = np.random.default_rng(0)
+    sklearn = pytest.importorskip("sklearn.metrics")
+    for digits in (6, 0) * 5:  # with ties, and almost without
+        labels, noise = np.round(3 * rng.standard_normal((2, 40)), digits)
+        predicted = np.float32(labels / 2 + noise + 1)
+        found = regression.scores(predicted, labels)
+        wanted = {"rmse": sklearn.root_mean_squared_error(labels, predicted), "r2": sklearn.r2_score(labels, predicted),
+                  "pearson": np.corrcoef(predicted, labels)[0, 1],
+                  "spearman": np.corrcoef(ranks(predicted), ranks(labels))[0, 1]}
+        assert found == pytest.approx(wanted, rel=1e-6) and list(found) == list(wanted)
+        assert (len(set(labels)) < 40) == (digits == 0)
     x = rng.standard_normal(30)
     assert np.isclose(regression.scores(x, x**3)["spearman"], 1) and regression.scores(x, x**3)["pearson"] < 1
     assert np.isclose(regression.scores(x + 2, x)["rmse"], 2)
     assert regression.scores(np.ones(30), x)["spearman"] == 0
-    assert regression.scores(x, np.ones(30)) == {"rmse": pytest.approx(np.sqrt(np.mean((x - 1) ** 2))), "pearson": 0,
+    assert regression.scores(x, np.ones(30)) == {"rmse": pytest.approx(np.sqrt(np.mean((x - 1) ** 2))), "r2": 0, "pearson": 0,
                                                  "spearman": 0}
-    assert np.isclose(regression.scores(-x, x)["pearson"], stats.pearsonr(-x, x).statistic)
+    assert regression.scores(-x, x)["r2"] < 0
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +97,37 @@ def experiment(task, steps=60):
         task, AdamW(learning_rate=3e-3, warmup_steps=5, bias_correction=True),
         TrainConfig(steps=steps, batch_size=32, eval_every=steps, save_every=steps, log_every=20, eval_batches=None),
     )
+
+
+@pytest.mark.parametrize("kind", ["Classification", "Regression"])
+def test_loss_and_gradients_of_a_batch_are_those_of_transformers(kind, tmp_path):
+    """Values less their mean and over their deviation, as the loss here has them."""
+    torch = pytest.importorskip("torch", reason="parity needs torch and transformers (the torch extra)")
+    transformers = pytest.importorskip("transformers", reason="parity needs torch and transformers (the torch extra)")
+    task = make_task(kind, dropout=0.0, attention_dropout=0.0)
+    encoder, regression = task.config.encoder, kind == "Regression"
+    params, batch = scattered(api.init(encoder, jax.random.key(0)), 0.2), make_batch(task)
+    gradients, losses = gradient_of(task, params, batch)
+    hf.export(params, encoder, task.tokenizer, tmp_path / "hf")
+    model = transformers.BertForSequenceClassification.from_pretrained(
+        tmp_path / "hf", problem_type="regression" if regression else "single_label_classification", attn_implementation="eager"
+    ).eval().double()
+    labels = torch.tensor((batch["value"] - 3.0) / 0.5).double() if regression else torch.tensor(batch["label"]).long()
+    assert len(set(labels.tolist())) == 2 and not batch["attention_mask"].all()
+    names = {"input_ids": "input_ids", "attention_mask": "attention_mask", "token_type_ids": "segment_ids"}
+    theirs = model(**{name: torch.tensor(batch[ours]).long() for name, ours in names.items()}, labels=labels).loss
+    theirs.backward()
+    (value,) = (term.value for term in losses.terms.values())
+    np.testing.assert_allclose(value, theirs.item(), rtol=1e-5)
+    ours, parameters = hf.to_tensors(gradients, encoder), dict(model.named_parameters())
+    assert ours.keys() == parameters.keys()
+    for name, parameter in parameters.items():
+        gradient = parameter.grad.numpy()
+        if name.endswith("word_embeddings.weight"):  # PyTorch never trains the padding piece; google-research/bert does
+            gradient[task.tokenizer.pad_id] = ours[name][task.tokenizer.pad_id]
+        # Softmax ignores what is the same at every position: the gradient of these is zero but for rounding.
+        tolerance = 1e-6 if name.endswith("key.bias") else 1e-5 * np.abs(gradient).max()
+        np.testing.assert_allclose(ours[name], gradient, atol=tolerance, rtol=0, err_msg=name)
 
 
 def test_classification_learns(tmp_path, start):

@@ -173,11 +173,13 @@ def test_every_kind_of_task_has_the_terms(kind):
     assert {*TERMS} & {*jax.eval_shape(lambda: alone.loss(params, batch, KEY)).terms} == {"proximity_loss"}
 
 
-def test_average_over_three_updates():
-    """0.5 of itself for two updates, then 0.9; frozen to everything else, decay included, and not exported."""
-    trick = Smart(radius=1e-2, average=0.9, early_average=0.5, early_updates=2)
+@pytest.mark.parametrize(("early", "steps"), [(2, 100), (None, 20)])
+def test_average_over_three_updates(early, steps):
+    """0.5 of itself for two updates, as many as are said or a tenth of the run, then 0.9; frozen to everything else, decay
+    included, and not exported."""
+    trick = Smart(radius=1e-2, average=0.9, early_average=0.5, early_updates=early)
     task = make_task(tricks=(trick,))
-    history, metrics = updated(task, 3)
+    history, metrics = updated(task, 3, steps=steps)
     average = without_anchors(history[0])
     jax.tree.map(np.testing.assert_array_equal, history[0]["anchor"]["smart"], average)
     for share, params in zip((0.5, 0.5, 0.9), history[1:], strict=True):
@@ -187,7 +189,7 @@ def test_average_over_three_updates():
     assert metrics["proximity_loss"].value > 0
     assert task.finished(history[-1]).keys() == api.init(task.config.encoder, KEY).keys()
     plain = make_task(tricks=(dataclasses.replace(trick, proximity=0.0),))
-    assert "anchor" not in plain.init(KEY) and plain.follow(history[0], 0) is history[0]
+    assert "anchor" not in plain.init(KEY) and plain.follow(history[0], 0, None) is history[0]
 
 
 @pytest.mark.slow
@@ -204,6 +206,10 @@ def test_what_is_refused():
                            ({"average": 1.0}, "below 1"), ({"smoothness": 0.0, "proximity": 0.0}, "leave it out")):
         with pytest.raises(BertJaxError, match=message):
             Smart(**wrong)
+    with pytest.raises(BertJaxError, match="-1 early_updates"):
+        Smart(early_updates=-1)
+    with pytest.raises(BertJaxError, match="a tenth of the run's updates, and this update is of no run"):
+        Smart().follow({}, {}, jnp.int32(0), None)
     with pytest.raises(BertJaxError, match="compute_dtype bfloat16, which rounds that away"):
         make_task(tricks=(Smart(),), compute_dtype="bfloat16")
     make_task(tricks=(Smart(radius=1e-2),), compute_dtype="bfloat16")

@@ -89,16 +89,17 @@ def gradient_of(task: FinetuningTask, params, batch, key=None):
     return jax.jit(lambda params: task.gradient(objective, params, batch, jax.random.key(7) if key is None else key))(params)
 
 
-def updated(task: FinetuningTask, updates: int = 3, sizes=None, accumulate: int = 1, **optimizer):
-    """Parameters at first and after every update; on one device, or a mesh of ``sizes``. ``optimizer``: fields of AdamW."""
+def updated(task: FinetuningTask, updates: int = 3, sizes=None, accumulate: int = 1, steps: int = 100, **optimizer):
+    """Parameters at first and after every update of a run of ``steps``; on one device, or a mesh of ``sizes``. ``optimizer``:
+    fields of AdamW."""
     mesh = make_mesh(MeshConfig(*(sizes or (1, 1, 1))), None if sizes else jax.devices()[:1])
     config, axes = AdamW(0.01, 0, weight_decay=0.1, bias_correction=True, **optimizer), task.logical_axes()
     batches = task.train_batches(8, 0, None, accumulate * batch_shards(mesh))
-    optimizer = make_optimizer(config, 100, axes)
+    optimizer = make_optimizer(config, steps, axes)
     with jax.set_mesh(mesh):
         abstract = abstract_state(task, optimizer, mesh)
         state = init_state(task, optimizer, abstract, jax.random.key(0), jax.device_get(task.start(jax.random.key(0))))
-        step = make_train_step(task, optimizer, mesh, abstract, accumulate=accumulate, frozen=frozen(config, axes))
+        step = make_train_step(task, optimizer, mesh, abstract, accumulate=accumulate, frozen=frozen(config, axes), steps=steps)
         history = [jax.device_get(state.params)]
         for _ in range(updates):
             state, metrics = step(state, to_devices(next(batches), mesh))

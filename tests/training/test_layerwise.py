@@ -51,7 +51,7 @@ class Tiny:
 
     gradient = staticmethod(plain_gradient)
 
-    def follow(self, params, step):
+    def follow(self, params, step, steps):
         return params
 
 
