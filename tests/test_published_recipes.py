@@ -3,6 +3,7 @@ files are at hand, made and traced on a few examples in their form."""
 
 import json
 import pathlib
+import shlex
 
 import jax
 import numpy as np
@@ -87,12 +88,36 @@ SMALL = {name: None for name in ("mnli", "qnli", "qqp", "stsb", "wnli", "xnli", 
     "squad_2": small_squad, "swag": small_swag, "race": small_race}
 
 
+# Recipes that read files, the data set of TFDS that may stand in their place, and its split to evaluate on.
+ON_TFDS = {
+    "squad": ("squad/v1.1", "validation"), "squad_2": ("squad/v2.0", "validation"), "wikiann": ("wikiann/de", "validation"),
+    "ud_pos": ("universal_dependencies/de_gsd", "dev"), "race": ("race/high", "dev"),
+}
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_a_recipe_is_made_of_its_data(name, tiny_checkpoint, tmp_path, monkeypatch):
-    """Read, encoded, traced in training, and scored, so that a label, a column or a score that is not there is found."""
     asked = fake_tfds.use(monkeypatch, tmp_path)
-    assignments = ["task.lengths=[32]", "train.batch_size=4", *(SMALL[name](tmp_path) if SMALL[name] else [])]
-    experiment, model = fit(load_config(ROOT / "configs" / "finetune" / f"{name}.py"), str(tiny_checkpoint), assignments)
+    check_made(name, tiny_checkpoint, SMALL[name](tmp_path) if SMALL[name] else [])
+    assert bool(asked) == (SMALL[name] is None)
+
+
+@pytest.mark.parametrize("name", ON_TFDS)
+def test_a_recipe_for_files_is_made_of_what_tfds_has(name, tiny_checkpoint, tmp_path, monkeypatch):
+    """By the command of the manual, which has it for WikiANN."""
+    asked, (data, split) = fake_tfds.use(monkeypatch, tmp_path), ON_TFDS[name]
+    guide = (ROOT / "docs" / "finetuning.md").read_text("utf-8")
+    (line,) = (line for line in guide.splitlines() if line.startswith("bert-jax") and '"kind": "Named"' in line)
+    assignments = [word.replace("wikiann/de", data).replace("validation", split) for word in shlex.split(line) if "{" in word]
+    assert len(assignments) == 2
+    check_made(name, tiny_checkpoint, [*assignments, *(WINDOWS if name.startswith("squad") else [])])
+    assert set(asked) == {f"{data}:train", f"{data}:{split}"}
+
+
+def check_made(name: str, checkpoint: pathlib.Path, assignments: list[str]) -> None:
+    """Read, encoded, traced in training, and scored, so that a label, a column or a score that is not there is found."""
+    assignments = ["task.lengths=[32]", "train.batch_size=4", *assignments]
+    experiment, model = fit(load_config(ROOT / "configs" / "finetune" / f"{name}.py"), str(checkpoint), assignments)
     task = finetuning_task(experiment.task, model)
     params, batch = task.start(jax.random.key(0)), next(task.train_batches(4, 0))
     losses = jax.eval_shape(task.loss, params, batch, jax.random.key(0))
@@ -105,7 +130,6 @@ def test_a_recipe_is_made_of_its_data(name, tiny_checkpoint, tmp_path, monkeypat
                 batch["example"] if output == "example" else np.zeros(shape.shape, shape.dtype)
             )
     assert primary_score(experiment).removeprefix("-") in task.scores(outputs)
-    assert bool(asked) == (SMALL[name] is None)
 
 
 def test_no_recipe_is_forgotten():

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_the_table_agrees_with_the_builders(tfds, tmp_path, name):
                 continue
             assert table.texts == tuple(config.text_features[text] for text in dataset.texts), split
             assert table.label == (None if split.startswith("test") else config.label_column)
+
+
+def rendered() -> str:
+    """The table of docs/finetuning.md."""
+    lines = ["| `Named` | kind | scores, by the first of which the best seed is chosen | splits |", "|---|---|---|---|"]
+    for name, dataset in DATASETS.items():
+        files = "" if dataset.builder else " (from a folder)"
+        lines.append(f"| `{full(name)}`{files} | {dataset.kind} | {', '.join(dataset.scores)} | {', '.join(dataset.splits)} |")
+    return "\n".join(lines)
+
+
+def test_the_manual_has_the_table():
+    """As it is; where it differs put in what this prints."""
+    page = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text("utf-8")
+    found = re.search(r"^\| `Named` \|(?:.*\n)+?(?=\n)", page, flags=re.M)
+    assert found and found[0].rstrip("\n") == rendered(), rendered()
 
 
 def test_every_kind_is_a_kind_of_fine_tuning():

@@ -24,6 +24,8 @@ from bert_jax.tasks.choice import Questions
 from bert_jax.tasks.columns import Columns, Lists, conllu, iob2
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import Table
+from bert_jax.training.optimizer import schedule
+from bert_jax.training.pretrain import load_config
 from bert_jax.training.recipe import described, own_data, recipe
 
 GUIDE = Path(__file__).parents[2] / "docs" / "finetuning.md"
@@ -252,8 +254,26 @@ def test_what_the_guide_sets_is_understood(tiny_checkpoint, tmp_path):
     rate, parts = "optimizer.learning_rate", "task.encoder."
     assert changed == [
         {"task.tricks"}, {"task.tricks"}, {"task.tricks", f"{parts}dropout"}, {f"{parts}lora_rank", rate},
-        {"optimizer.layer_decay"}, {f"{parts}read_layers"},  # mix is what it is without
+        {"optimizer.layer_decay"}, {"optimizer.unfreeze_every"},
+        {"optimizer.freeze_encoder", f"{parts}read_layers", f"{parts}combine"}, {f"{parts}read_layers"},  # mix is the default
+        {"task.reinitialise"}, {"task.truncate"},
     ]
+
+
+def test_commands_of_further_pretraining_are_understood():
+    """prepare, pretrain and finetune, one after another; the recipe of Sun et al. 2019."""
+    text = GUIDE.read_text("utf-8")
+    (block,) = (block for block in re.findall("```sh\n(.*?)```", text, flags=re.S) if "bert-jax pretrain" in block)
+    prepare, pretrain, finetune = (
+        cli._parser().parse_args(shlex.split(line)[1:]) for line in block.splitlines()
+    )
+    assert prepare.out == pretrain.data and pretrain.workdir == finetune.checkpoint
+    assert prepare.tokenizer == pretrain.init and prepare.documents == "line"
+    made = configuration.override(load_config(GUIDE.parents[1] / pretrain.config), pretrain.assignments)
+    schedule(made.optimizer, made.train.steps)
+    assert (made.train.steps, made.train.batch_size, made.task.examples.length) == (100_000, 32, 128)
+    assert (made.optimizer.learning_rate, made.optimizer.warmup_steps) == (5e-5, 10_000)
+    assert made.task.encoder.activation == "gelu"
 
 
 def test_shorter_lengths_make_longer_epochs(model, tmp_path):
