@@ -298,11 +298,18 @@ def _visible(context: str, offsets: np.ndarray) -> np.ndarray:
 
 
 def _central(firsts: np.ndarray, count: int, room: int) -> np.ndarray:
-    """int [count]: the window that shows most around each token: of the smaller of both sides, then of the longer window."""
-    tokens, ends = np.arange(count), np.minimum(firsts + room, count)[:, None]
-    left, right = tokens - firsts[:, None], ends - 1 - tokens
-    context = np.minimum(left, right)
-    return np.where(context >= 0, 100 * context + ends - firsts[:, None], -1).argmax(axis=0)
+    """int [count]: the window that shows most around each token: of the smaller of both sides, then of the longer window. The
+    few that a token is in are looked at one after another, from the last on, and the first remains where some are equal."""
+    tokens = np.arange(count)
+    first, after = (np.searchsorted(firsts, edge, side="right") for edge in (tokens - room, tokens))
+    best, central = np.zeros(count, int), np.zeros(count, int)
+    for back in range(1, int((after - first).max()) + 1):
+        window = np.maximum(after - back, first)
+        begin, end = firsts[window], np.minimum(firsts[window] + room, count)
+        shown = 100 * np.minimum(tokens - begin, end - 1 - tokens) + end - begin
+        central = np.where(shown >= best, window, central)
+        best = np.maximum(shown, best)
+    return central
 
 
 def _span(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import tracemalloc
 
 import jax
 import numpy as np
@@ -159,6 +160,24 @@ def test_windows_are_those_of_run_squad(count, stride):
         assert places.tolist() == [NULL, NOWHERE, NOWHERE, *inside, NOWHERE]
         assert encoded.tokens["characters"][row][0, 3:-1].tolist() == [2 * k for k in range(first, first + length)]
         assert encoded.tokens["segment_ids"][row].tolist() == [0] * 3 + [1] * (length + 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 120), st.integers(1, 20), st.integers(1, 30))
+def test_a_token_s_window_is_that_of_all_which_shows_most(count, room, stride):
+    windows, best = reference_windows(count, room, stride)
+    assert qa._central(np.array([first for first, _ in windows]), count, room).tolist() == best
+
+
+def test_memory_grows_with_a_context_and_not_with_its_square():
+    made, count = predictor(length=384, stride=128, question_tokens=64, answer_tokens=30), 300_000
+    context = " ".join(LETTERS[k % 26] for k in range(count))
+    tracemalloc.start()
+    encoded = made.encode([("a", context)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(int((places == BEGINS).sum()) for places in encoded.tokens["places"]) == count, "each begins in one window"
+    assert peak < 300 * count  # an array of windows and tokens would have 8 bytes for each of 2,343 windows
 
 
 def test_the_best_span_is_the_best_of_all():
