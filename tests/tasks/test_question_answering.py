@@ -32,7 +32,8 @@ from tests.tasks.tiny_tasks import finetune
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MARKS = "\u0301\u0308\u0323"
-PIECES = [*SPECIALS, *LETTERS, *(f"##{c}" for c in LETTERS + MARKS), "北", "京", "##京", "?", ".", "🙂"]
+PIECES = [*SPECIALS, *LETTERS, *(f"##{c}" for c in LETTERS + MARKS), "北", "京", "##京", "?", ".", "🙂", "🏴", "🇩", "🇫",
+          "##🇩", "##🇪", "##🇫", "##🇷"]
 UNCASED = WordPieceTokenizer(PIECES)
 CASED = WordPieceTokenizer([*PIECES, *LETTERS.upper(), *MARKS], lowercase=False, strip_accents=False)
 ENCODER = EncoderConfig(
@@ -88,10 +89,12 @@ def recovered(texts, golds, tokenizer, **fields) -> list[dict]:
     return made.predictor.answers(texts, made.evaluation, perfect(made.predictor, made.evaluation, labels))
 
 
+ENGLAND = "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"  # a black flag, and tags that name another
+
 # Words that every tokenizer here takes as whole ones, or character by character; and what may be between them.
 WORDS = [
     "cafe\u0301", "Zu\u0308rich", "a\u0323\u0301b", "北", "京", "🙂", "👍🏽", "👩\u200d🚀", "❤\ufe0f", "x\u200by", "Ǆ", "ﬁn",
-    "İ", "?", "über", "ab", "文", "𠀀",
+    "İ", "?", "über", "ab", "文", "𠀀", ENGLAND, "🇩🇪", "🇫🇷🇩🇪", "ab\u200f", "\u202bab\u202c", "\u0601ab", "ab\u200c",
 ]
 SPACES = [" ", "  ", "\n", "\u00a0", "\u3000", "\t "]
 
@@ -113,7 +116,9 @@ def test_answers_are_exact_characters(words, data):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(st.sampled_from([*"ab 北?\n", *MARKS, *"🙂👍🏽\u200d\ufe0fé\u3000ﬁ"]), min_size=1), st.data())
+@given(st.text(st.sampled_from([
+    *"ab 北?\n", *MARKS, *"🙂👍🏽\u200d\ufe0fé\u3000ﬁ🇩🇪\u200f\u202a\u200b\U000e0067",
+]), min_size=1), st.data())
 def test_any_span_is_a_part_of_its_context(context, data):
     begin = data.draw(st.integers(0, len(context) - 1))
     end = data.draw(st.integers(begin + 1, len(context)))
@@ -122,6 +127,17 @@ def test_any_span_is_a_part_of_its_context(context, data):
     if not context[begin:end].isspace():
         text = context[slice(*found)]
         assert not text[0].isspace() and not text[-1].isspace() and context[begin:end].strip() in text
+
+
+@pytest.mark.parametrize(("context", "span", "expected"), [
+    ("a 🇩🇪🇫🇷 b", (2, 3), "🇩🇪"), ("a 🇩🇪🇫🇷 b", (3, 4), "🇩🇪"), ("a 🇩🇪🇫🇷 b", (4, 5), "🇫🇷"), ("a 🇩🇪🇫🇷 b", (5, 6), "🇫🇷"),
+    ("a 🇩🇪🇫🇷 b", (3, 5), "🇩🇪🇫🇷"), ("🇩🇪🇫", (2, 3), "🇫"), ("x🇩🇪", (0, 1), "x"), (f"a {ENGLAND}.", (2, 3), ENGLAND),
+    (f"{ENGLAND}🏴", (7, 8), "🏴"), ("ab\u200f, c", (0, 2), "ab\u200f"), ("ab \u200fc", (0, 2), "ab"),
+    ("ab\u200bc", (0, 2), "ab"), ("ab\ufeff c", (0, 2), "ab"), ("(\u202aab\u202c)", (2, 4), "\u202aab\u202c"),
+    ("no\u0601 12", (0, 2), "no"), ("no \u060112", (4, 6), "\u060112"),
+])
+def test_what_is_seen_as_one_comes_whole(context, span, expected):
+    assert context[slice(*qa.whole(context, *span))] == expected
 
 
 def reference_windows(count: int, room: int, stride: int):
