@@ -54,14 +54,16 @@ def add(command) -> None:
     sub.add_argument("model",
                      help="work directory of finetune, or whatever convert reads that has a classifier, tagger, span or choice")
     sub.add_argument("--input", required=True, metavar="FILE",
-                     help="*.tsv, *.csv, *.jsonl (also with .gz), else a text a line; - is standard input")
+                     help="*.tsv, *.csv, *.jsonl (also with .gz), else a text a line; - is standard input; of questions about "
+                          "contexts also *.json in SQuAD's form")
     sub.add_argument("--format", choices=["tsv", "csv", "jsonl", "lines"], default=None,
                      help="of the input; default: by its name")
     sub.add_argument("--texts", nargs="+", metavar="COLUMN", default=[],
                      help="columns of the text, of both of a pair, of question and context, of first text and choices; "
                           "default: those that it was trained on, or the only one")
     sub.add_argument("--out", metavar="FILE", default=None,
-                     help="*.tsv or *.jsonl, must not exist; default: TSV on standard output")
+                     help="*.tsv or *.jsonl, must not exist; of SQuAD's form also *.json, {id: text} for its official scripts; "
+                          "default: TSV on standard output")
     sub.add_argument("--batch-size", type=int, default=64, help="rows that are computed together")
 
 

@@ -53,8 +53,11 @@ def lasts(error: BaseException) -> bool:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """The line for an exception of a device whose memory did not suffice; None of any other."""
+    """The line for an exception of a device, or of Python, whose memory did not suffice; None of any other."""
     text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return ("the memory of this machine does not suffice: end what else takes it, or give the data in parts, or in shorter "
+                f"texts{f' ({text[:200]})' * bool(text)}")
     if "RESOURCE_EXHAUSTED" not in text or isinstance(error, BertJaxError):
         return None
     return ("the memory of the device does not suffice: a smaller batch (train.batch_size, --batch-size), one in parts "

@@ -49,6 +49,7 @@ from bert_jax.warm_start import of_the_checkpoint
 logger = logging.getLogger("bert_jax")
 
 RESULT, PREDICTIONS, PAGE, CARD = "result.json", "predictions.tsv", "report.html", "README.md"
+OFFICIAL = "predictions.json"  # beside these where examples have ids: what is said of each, as the scripts of SQuAD take it
 HARDEST = 20  # wrong examples on the page
 PACKAGES = ("bert_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -164,7 +165,7 @@ def _finetune(
     if others_there := sorted(results.keys() - set(numbers)):
         console.print(f"with seeds {', '.join(map(str, others_there))}, which are finished here", highlight=False)
     _warn_of_form(task.config.encoder, model.origin, workdir / EXPORTED)
-    kept: dict[int, api.Params] = {}  # of the one seed that may be exported
+    kept: dict[int, tuple[api.Params, _Answers]] = {}  # of the one seed that may be exported
     primary = primary_score(experiment)
     for group in _groups(numbers, at_once, workdir):
         console.print(f"seeds {', '.join(map(str, group))} together", highlight=False)
@@ -182,24 +183,26 @@ def _finetune(
             params, results[seed] = _run(task, _with_seed(experiment, seed), folder)
         if params is None:
             return Finetuned(False, None, workdir)
-        _answers(task, answering, params, folder)
+        found = _answers(task, answering, params, folder)
         write_json(folder / RESULT, results[seed])
         if seed == numbers[0] or (export == "best" and _better(results, primary) == seed):
-            kept = {seed: params}
+            kept = {seed: (params, found)}
     results = dict(sorted(results.items()))
     labels = task.config.encoder.labels if isinstance(task.config, Classification) else ()
     scores = table.gather({seed: result["scores"] for seed, result in results.items()}, labels)
     chosen = _better(results, primary) if export == "best" else numbers[0]
     if chosen not in kept:
-        kept = {chosen: _run(task, _with_seed(experiment, chosen), workdir / f"seed-{chosen}")[0]}
-        if kept[chosen] is None:
+        folder = workdir / f"seed-{chosen}"
+        params, _ = _run(task, _with_seed(experiment, chosen), folder)
+        if params is None:
             return Finetuned(False, None, workdir)
+        kept = {chosen: (params, _answers(task, answering, params, folder))}
     before = read_json(workdir / SCORES).get("exported_seed") if (workdir / SCORES).is_file() else chosen
     if before != chosen:
         console.print(f"{workdir / EXPORTED} was that of seed {before}, now of seed {chosen}", highlight=False, markup=False,
                       soft_wrap=True)
     console.print("writing the report")
-    _report(task, experiment, scores, results, chosen, export, model, kept[chosen], answering, workdir, command)
+    _report(task, experiment, scores, results, chosen, export, model, *kept[chosen], workdir, command)
     return Finetuned(True, scores, workdir)
 
 
@@ -353,21 +356,25 @@ def _run(task: FinetuningTask, experiment: Experiment, folder: Path) -> tuple[ap
     return jax.device_get(task.finished(result.params)), found
 
 
-def _answers(task: FinetuningTask, answering: Answering, params: api.Params, folder: Path) -> tuple[list, list[judged.Judged]]:
-    """Answers about all held-out texts; they are written beside the run."""
+_Answers = tuple[list[dict[str, Any]], list[judged.Judged]]  # about all held-out texts, and beside what is right
+
+
+def _answers(task: FinetuningTask, answering: Answering, params: api.Params, folder: Path) -> _Answers:
+    """The answers of a run; they are written beside it."""
     answers = [answer for _, answer in answering.stream(params, task.heldout.texts)]
     found = judged.judge(task.config, task.heldout, answers)
     judged.write(folder / PREDICTIONS, judged.columns(task.config), found)
+    if official := judged.by_id(found):
+        write_json(folder / OFFICIAL, official)
     return answers, found
 
 
 def _report(
     task: FinetuningTask, experiment: Experiment, scores: table.Scores, results: dict[int, dict[str, Any]], chosen: int,
-    export: Export, model: Model, params: api.Params, answering: Answering, workdir: Path, command: Sequence[str],
+    export: Export, model: Model, params: api.Params, answered: _Answers, workdir: Path, command: Sequence[str],
 ) -> None:
-    """All that is made of the runs. ``model``: what they began with; ``params``: of the seed ``chosen``."""
-    config, folder = task.config, workdir / f"seed-{chosen}"
-    answers, found = _answers(task, answering, params, folder)
+    """All that is made of the runs. ``model``: what they began with; ``params``, ``answered``: of the seed ``chosen``."""
+    config, (answers, found) = task.config, answered
     pictures = plots.draw(config, task.heldout, answers, found, workdir)
     records = {seed: record.read(workdir / f"seed-{seed}" / record.METRICS) for seed in results}
     plots.draw_curves(records, [row.name for row in scores.rows], workdir / record.CURVES)

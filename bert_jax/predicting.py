@@ -5,18 +5,15 @@ sorted by length, and cut into batches of one size, each padded to one of a few 
 compiled again. What is computed is that of an evaluation (:mod:`bert_jax.tasks.base`).
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import os
-import queue
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -43,9 +40,10 @@ from bert_jax.tasks.masked_words import FillsWords
 from bert_jax.tasks.question_answering import WINDOW, AnswersQuestions, window_sizes
 from bert_jax.tasks.race import Race
 from bert_jax.tasks.regression import Values
+from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import Source, Table
 from bert_jax.tasks.tagging import Tags
-from bert_jax.tasks.texts import Form, check_lines, form_of, open_texts
+from bert_jax.tasks.texts import Form, ahead, check_lines, form_of, open_texts
 from bert_jax.tokenizers import Tokenizer
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
@@ -53,8 +51,6 @@ WORD_A_LINE = (".conllu", ".iob2", ".conll", ".bio", ".iob")
 CHUNK = 32  # batches that are sorted by length together
 IN_FLIGHT = 2  # batches dispatched and not yet fetched
 LONGEST = 512  # tokens of a row where nothing else is said
-
-T = TypeVar("T")
 
 logger = logging.getLogger("bert_jax")
 
@@ -105,8 +101,8 @@ def predict_file(
     model: str, path: str, out: str | None = None, *, columns: tuple[str, ...] = (), form: Form | None = None,
     batch_size: int = 64,
 ) -> int:
-    """Answers about a file, see :func:`bert_jax.tasks.texts.open_texts`, into ``out`` or standard output, see
-    :func:`bert_jax.reporting.answers.write`; how many.
+    """Answers about a file, see :func:`bert_jax.tasks.texts.open_texts`, or about all questions of one in SQuAD's form
+    (``*.json``, also with ``.gz``), into ``out`` or standard output, see :func:`bert_jax.reporting.answers.write`; how many.
 
     Args:
       columns: of the texts; none: those that the model was trained on, or the only one. A tagger's are sentences, with blanks
@@ -116,8 +112,11 @@ def predict_file(
       BertJaxError: see these, and :func:`predict`; ``out`` exists; too few or too many columns for the model.
     """
     target = Path(out) if out is not None else None
-    answers.check(target)
+    asked = form is None and Path(path.removesuffix(".gz")).suffix == ".json"
+    answers.check(target, asked)
     ready = load(model)
+    if asked and isinstance(ready.predictor, AnswersQuestions):
+        return _answer_squad(ready, path, target, columns, batch_size)
     tabular = form_of(path, form) != "lines"
     columns = columns or (ready.columns if tabular else ())
     tags, listed = isinstance(ready.predictor, Tags), isinstance(ready.predictor, Chooses) and len(columns) == 2
@@ -150,6 +149,16 @@ def predict_file(
     elif listed:
         found = (((first, tuple(choices)), answer) for (first, *choices), answer in found)
     return answers.write(source.columns, found, target, source.size, lambda count: source.read() * count / taken)
+
+
+def _answer_squad(ready: Ready, path: str, target: Path | None, columns: tuple[str, ...], batch_size: int) -> int:
+    """:func:`predict_file` of a file in SQuAD's form, which is read whole; ids come before the texts."""
+    if columns:
+        raise BertJaxError(f"{path}: SQuAD's form has no columns {', '.join(columns)}: leave --texts out")
+    ids, texts = zip(*((identity, text) for identity, *text in Squad(path).asked()), strict=True)
+    found = Answering(ready.predictor, batch_size).stream(ready.params, map(tuple, texts), f"{path}: question")
+    rows = (((identity, *text), answer) for identity, (text, answer) in zip(ids, found, strict=True))
+    return answers.write(("id", "question", "context"), rows, target, len(ids), lambda count: count)
 
 
 def _flat(row: tuple[str | tuple[str, ...], ...], words: bool) -> tuple[str, ...]:
@@ -363,7 +372,7 @@ class Answering:
         """
         params = jax.device_put(params)
         rows = None  # of a batch; fewer where all there is does not fill one
-        for chunk, encoded in _ahead(self._encoded(iter(texts), called)):
+        for chunk, encoded in ahead(self._encoded(iter(texts), called)):
             count = len(encoded.item)
             rows = rows or min(self.batch_size, 1 << (count - 1).bit_length())
             yield from zip(chunk, self.predictor.answers(chunk, encoded, self._outputs(params, encoded, rows)), strict=True)
@@ -403,37 +412,3 @@ class Answering:
         while pending:
             fetch()
         return {name: [values[k] for k in range(len(encoded.item))] for name, values in made.items()}
-
-
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; while one is used, the next is made in a thread. (A daemon: it may wait for input that never comes.)"""
-    box: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(1)
-    over = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not over.is_set():
-            with contextlib.suppress(queue.Full):
-                box.put((item, error), timeout=0.1)
-                return
-
-    def fill() -> None:
-        try:
-            for item in items:
-                put(item, None)
-                if over.is_set():
-                    return
-            put(None, StopIteration())
-        except BaseException as error:  # whatever it is, it is raised where the items are used
-            put(None, error)
-
-    threading.Thread(target=fill, daemon=True).start()
-    try:
-        while True:
-            item, error = box.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        over.set()

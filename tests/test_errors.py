@@ -3,8 +3,11 @@
 import logging
 import threading
 
-from bert_jax import finetuning
-from bert_jax.errors import BertJaxError, each_warning_once
+import numpy as np
+import pytest
+
+from bert_jax import cli, finetuning
+from bert_jax.errors import BertJaxError, each_warning_once, out_of_memory
 
 logger = logging.getLogger("bert_jax")
 
@@ -48,3 +51,22 @@ def test_nothing_stays_behind_an_error(monkeypatch):
         except BertJaxError:
             pass
     assert logger.filters == before
+
+
+def test_memory_that_does_not_suffice_is_a_line(tmp_path, monkeypatch, capfd):
+    with pytest.raises(MemoryError) as caught:
+        np.empty(2**56, np.int64)
+    line = out_of_memory(caught.value)
+    assert line.startswith("the memory of this machine does not suffice: end what else takes it, or give the data in parts")
+    assert "(Unable to allocate 512. PiB" in line and "\n" not in line
+    assert out_of_memory(MemoryError()).endswith("texts")
+    assert "the memory of the device" in out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: 9 bytes"))
+    assert out_of_memory(BertJaxError("RESOURCE_EXHAUSTED")) is out_of_memory(KeyError("x")) is None
+
+    def inspect(arguments):
+        np.empty(2**56, np.int64)
+
+    monkeypatch.setattr(cli, "_inspect", inspect)
+    assert cli.main(["inspect", str(tmp_path)]) == 1
+    err = capfd.readouterr().err
+    assert err.startswith("bert-jax: error: the memory of this machine does not suffice") and err.count("\n") == 1

@@ -22,9 +22,10 @@ from bert_jax.errors import BertJaxError
 from bert_jax.finetuning import fit, primary_score
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.reporting import card
-from bert_jax.tasks import finetuning_task
+from bert_jax.tasks import finetuning_task, squad
 from bert_jax.tasks.base import predict, without_anchors
 from bert_jax.tasks.datasets import Named
+from bert_jax.tasks.squad import Squad
 from bert_jax.training import step as step_module
 from bert_jax.training import train as train_module
 from bert_jax.training.experiment import Experiment
@@ -104,7 +105,26 @@ def test_what_every_kind_leaves(kind, run):
         label, prediction = rows[0].index("label"), rows[0].index("prediction")
         hits = [row[label] == row[prediction] for row in rows[1:]]
         assert evaluations[1]["accuracy"] == pytest.approx(np.mean(hits)), "the table's scores are those of the predictions"
+    official = folder / "seed-1" / "predictions.json"
+    assert official.exists() is (rows[0][0] == "id") is (kind == "QuestionAnswering")
+    if kind == "QuestionAnswering":
+        assert rows[0][1:] == ["question", "context", "label", "prediction", "start", "score", "null_score"]
+        said = json.loads(official.read_text())
+        assert said == {row[0]: row[4] for row in rows[1:]} and "dev0" in said
+        assert all(row[2][int(row[5]) :].startswith(row[4]) and float(row[6]) != float(row[7]) for row in rows[1:])
+        golds = Squad(str(folder.parent / "dev.json")).read().labels
+        assert squad.scores([said[gold.id] for gold in golds], golds)["f1"] == pytest.approx(evaluations[1]["f1"])
     assert bert_jax.load(folder / "model").config.hidden_width == 32
+
+
+def test_the_report_takes_what_was_answered_after_training(tiny_checkpoint, tmp_path, monkeypatch):
+    asked = []
+    stream = finetuning.Answering.stream
+    monkeypatch.setattr(finetuning.Answering, "stream", lambda *words: asked.append(1) or stream(*words))
+    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
+             str(tmp_path / "run"), "--export", "best"]
+    assert cli.main([*words, "--seeds", "1"]) == 0 and len(asked) == 1
+    assert cli.main([*words, "--seeds", "1"]) == 0 and len(asked) == 2, "nothing was trained: the report alone asks"
 
 
 @pytest.mark.parametrize("kind", PICTURES)

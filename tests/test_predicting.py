@@ -137,6 +137,33 @@ def test_an_answer_s_place_counts_in_the_text_as_it_is_written(tiny_checkpoint, 
     assert (found["text"], found["start"]) == (answer["text"], answer["start"])
 
 
+def squad_file(questions) -> str:
+    """Of (id, question, context), without answers, as a test set has them."""
+    entries = [{"context": context, "qas": [{"id": identity, "question": text}]} for identity, text, context in questions]
+    return json.dumps({"data": [{"paragraphs": [entry]} for entry in entries]})
+
+
+@pytest.mark.parametrize("name", ["test.json", "test.json.gz"])
+def test_squad_s_form_is_answered_with_ids(name, tiny_checkpoint, tmp_path, capsys):
+    model = with_head(tiny_checkpoint, (), "span")
+    bert_jax.save(model, tmp_path / "model")
+    questions = [("5", "she ran", " cat\tdog bird"), ("b", "the tree", "mat tree\nroad"), ("a", "she ran", " cat\tdog bird")]
+    content = squad_file(questions).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    words = ["predict", str(tmp_path / "model"), "--input", str(tmp_path / name), "--batch-size", "2"]
+    for out in ("out.json", "out.jsonl", "out.tsv"):
+        assert cli.main([*words, "--out", str(tmp_path / out)]) == 0 and "3 rows" in capsys.readouterr().out
+    asked = list(bert_jax.predict(tmp_path / "model", [question[1:] for question in questions]))
+    wanted = [dict(zip(("id", "question", "context"), question, strict=True)) | answer
+              for question, answer in zip(questions, asked, strict=True)]
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == wanted
+    said = json.loads((tmp_path / "out.json").read_text())
+    assert said == {one["id"]: one["text"] for one in wanted} and all(said.values())
+    header, *rows = (line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines())
+    assert header == ["id", "question", "context", "text", "start", "score", "null_score"] and len(rows) == 3
+    assert [row[0] for row in rows] == ["5", "b", "a"] and rows[0][2] == " cat dog bird"
+
+
 def test_windows_fit_encoders_of_few_positions(tiny_checkpoint, tmp_path):
     """As fine-tuning sizes them: a model of 32 positions has no room for questions of 64 tokens."""
     bert_jax.save(with_head(tiny_checkpoint, (), "span"), tmp_path / "model")
@@ -410,8 +437,21 @@ def test_what_is_refused(saved, tiny_checkpoint, tmp_path, capfd):
     refused("a.tsv: name the column of the text (--texts); there are id, review", "id\treview\n1\tcat\n", "a.tsv")
     refused("a.tsv: line 3 has 1 fields, the first line 2", "id\treview\n1\tcat\n2\n", "a.tsv", "--texts", "review")
     for options in ((), ("--texts", "question", "context")):
-        refused("qa.json: one JSON document (SQuAD's form) is not read here: give *.jsonl", '{"data": []}', "qa.json", *options)
+        refused("qa.json: one JSON document (SQuAD's form) is for models that answer questions about contexts: give *.jsonl",
+                '{"data": []}', "qa.json", *options)
     refused("qa.json.gz: one JSON document", gzip.compress(b"{}"), "qa.json.gz")
+    spans = tmp_path.parent / "spans"
+    bert_jax.save(with_head(tiny_checkpoint, (), "span"), spans)
+    refused("qa.json: no questions", '{"data": []}', "qa.json", model=spans)
+    refused("qa.json: not a SQuAD file: the whole has no 'data'", "{}", "qa.json", model=spans)
+    refused("qa.json: SQuAD's form has no columns question, context: leave --texts out", squad_file([("a1", "she ran", "cat")]),
+            "qa.json", "--texts", "question", "context", model=spans)
+    refused("qa.json: the id a1 comes twice", squad_file([("a1", "she ran", "cat")] * 2), "qa.json", model=spans)
+    refused("qa.json: question 2: the question has no character that the tokenizer keeps",
+            squad_file([("a1", "she ran", "cat"), ("a2", "\u200b", "cat")]), "qa.json", model=spans)
+    refused("what is written is named *.tsv or *.jsonl or *.json", squad_file([("a1", "she ran", "cat")]), "qa.json", "--out",
+            str(tmp_path / "out.csv"), model=spans)
+    refused("what is written is named *.tsv or *.jsonl", "cat\n", "a.txt", "--out", str(tmp_path / "out.json"))
     refused("a.tsv: no rows below the names", "id\treview\n", "a.tsv", "--texts", "review")
     refused("a.tsv: no column 2; there are 0 to 1", "1\tcat\n", "a.tsv", "--texts", "2")
     refused("a.csv: after line 1: ", 'review\n"cat', "a.csv")

@@ -1,4 +1,5 @@
-"""Answers about a file, written as they come: TSV or JSON lines, whole or not at all."""
+"""Answers about a file, written as they come: TSV, JSON lines, or what the official scripts of SQuAD take; whole or not at
+all."""
 
 import contextlib
 import io
@@ -14,14 +15,16 @@ from bert_jax.progress import Progress
 from bert_jax.reporting.judged import one_line
 
 FORMS = (".tsv", ".jsonl")
+BY_ID = ".json"
 
 
-def check(out: Path | None) -> None:
-    """Raises BertJaxError where ``out`` exists, or its name is of no form."""
+def check(out: Path | None, identified: bool = False) -> None:
+    """Raises BertJaxError where ``out`` exists, or its name is of no form; ``identified``: whether what is answered has ids."""
     if out is None:
         return
-    if out.suffix not in FORMS:
-        raise BertJaxError(f"{out}: what is written is named *.tsv or *.jsonl")
+    forms = (*FORMS, BY_ID) if identified else FORMS
+    if out.suffix not in forms:
+        raise BertJaxError(f"{out}: what is written is named {' or '.join(f'*{form}' for form in forms)}")
     if out.exists():
         raise BertJaxError(f"{out}: exists already: remove it or choose another name")
 
@@ -36,15 +39,20 @@ def write(
     text's is called ``predicted NAME``.
 
     Args:
-      out: ``*.tsv`` or ``*.jsonl``, made when all is there; None: standard output, as TSV.
-      size: bytes of the input; None: not known. done: of how many of them so many rows are the answers, for the time left.
+      out: ``*.tsv`` or ``*.jsonl``, or of rows whose first column is an id ``*.json``, one object ``{id: text}``; made when all
+        is there. None: standard output, as TSV.
+      size: bytes or rows of the input; None: not known. done: of how many of them so many rows are the answers, for the time
+        left.
     """
-    count, json_lines = 0, out is not None and out.suffix == ".jsonl"
+    count, form = 0, ".tsv" if out is None else out.suffix
     with _open(out) as file, Progress("predicting", size) as progress:
         for count, (texts, answer) in enumerate(rows, start=1):
             names = [*_names(columns, len(texts)), *(f"predicted {name}" if name in columns else name for name in answer)]
             values = [*texts, *answer.values()]
-            if json_lines:
+            if form == BY_ID:
+                pair = (json.dumps(value, ensure_ascii=False) for value in (texts[0], answer["text"]))
+                file.write(("{\n" if count == 1 else ",\n") + ": ".join(pair))
+            elif form == ".jsonl":
                 file.write(json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False) + "\n")
             else:
                 if count == 1:
@@ -56,6 +64,8 @@ def write(
                 file.write("\t".join(map(one_line, values)) + "\n")
             if count % 256 == 0:
                 progress.update(done(count), f"{count:,} rows")
+        if form == BY_ID:
+            file.write("\n}\n")
     return count
 
 

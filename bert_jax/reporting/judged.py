@@ -1,8 +1,9 @@
 """Answers beside what they should have been, in the same form for every kind of task."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ class Judged(NamedTuple):
       texts: in the order of :func:`columns`. label: what is right; several answers are apart by `` | ``. prediction: what the
         model says. probability: that it gives to it, None where the kind has none. error: how wrong that is, 0: right. Of a
         wrong class its probability; of a value the distance; of tags how many are wrong; of an answer 1 less its F1.
+      id: of the example, where the data have ids. more: what else the answer says, by name.
     """
 
     texts: tuple[str, ...]
@@ -35,6 +37,8 @@ class Judged(NamedTuple):
     prediction: str
     probability: float | None
     error: float
+    id: str | None = None
+    more: Mapping[str, Any] = MappingProxyType({})
 
 
 def columns(task: AnyFinetuning) -> tuple[str, ...]:
@@ -68,7 +72,9 @@ def _value(texts, label, answer, task) -> Judged:
 
 def _answer(texts, gold, answer, task) -> Judged:
     right = " | ".join(dict.fromkeys(one.text for one in gold.answers))
-    return Judged(texts, right, answer["text"], None, 1 - squad.scores([answer["text"]], [gold])["f1"])
+    error = 1 - squad.scores([answer["text"]], [gold])["f1"]
+    more = {name: answer[name] for name in ("start", "score", "null_score")}
+    return Judged(texts, right, answer["text"], None, error, gold.id, more)
 
 
 def _tags(words, tags, answer, task) -> Judged:
@@ -101,15 +107,24 @@ def hardest(judged: Sequence[Judged], count: int) -> list[Judged]:
 
 
 def write(path: Path, names: Sequence[str], judged: Sequence[Judged]) -> None:
-    """A TSV file: the texts, ``label``, ``prediction``, and ``probability`` where there is one; a line each, the file whole or
-    not at all. Tabs and line breaks within a text become blanks."""
-    some = judged[0]
-    header = [*names[: len(some.texts)], "label", "prediction", *(["probability"] if some.probability is not None else [])]
-    lines = ["\t".join(header)]
-    for one in judged:
-        probability = [] if one.probability is None else [f"{one.probability:.6f}"]
-        lines.append("\t".join(one_line(field) for field in (*one.texts, one.label, one.prediction, *probability)))
-    write_whole(path, "\n".join(lines) + "\n")
+    """A TSV file: ``id``, the texts, ``label``, ``prediction``, ``probability`` and what else there is; a line each, the file
+    whole or not at all. Tabs and line breaks within a text become blanks."""
+    rows = [_fields(one, names) for one in judged]
+    lines = [[name for name, _ in rows[0]], *([one_line(value) for _, value in row] for row in rows)]
+    write_whole(path, "".join("\t".join(line) + "\n" for line in lines))
+
+
+def _fields(one: Judged, names: Sequence[str]) -> list[tuple[str, Any]]:
+    """(column, value) of all that there is."""
+    probability = None if one.probability is None else f"{one.probability:.6f}"
+    fields = [("id", one.id), *zip(names, one.texts, strict=False), ("label", one.label), ("prediction", one.prediction),
+              ("probability", probability), *one.more.items()]
+    return [(name, value) for name, value in fields if value is not None]
+
+
+def by_id(judged: Sequence[Judged]) -> dict[str, str]:
+    """What is said of each example that has an id, as the official scripts of SQuAD take it."""
+    return {one.id: one.prediction for one in judged if one.id is not None}
 
 
 def one_line(value: Any) -> str:

@@ -35,6 +35,11 @@ logger = logging.getLogger("bert_jax")
 WINDOW = 384  # tokens of question and context, where nothing else is said
 NOWHERE, ENDS, BEGINS, NULL = range(4)  # what a token may be: no part of an answer, its end, its beginning too, the null
 _JOINER = "\u200d"  # of emoji that are shown as one
+# Characters of format belong to what precedes them, but for those between words, and those that open something: a change of
+# direction, a number, a verse.
+_BETWEEN = frozenset("\u200b\u2060\ufeff")
+_OPENING = frozenset("\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890"
+                     "\u0891\u08e2\U000110bd\U000110cd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +273,8 @@ def best_span(
 
 def whole(context: str, begin: int, end: int) -> tuple[int, int]:
     """A span of characters without white space around it, and with all that belongs to its first and last character as people
-    see them: combining marks, which some tokenizers drop, variation selectors, skin tones, emoji that are joined."""
+    see them: combining marks, which some tokenizers drop, variation selectors, skin tones, emoji that are joined, both letters
+    of a flag or all that name it, marks of a direction."""
     while begin < end - 1 and context[begin].isspace():
         begin += 1
     while end > begin + 1 and context[end - 1].isspace():
@@ -287,8 +293,19 @@ def _splits(context: str, place: int) -> bool:
     before, after = context[place - 1], context[place]
     if before.isspace() or after.isspace():
         return False
-    joined = _JOINER in (before, after) or "\U0001f3fb" <= after <= "\U0001f3ff"  # the skin tones
-    return joined or unicodedata.category(after).startswith("M")
+    if _is_of_flag(before) and _is_of_flag(after):  # two make a flag, from the first of several on
+        first = place
+        while first and _is_of_flag(context[first - 1]):
+            first -= 1
+        return (place - first) % 2 == 1
+    if _JOINER in (before, after) or before in _OPENING or "\U0001f3fb" <= after <= "\U0001f3ff":  # the skin tones
+        return True
+    category = unicodedata.category(after)
+    return category.startswith("M") or (category == "Cf" and after not in _BETWEEN | _OPENING)
+
+
+def _is_of_flag(character: str) -> bool:
+    return "\U0001f1e6" <= character <= "\U0001f1ff"
 
 
 def _visible(context: str, offsets: np.ndarray) -> np.ndarray:
@@ -298,11 +315,18 @@ def _visible(context: str, offsets: np.ndarray) -> np.ndarray:
 
 
 def _central(firsts: np.ndarray, count: int, room: int) -> np.ndarray:
-    """int [count]: the window that shows most around each token: of the smaller of both sides, then of the longer window."""
-    tokens, ends = np.arange(count), np.minimum(firsts + room, count)[:, None]
-    left, right = tokens - firsts[:, None], ends - 1 - tokens
-    context = np.minimum(left, right)
-    return np.where(context >= 0, 100 * context + ends - firsts[:, None], -1).argmax(axis=0)
+    """int [count]: the window that shows most around each token: of the smaller of both sides, then of the longer window. The
+    few that a token is in are looked at one after another, from the last on, and the first remains where some are equal."""
+    tokens = np.arange(count)
+    first, after = (np.searchsorted(firsts, edge, side="right") for edge in (tokens - room, tokens))
+    best, central = np.zeros(count, int), np.zeros(count, int)
+    for back in range(1, int((after - first).max()) + 1):
+        window = np.maximum(after - back, first)
+        begin, end = firsts[window], np.minimum(firsts[window] + room, count)
+        shown = 100 * np.minimum(tokens - begin, end - 1 - tokens) + end - begin
+        central = np.where(shown >= best, window, central)
+        best = np.maximum(shown, best)
+    return central
 
 
 def _span(

@@ -63,6 +63,14 @@ class Squad:
         """
         return rows_of(self._questions(), self.path, f"articles={self.articles}")
 
+    def asked(self) -> list[tuple[str, str, str]]:
+        """Id, question and context of all questions, whether the file has their answers or not; refused is what :meth:`read`
+        refuses of these."""
+        found = [one[:3] for one in _identified(self._questions(), self.path)]
+        if not found:
+            raise BertJaxError(f"{self.path}: no questions")
+        return found
+
     def _questions(self) -> Iterator[tuple[str, dict[str, Any], str]]:
         """Context, question, and what messages call its place."""
         try:
@@ -82,13 +90,9 @@ class Squad:
 def rows_of(questions: Iterable[tuple[str, dict[str, Any], str]], path: str, part: str) -> Rows:
     """Texts and labels of questions in SQuAD's form, see :meth:`Squad.read`: context, question, and what messages call its
     place. ``part``: what was read of ``path``."""
-    texts, labels, misplaced, ids = [], [], [], set()
+    texts, labels, misplaced = [], [], []
     answers = 0
-    for context, entry, where in questions:
-        question, identity = _text(entry, "question", where), str(_get(entry, "id", (str, int), where))
-        if identity in ids:
-            raise BertJaxError(f"{path}: the id {identity} comes twice")
-        ids.add(identity)
+    for identity, question, context, entry, where in _identified(questions, path):
         gold = [] if entry.get("is_impossible") else [
             _answer(one, context, f"{where}: question {identity}") for one in _get(entry, "answers", list, where)
         ]
@@ -105,6 +109,19 @@ def rows_of(questions: Iterable[tuple[str, dict[str, Any], str]], path: str, par
             raise BertJaxError(f"{found}: it must count characters of the context")
         logger.warning("%s: they count in scores, and are not trained on", found)
     return Rows(texts, labels)
+
+
+def _identified(
+    questions: Iterable[tuple[str, dict[str, Any], str]], path: str
+) -> Iterator[tuple[str, str, str, dict[str, Any], str]]:
+    """The id and the text of each question, and then the same."""
+    ids = set()
+    for context, entry, where in questions:
+        question, identity = _text(entry, "question", where), str(_get(entry, "id", (str, int), where))
+        if identity in ids:
+            raise BertJaxError(f"{path}: the id {identity} comes twice")
+        ids.add(identity)
+        yield identity, question, context, entry, where
 
 
 def _get(data: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:

@@ -8,11 +8,13 @@ import io
 import itertools
 import json
 import logging
+import queue
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, get_args
 
 from bert_jax.errors import BertJaxError
 from bert_jax.tasks.files import other_separator, unquoted, warn_of_numbers
@@ -22,6 +24,7 @@ Form = Literal["tsv", "csv", "jsonl", "lines"]
 STDIN = "-"
 
 log = logging.getLogger("bert_jax")
+T = TypeVar("T")
 
 
 class Texts(NamedTuple):
@@ -104,8 +107,8 @@ def form_of(path: str, form: Form | None = None) -> Form:
         return form
     suffix = Path(path.removesuffix(".gz")).suffix.removeprefix(".")
     if suffix == "json" and path != STDIN:
-        raise BertJaxError(f"{path}: one JSON document (SQuAD's form) is not read here: give *.jsonl with objects such as "
-                           "{\"question\": ..., \"context\": ...}, or say --format")
+        raise BertJaxError(f"{path}: one JSON document (SQuAD's form) is for models that answer questions about contexts: give "
+                           "*.jsonl with an object a line, or say --format")
     return suffix if suffix in ("tsv", "csv", "jsonl") and path != STDIN else "lines"
 
 
@@ -239,3 +242,37 @@ def check_lines(path: str, columns: tuple[str, ...]) -> None:
     if Path(path.removesuffix(".gz")).suffix.lower() != ".txt":
         log.warning("%s is read as a text a line, since its name ends in none of %s: --format says otherwise", path,
                        ", ".join(FORMATS))
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; while one is used, the next is made in a thread. (A daemon: it may wait for input that never comes.)"""
+    box: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(1)
+    over = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not over.is_set():
+            with contextlib.suppress(queue.Full):
+                box.put((item, error), timeout=0.1)
+                return
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if over.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:  # whatever it is, it is raised where the items are used
+            put(None, error)
+
+    threading.Thread(target=fill, daemon=True).start()
+    try:
+        while True:
+            item, error = box.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        over.set()

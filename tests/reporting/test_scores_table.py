@@ -58,7 +58,13 @@ def test_predictions_are_a_line_each(tmp_path):
     assert (tmp_path / "p.tsv").read_text().splitlines() == [
         "one\ttwo\tlabel\tprediction\tprobability", 'a b c d\t"x"\tred\tblue\t0.250000', "e\tf\tred\tred\t1.000000",
     ]
-    assert judged.hardest(rows, 5) == rows[:1]
+    assert judged.hardest(rows, 5) == rows[:1] and judged.by_id(rows) == {}
+    answered = [Judged(("q", "a b"), "a", "a\tb", None, 0.0, "x1", {"start": 0, "score": 0.1, "null_score": -2.5})]
+    judged.write(tmp_path / "p.tsv", ("question", "context"), answered)
+    assert (tmp_path / "p.tsv").read_text().splitlines() == [
+        "id\tquestion\tcontext\tlabel\tprediction\tstart\tscore\tnull_score", "x1\tq\ta b\ta\ta b\t0\t0.1\t-2.5",
+    ]
+    assert judged.by_id(answered) == {"x1": "a\tb"}
 
 
 def test_numbers_keep_their_digits(tmp_path):

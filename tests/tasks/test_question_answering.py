@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import tracemalloc
 
 import jax
 import numpy as np
@@ -31,7 +32,8 @@ from tests.tasks.tiny_tasks import finetune
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MARKS = "\u0301\u0308\u0323"
-PIECES = [*SPECIALS, *LETTERS, *(f"##{c}" for c in LETTERS + MARKS), "北", "京", "##京", "?", ".", "🙂"]
+PIECES = [*SPECIALS, *LETTERS, *(f"##{c}" for c in LETTERS + MARKS), "北", "京", "##京", "?", ".", "🙂", "🏴", "🇩", "🇫",
+          "##🇩", "##🇪", "##🇫", "##🇷"]
 UNCASED = WordPieceTokenizer(PIECES)
 CASED = WordPieceTokenizer([*PIECES, *LETTERS.upper(), *MARKS], lowercase=False, strip_accents=False)
 ENCODER = EncoderConfig(
@@ -87,10 +89,12 @@ def recovered(texts, golds, tokenizer, **fields) -> list[dict]:
     return made.predictor.answers(texts, made.evaluation, perfect(made.predictor, made.evaluation, labels))
 
 
+ENGLAND = "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"  # a black flag, and tags that name another
+
 # Words that every tokenizer here takes as whole ones, or character by character; and what may be between them.
 WORDS = [
     "cafe\u0301", "Zu\u0308rich", "a\u0323\u0301b", "北", "京", "🙂", "👍🏽", "👩\u200d🚀", "❤\ufe0f", "x\u200by", "Ǆ", "ﬁn",
-    "İ", "?", "über", "ab", "文", "𠀀",
+    "İ", "?", "über", "ab", "文", "𠀀", ENGLAND, "🇩🇪", "🇫🇷🇩🇪", "ab\u200f", "\u202bab\u202c", "\u0601ab", "ab\u200c",
 ]
 SPACES = [" ", "  ", "\n", "\u00a0", "\u3000", "\t "]
 
@@ -112,7 +116,9 @@ def test_answers_are_exact_characters(words, data):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(st.sampled_from([*"ab 北?\n", *MARKS, *"🙂👍🏽\u200d\ufe0fé\u3000ﬁ"]), min_size=1), st.data())
+@given(st.text(st.sampled_from([
+    *"ab 北?\n", *MARKS, *"🙂👍🏽\u200d\ufe0fé\u3000ﬁ🇩🇪\u200f\u202a\u200b\U000e0067",
+]), min_size=1), st.data())
 def test_any_span_is_a_part_of_its_context(context, data):
     begin = data.draw(st.integers(0, len(context) - 1))
     end = data.draw(st.integers(begin + 1, len(context)))
@@ -121,6 +127,17 @@ def test_any_span_is_a_part_of_its_context(context, data):
     if not context[begin:end].isspace():
         text = context[slice(*found)]
         assert not text[0].isspace() and not text[-1].isspace() and context[begin:end].strip() in text
+
+
+@pytest.mark.parametrize(("context", "span", "expected"), [
+    ("a 🇩🇪🇫🇷 b", (2, 3), "🇩🇪"), ("a 🇩🇪🇫🇷 b", (3, 4), "🇩🇪"), ("a 🇩🇪🇫🇷 b", (4, 5), "🇫🇷"), ("a 🇩🇪🇫🇷 b", (5, 6), "🇫🇷"),
+    ("a 🇩🇪🇫🇷 b", (3, 5), "🇩🇪🇫🇷"), ("🇩🇪🇫", (2, 3), "🇫"), ("x🇩🇪", (0, 1), "x"), (f"a {ENGLAND}.", (2, 3), ENGLAND),
+    (f"{ENGLAND}🏴", (7, 8), "🏴"), ("ab\u200f, c", (0, 2), "ab\u200f"), ("ab \u200fc", (0, 2), "ab"),
+    ("ab\u200bc", (0, 2), "ab"), ("ab\ufeff c", (0, 2), "ab"), ("(\u202aab\u202c)", (2, 4), "\u202aab\u202c"),
+    ("no\u0601 12", (0, 2), "no"), ("no \u060112", (4, 6), "\u060112"),
+])
+def test_what_is_seen_as_one_comes_whole(context, span, expected):
+    assert context[slice(*qa.whole(context, *span))] == expected
 
 
 def reference_windows(count: int, room: int, stride: int):
@@ -159,6 +176,24 @@ def test_windows_are_those_of_run_squad(count, stride):
         assert places.tolist() == [NULL, NOWHERE, NOWHERE, *inside, NOWHERE]
         assert encoded.tokens["characters"][row][0, 3:-1].tolist() == [2 * k for k in range(first, first + length)]
         assert encoded.tokens["segment_ids"][row].tolist() == [0] * 3 + [1] * (length + 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 120), st.integers(1, 20), st.integers(1, 30))
+def test_a_token_s_window_is_that_of_all_which_shows_most(count, room, stride):
+    windows, best = reference_windows(count, room, stride)
+    assert qa._central(np.array([first for first, _ in windows]), count, room).tolist() == best
+
+
+def test_memory_grows_with_a_context_and_not_with_its_square():
+    made, count = predictor(length=384, stride=128, question_tokens=64, answer_tokens=30), 300_000
+    context = " ".join(LETTERS[k % 26] for k in range(count))
+    tracemalloc.start()
+    encoded = made.encode([("a", context)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(int((places == BEGINS).sum()) for places in encoded.tokens["places"]) == count, "each begins in one window"
+    assert peak < 300 * count  # an array of windows and tokens would have 8 bytes for each of 2,343 windows
 
 
 def test_the_best_span_is_the_best_of_all():
