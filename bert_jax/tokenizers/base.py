@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,6 +132,17 @@ class Tokenizer(abc.ABC):
         except (TypeError, UnicodeEncodeError) as error:
             raise _not_text(texts) from error
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+    def encoder(self) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
+        """What encodes a corpus: a function from N texts to the ids of `encode_batch` one after another, and how many each of
+        them has, int64 [N]."""
+
+        def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            encoded = self.encode_batch(texts)
+            lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+            return np.concatenate([np.empty(0, np.int32), *encoded]), lengths
+
+        return encode
 
     def encode_batch_with_offsets(self, texts: Sequence[str], *, special: bool = False) -> list[Encoding]:
         """The ids of `encode_batch`, and where each piece stands in its text; takes longer."""
