@@ -15,7 +15,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.progress import Progress
 from bert_jax.tokenizers.base import Tokenizer, to_json, write_files
 from bert_jax.tokenizers.sampling import training_lines, warn_of_stripped
-from bert_jax.tokenizers.words import WordMemory
+from bert_jax.tokenizers.words import BERT_WORDS, BERT_WORDS_AND_IDEOGRAPHS, WordMemory
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -57,8 +57,7 @@ class WordPieceTokenizer(Tokenizer):
         return _word_splitter(Pipeline(model), self.lowercase, self.strip_accents, self.split_chinese)
 
     def encoder(self) -> WordMemory:
-        """Word by word: the splitter looks at no character beyond a blank or mark, and the model at no other word."""
-        return WordMemory(self.encode_batch, ideographs=self.split_chinese)
+        return WordMemory(self.encode_batch, BERT_WORDS_AND_IDEOGRAPHS if self.split_chinese else BERT_WORDS)
 
     def word_starts(self) -> np.ndarray:
         return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces], dtype=bool)

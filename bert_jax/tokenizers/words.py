@@ -1,35 +1,44 @@
 """Ids of a corpus word by word: where words decide the ids, a word is encoded once and looked up from then on.
 
-Hardly a word of a book is new, and looking one up takes a small part of the time of encoding it.
+Hardly a word of a book is new, and looking one up takes a small part of the time of encoding it. How texts are cut into words
+depends on the tokenizer: at places, not necessarily all of them, across which it never looks.
 """
 
+import itertools
 import re
 import string
 import threading
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-# What is a word of its own to BERT, whatever stands beside it: the punctuation of ASCII and what is usual in print, and
-# where ideographs are split, most of those. Which of them are listed here decides the speed alone.
-MARKS = string.punctuation + "“”‘’–—…、。，！？：；「」"
-_IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff"
-_IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
-_WORD = re.compile(f"[{_IDEOGRAPHS}]|[^ {_IDEOGRAPHS}]+")
-_END = "\n"  # a word without ids: it stands between texts
-ROOM = 24 << 20  # bytes for the words that are remembered, about: a hundred thousand English ones
-_WORD_BYTES, _CHARACTER_BYTES = 200, 8  # string, numbers, place in a dictionary; the character and its id
+_END = "\n"  # stands behind each text that is cut; words have no newline
+ROOM = 24 << 20  # bytes for the words that are remembered, about: eighty thousand English ones
+_WORD_BYTES, _CHARACTER_BYTES = 200, 16  # string, numbers, place in a dictionary; the character, its ids, and their next copy
+
+
+class Cut(NamedTuple):
+    """How texts are cut.
+
+    Attributes:
+      words: from texts, with "\\n" behind each and blanks for newlines in it, to their words, the "\\n" among them.
+      whole: what is in texts that are not cut, such as newlines that are not the same as blanks.
+    """
+
+    words: Callable[[str], list[str]]
+    whole: re.Pattern | None
+
+    def stays_whole(self, text: str) -> bool:
+        return self.whole is not None and self.whole.search(text) is not None
 
 
 class WordMemory:
-    """Encodes texts, the ids of each of which must be those of its words one after another.
+    """Encodes texts whose ids are those of their words one after another. May be called by several threads."""
 
-    Words are what blanks, newlines and `MARKS` separate, and with `ideographs` each of those. May be called by several threads.
-    """
-
-    def __init__(self, encode_batch: Callable[[Sequence[str]], list[np.ndarray]], *, ideographs: bool):
+    def __init__(self, encode_batch: Callable[[Sequence[str]], list[np.ndarray]], cut: Cut):
         self._encode_batch = encode_batch
-        self._ideographs = ideographs
+        self._cut = cut
         self._lock = threading.Lock()
         self._forget()
 
@@ -41,7 +50,7 @@ class WordMemory:
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of N texts one after another, and how many each of them has, int64 [N]."""
-        words = self._words("".join([text.replace("\n", " ") + f" {_END} " for text in texts]))
+        words = self._words(texts)
         with self._lock:
             if self._bytes > ROOM:
                 self._forget()
@@ -52,14 +61,15 @@ class WordMemory:
             places = np.repeat(self._begins[numbers] - ends + lengths, lengths) + np.arange(lengths.sum())
             return self._ids[places], np.diff(ends[numbers == self._numbers.get(_END)], prepend=0)
 
-    def _words(self, written: str) -> list[str]:
-        """Some of them empty."""
-        for mark in MARKS:
-            if mark in written:
-                written = written.replace(mark, f" {mark} ")
-        if self._ideographs and _IDEOGRAPH.search(written):
-            return _WORD.findall(written)
-        return written.split(" ")
+    def _words(self, texts: Sequence[str]) -> list[str]:
+        """Words, some of them empty, `_END` behind those of each text. A text that is not cut is a word, after a newline."""
+        words = []
+        for whole, group in itertools.groupby(texts, self._cut.stays_whole):
+            if whole:
+                words += itertools.chain.from_iterable((f"\n{text}", _END) for text in group)
+            else:
+                words += self._cut.words("".join([text.replace("\n", " ") + _END for text in group]))
+        return words
 
     def _learn(self) -> None:
         """Encodes what has a number and no ids."""
@@ -67,7 +77,7 @@ class WordMemory:
         if not new:
             return
         try:
-            encoded = self._encode_batch(new)
+            encoded = self._encode_batch([word.removeprefix("\n") for word in new])
         except BaseException:
             self._forget()  # they have numbers
             raise
@@ -87,3 +97,44 @@ class _Numbers(dict):
         number = self[word] = len(self)
         self.new.append(word)
         return number
+
+
+# BERT's words. What is a word of its own, whatever stands beside it: the punctuation of ASCII and what is usual in print,
+# and where ideographs are split, most of those. Which of them are listed here decides the speed alone.
+MARKS = string.punctuation + "“”‘’–—…、。，！？：；「」"
+_IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff"
+_IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
+_BETWEEN_IDEOGRAPHS = re.compile(f"[{_IDEOGRAPHS}]|[^ {_IDEOGRAPHS}]+")
+
+
+def _spaced(texts: str) -> str:
+    for mark in MARKS:
+        if mark in texts:
+            texts = texts.replace(mark, f" {mark} ")
+    return texts.replace(_END, f" {_END} ")
+
+
+def _at_marks(texts: str) -> list[str]:
+    return _spaced(texts).split(" ")
+
+
+def _at_marks_and_ideographs(texts: str) -> list[str]:
+    return _BETWEEN_IDEOGRAPHS.findall(_spaced(texts)) if _IDEOGRAPH.search(texts) else _at_marks(texts)
+
+
+def _at_blanks(texts: str) -> list[str]:
+    return texts.replace(_END, f" {_END} ").split(" ")
+
+
+def _before_blanks(texts: str) -> list[str]:
+    return texts.replace(_END, f"\0{_END}\0").replace(" ", "\0 ").split("\0")
+
+
+BERT_WORDS = Cut(_at_marks, None)
+BERT_WORDS_AND_IDEOGRAPHS = Cut(_at_marks_and_ideographs, None)
+# SentencePiece's character map works on clusters of characters. Those of Latin, Greek and Cyrillic and their punctuation are
+# in none with the blank beside them.
+_ALONE = r"\n -~\xa0-\u02ff\u0370-\u0482\u048a-\u052f\u1e00-\u1fff\u2010-\u2027\u2030-\u205e\u20a0-\u20bf"
+BLANKS = Cut(_at_blanks, re.compile(f"[^{_ALONE}]"))
+# The expression by which byte-level tokenizers cut: a single blank opens the word that it stands before.
+BEFORE_BLANKS = Cut(_before_blanks, re.compile(r"[^\S ]|  |\0"))
