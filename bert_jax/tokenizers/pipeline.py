@@ -105,7 +105,7 @@ class PipelineTokenizer(Tokenizer):
         return self._running.post_processor
 
     def encoder(self) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
-        return WordMemory(self.encode_batch, BEFORE_BLANKS) if self._opens_at_blanks else super().encoder()
+        return WordMemory(self._encode_many, BEFORE_BLANKS) if self._opens_at_blanks else super().encoder()
 
     def word_starts(self) -> np.ndarray:
         if self._suffix:

@@ -91,7 +91,7 @@ class SentencePieceTokenizer(Tokenizer):
         return pipeline
 
     def encoder(self) -> WordMemory:
-        return WordMemory(self.encode_batch, BLANKS)
+        return WordMemory(self._encode_many, BLANKS)
 
     def word_starts(self) -> np.ndarray:
         starts = np.array([begins_word(piece) for piece in self.pieces], dtype=bool)

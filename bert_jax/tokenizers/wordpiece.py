@@ -57,7 +57,7 @@ class WordPieceTokenizer(Tokenizer):
         return _word_splitter(Pipeline(model), self.lowercase, self.strip_accents, self.split_chinese)
 
     def encoder(self) -> WordMemory:
-        return WordMemory(self.encode_batch, BERT_WORDS_AND_IDEOGRAPHS if self.split_chinese else BERT_WORDS)
+        return WordMemory(self._encode_many, BERT_WORDS_AND_IDEOGRAPHS if self.split_chinese else BERT_WORDS)
 
     def word_starts(self) -> np.ndarray:
         return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces], dtype=bool)

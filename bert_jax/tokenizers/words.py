@@ -36,8 +36,8 @@ class Cut(NamedTuple):
 class WordMemory:
     """Encodes texts whose ids are those of their words one after another. May be called by several threads."""
 
-    def __init__(self, encode_batch: Callable[[Sequence[str]], list[np.ndarray]], cut: Cut):
-        self._encode_batch = encode_batch
+    def __init__(self, encode: Callable[[Sequence[str]], list[np.ndarray]], cut: Cut):
+        self._encode = encode
         self._cut = cut
         self._lock = threading.Lock()
         self._forget()
@@ -46,7 +46,7 @@ class WordMemory:
         self._numbers = _Numbers()
         self._bytes = 0
         self._ids = np.empty(0, np.int32)  # of all words, in the order of their numbers
-        self._lengths = self._begins = np.empty(0, np.int64)  # of each word in them
+        self._lengths = self._begins = np.empty(0, np.int32)  # of each word in them
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The ids of N texts one after another, and how many each of them has, int64 [N]."""
@@ -54,12 +54,13 @@ class WordMemory:
         with self._lock:
             if self._bytes > ROOM:
                 self._forget()
-            numbers = np.fromiter(map(self._numbers.__getitem__, words), np.int64, len(words))
+            numbers = np.fromiter(map(self._numbers.__getitem__, words), np.int32, len(words))
             self._learn()
             lengths = self._lengths[numbers]
-            ends = np.cumsum(lengths)
-            places = np.repeat(self._begins[numbers] - ends + lengths, lengths) + np.arange(lengths.sum())
-            return self._ids[places], np.diff(ends[numbers == self._numbers.get(_END)], prepend=0)
+            ends = np.cumsum(lengths, dtype=np.int32)
+            places = np.repeat(self._begins[numbers] - ends + lengths, lengths)
+            places += np.arange(len(places), dtype=np.int32)
+            return self._ids[places], np.diff(ends[numbers == self._numbers.get(_END)], prepend=0).astype(np.int64)
 
     def _words(self, texts: Sequence[str]) -> list[str]:
         """Words, some of them empty, `_END` behind those of each text. A text that is not cut is a word, after a newline."""
@@ -77,14 +78,14 @@ class WordMemory:
         if not new:
             return
         try:
-            encoded = self._encode_batch([word.removeprefix("\n") for word in new])
+            encoded = self._encode([word.removeprefix("\n") for word in new])
         except BaseException:
             self._forget()  # they have numbers
             raise
         self._bytes += _WORD_BYTES * len(new) + _CHARACTER_BYTES * sum(map(len, new))
         self._ids = np.concatenate([self._ids, *encoded])
-        self._lengths = np.concatenate([self._lengths, np.fromiter(map(len, encoded), np.int64, len(encoded))])
-        self._begins = np.cumsum(self._lengths) - self._lengths
+        self._lengths = np.concatenate([self._lengths, np.fromiter(map(len, encoded), np.int32, len(encoded))])
+        self._begins = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
 
 
 class _Numbers(dict):

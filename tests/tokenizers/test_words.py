@@ -144,13 +144,13 @@ def test_where_words_do_not_decide_texts_are_encoded_whole(data_dir, other):
 def remembering(log):
     """A memory over a toy whose ids of a word are the codes of its letters."""
 
-    def encode_batch(texts):
+    def encode_toy(texts):
         log.extend(texts)
         if "bad" in texts:
             raise BertJaxError("bad")
         return [np.array([ord(char) for char in text if char.isalpha()], np.int32) for text in texts]
 
-    return WordMemory(encode_batch, BERT_WORDS_AND_IDEOGRAPHS)
+    return WordMemory(encode_toy, BERT_WORDS_AND_IDEOGRAPHS)
 
 
 def test_a_word_is_encoded_once_until_all_are_forgotten(monkeypatch):
