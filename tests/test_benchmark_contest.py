@@ -38,6 +38,7 @@ def test_they_take_turns(contestant, tmp_path):
     assert (tmp_path / "log").read_text().split("\n")[:-1] == ["ours 1", "slow 1", *["ours 2", "slow 2"] * 3]
     assert {name: times.said for name, times in found.items()} == {"ours": {"name": "ours"}, "slow": {"name": "slow"}}
     assert all(len(times.turns) == 3 and min(times.turns) >= 0.04 and times.first >= 0.02 for times in found.values())
+    assert all(len(times.processor) == 3 and 0 <= sum(times.processor) < sum(times.turns) for times in found.values())
     middle, low, high = ratio(found["slow"].turns, found["ours"].turns)
     assert 1 < low <= middle <= high
 
