@@ -21,11 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Times(NamedTuple):
-    """Seconds of the first turn (compilation included) and of each later one, and what the contestant said of itself."""
+    """Seconds of the first turn (compilation included) and of each later one, and what the contestant said of itself.
+
+    `processor` has those of the later turns that cores spent on it, and on processes that it started and that have ended.
+    """
 
     first: float
     turns: list[float]
     said: dict
+    processor: list[float]
 
 
 def answer(run: Callable[[int], None], count: int, say: Callable[[], dict] = dict) -> None:
@@ -36,9 +40,10 @@ def answer(run: Callable[[int], None], count: int, say: Callable[[], dict] = dic
     first = time.perf_counter() - began
     print(json.dumps({"first": first, "said": say()}), flush=True)
     for line in sys.stdin:
-        began = time.perf_counter()
+        began, before = time.perf_counter(), sum(os.times()[:4])
         run(int(line))
-        print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
+        seconds = {"seconds": time.perf_counter() - began, "processor": sum(os.times()[:4]) - before}
+        print(json.dumps(seconds), flush=True)
 
 
 def python_of(environment: str) -> Path:
@@ -70,19 +75,25 @@ def contest(
         )
         first[name] = _line(processes[name], name)
         _say(f"{label}{name} ready, first turn {first[name]['first']:.1f} s")
-    turns: dict[str, list[float]] = {name: [] for name in names}
+    turns: dict[str, list[dict]] = {name: [] for name in names}
     for number in range(rounds):
         for name in order(names, number):
             process = processes[name]
             process.stdin.write(f"{count}\n")
             process.stdin.flush()
-            turns[name].append(_line(process, name)["seconds"])
+            turns[name].append(_line(process, name))
         left = (time.monotonic() - began) / (number + 1) * (rounds - number - 1)
         _say(f"{label}round {number + 1} of {rounds}, {left:.0f} s left at most")
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    return {name: Times(first[name]["first"], turns[name], first[name]["said"]) for name in names}
+    return {
+        name: Times(
+            first[name]["first"], [turn["seconds"] for turn in turns[name]], first[name]["said"],
+            [turn["processor"] for turn in turns[name]],
+        )
+        for name in names
+    }  # fmt: skip
 
 
 def order(names: Sequence[str], number: int) -> list[str]:

@@ -43,6 +43,7 @@ def test_they_take_turns(contestant, tmp_path):
         name: {"name": name, "asked after": 1} for name in ("ours", "slow")
     }
     assert all(len(times.turns) == 3 and min(times.turns) >= 0.04 and times.first >= 0.02 for times in found.values())
+    assert all(len(times.processor) == 3 and 0 <= sum(times.processor) < sum(times.turns) for times in found.values())
     middle, low, high = ratio(found["slow"].turns, found["ours"].turns)
     assert 1 < low <= middle <= high
 

@@ -248,6 +248,7 @@ class Work:
 
     def __init__(self, tokenizer: "Tokenizer", recipe: Recipe):
         self.tokenizer = tokenizer
+        self.encode = tokenizer.encoder()
         self.split = splitter(recipe.sentences)
         self.channels = recipe.channels
         self.whitespace = recipe.words == "whitespace"
@@ -258,46 +259,48 @@ class Work:
         self.stored = np.arange(tokenizer.vocab_size, dtype=dtype) | self.starts * self.bit
 
     def __call__(self, parts: list[tuple[str, ...]]) -> Tokenised:
-        sentences, counts = [], []
+        columns = [(text, self.split(text) if len(texts) == 1 else text.split("\n")) for texts in parts for text in texts]
+        made = self._encoded(columns)
+        if made.ids.size and not 0 <= made.ids.min() <= made.ids.max() < len(self.stored):
+            raise BertJaxError(f"the tokenizer gave id {made.ids.max()}, but its vocab_size is {len(self.stored)}")
+        ends = np.cumsum([0, *(len(sentences) for _, sentences in columns)])  # of texts, in sentences
+        kept = made.lengths > 0
+        column = 0
         for texts in parts:
-            if len(texts) == 1:
-                columns = [[made for made in self._sentences(texts[0], self.split(texts[0])) if len(made.ids)]]
-            else:
-                rows = zip(*(self._sentences(text, text.split("\n")) for text in texts), strict=True)
-                kept = [row for row in rows if all(len(made.ids) for made in row)]
-                columns = [[row[number] for row in kept] for number in range(len(texts))]
-            for column in columns:
-                sentences += column
-                counts.append(len(column))
-        ids = np.concatenate([np.empty(0, np.int32), *(made.ids for made in sentences)])
-        if ids.size and not 0 <= ids.min() <= ids.max() < len(self.stored):
-            raise BertJaxError(f"the tokenizer gave id {ids.max()}, but its vocab_size is {len(self.stored)}")
-        lengths = np.array([len(made.ids) for made in sentences], np.int64)
-        tokens = self.stored[ids]
+            if len(texts) > 1:
+                rows = kept[ends[column] : ends[column + len(texts)]].reshape(len(texts), -1)
+                rows &= rows.all(axis=0)
+            column += len(texts)
+        lengths, chosen = made.lengths[kept], np.repeat(kept, made.lengths)
+        tokens = self.stored[made.ids[chosen]]
         if self.whitespace:
-            tokens |= np.concatenate([np.empty(0, bool), *(made.starts for made in sentences)]) * self.bit
+            tokens |= made.starts[chosen] * self.bit
         tokens[np.cumsum(lengths) - lengths] |= self.bit
-        case = np.concatenate([np.empty(0, np.uint8), *(made.case for made in sentences)]) if self.channels else None
-        return Tokenised(tokens, {name: case for name in self.channels}, lengths, np.array(counts, np.int64))
+        counts = np.diff(np.concatenate([[0], np.cumsum(kept)])[ends])
+        return Tokenised(tokens, {name: made.case[chosen] for name in self.channels}, lengths, counts)
 
-    def _sentences(self, text: str, sentences: list[str]) -> "list[_Sentence]":
-        """The sentences of a text, in its order."""
-        before = ["" for _ in sentences]
-        written = sentences
+    def _encoded(self, columns: list[tuple[str, list[str]]]) -> "_Sentences":
+        """The sentences of texts, in their order."""
+        sentences = [sentence for _, column in columns for sentence in column]
+        before, written = [""] * len(sentences), sentences
         if self.blanks_count:
-            before = _blanks_before(text, sentences)
+            before = [blank for text, column in columns for blank in _blanks_before(text, column)]
             # What is blank has no token, whatever the tokenizer makes of blanks.
             written = ["" if sentence.isspace() else blank + sentence.replace("\n", " ")
                        for blank, sentence in zip(before, sentences, strict=True)]
         if not (self.whitespace or self.channels):
-            return [_Sentence(ids) for ids in self.tokenizer.encode_batch(written)]
-        made = []
-        encoded = self.tokenizer.encode_batch_with_offsets(written)
-        for sentence, blank, (ids, offsets) in zip(sentences, before, encoded, strict=True):
-            offsets = np.maximum(offsets - len(blank), 0)
-            starts = _after_blanks(sentence, offsets) if self.whitespace else self.starts[ids]
-            made.append(_Sentence(ids, starts, _case(sentence, offsets, starts) if self.channels else None))
-        return made
+            return _Sentences(*self.encode(written))
+        made = self.tokenizer.encode_batch_with_offsets(written)
+        offsets = [np.maximum(one.offsets - len(blank), 0) for one, blank in zip(made, before, strict=True)]
+        starts = [_after_blanks(sentence, places) if self.whitespace else self.starts[one.ids]
+                  for sentence, places, one in zip(sentences, offsets, made, strict=True)]
+        case = map(_case, sentences, offsets, starts) if self.channels else ()
+        return _Sentences(
+            np.concatenate([np.empty(0, np.int32), *(one.ids for one in made)]),
+            np.fromiter((len(one.ids) for one in made), np.int64, len(made)),
+            np.concatenate([np.empty(0, bool), *starts]),
+            np.concatenate([np.empty(0, np.uint8), *case]),
+        )
 
 
 def _blanks_count(tokenizer: "Tokenizer") -> bool:
@@ -316,10 +319,11 @@ def _blanks_before(text: str, sentences: list[str]) -> list[str]:
     return blanks
 
 
-class _Sentence(NamedTuple):
-    """Arrays [L] of one sentence; the last two only where they are needed."""
+class _Sentences(NamedTuple):
+    """N sentences, one after another: ids [L] and their lengths [N], and where they are needed the other two [L]."""
 
     ids: np.ndarray
+    lengths: np.ndarray
     starts: np.ndarray | None = None
     case: np.ndarray | None = None
 

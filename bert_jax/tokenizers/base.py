@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from bert_jax.files import check_local, write_whole
 
 # Keys of a tokenizer_config.json that point at files or code of the place where it was written.
 _LOCAL_SETTINGS = ("auto_map", "merges_file", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file")
+
+_BATCH = 256  # texts
 
 
 class Encoding(NamedTuple):
@@ -132,6 +134,22 @@ class Tokenizer(abc.ABC):
         except (TypeError, UnicodeEncodeError) as error:
             raise _not_text(texts) from error
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+    def encoder(self) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
+        """What encodes a corpus: a function from N texts to the ids of `encode_batch` one after another, and how many each of
+        them has, int64 [N]."""
+
+        def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            encoded = self._encode_many(texts)
+            lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+            return np.concatenate([np.empty(0, np.int32), *encoded]), lengths
+
+        return encode
+
+    def _encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode_batch` for any number of texts: of many at once the library holds all results, and takes longer."""
+        batches = (texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH))
+        return [ids for batch in batches for ids in self.encode_batch(batch)]
 
     def encode_batch_with_offsets(self, texts: Sequence[str], *, special: bool = False) -> list[Encoding]:
         """The ids of `encode_batch`, and where each piece stands in its text; takes longer."""

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from tokenizers.processors import PostProcessor
 from bert_jax.errors import BertJaxError
 from bert_jax.tokenizers import tokenizer_json
 from bert_jax.tokenizers.base import Tokenizer, begins_word, to_json, write_files
+from bert_jax.tokenizers.words import BEFORE_BLANKS, WordMemory
 
 logger = logging.getLogger("bert_jax")
 
@@ -68,6 +69,7 @@ class PipelineTokenizer(Tokenizer):
 
         rules["added_tokens"] = self._added
         special = [token["content"] for token in self._added if token["special"]]
+        self._opens_at_blanks = len(special) == len(self._added) and tokenizer_json.opens_at_blanks(rules)
         hidden = tokenizer_json.hidden_names(rules, special)
         self._running = tokenizer_json.run(tokenizer_json.rename(rules, hidden))
         self._running.encode_special_tokens = True
@@ -101,6 +103,9 @@ class PipelineTokenizer(Tokenizer):
     @functools.cached_property
     def _post_processor(self) -> PostProcessor | None:
         return self._running.post_processor
+
+    def encoder(self) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
+        return WordMemory(self._encode_many, BEFORE_BLANKS) if self._opens_at_blanks else super().encoder()
 
     def word_starts(self) -> np.ndarray:
         if self._suffix:

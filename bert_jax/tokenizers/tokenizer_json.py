@@ -105,6 +105,13 @@ def run(rules: Mapping[str, Any]) -> Pipeline:
     return pipeline
 
 
+def opens_at_blanks(rules: Mapping[str, Any]) -> bool:
+    """Whether a text is cut by GPT-2's expression and in no other way: a single blank opens a word."""
+    splitter = rules.get("pre_tokenizer") or {}
+    byte_level = splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True)
+    return byte_level and not rules.get("normalizer") and not rules["model"].get("dropout")
+
+
 def special_names(settings: Mapping[str, Any], special_map: Mapping[str, Any]) -> dict[str, str]:
     """Role to piece, where the two files name one: entries are strings or objects with "content".
 

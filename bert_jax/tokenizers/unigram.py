@@ -27,6 +27,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.progress import Progress
 from bert_jax.tokenizers.base import Tokenizer, begins_word, to_json, write_files
 from bert_jax.tokenizers.sampling import training_lines, warn_of_stripped
+from bert_jax.tokenizers.words import BLANKS, WordMemory
 
 SPECIALS = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 SPACE = "▁"
@@ -86,6 +87,9 @@ class SentencePieceTokenizer(Tokenizer):
         pipeline.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), marker])
         pipeline.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
         return pipeline
+
+    def encoder(self) -> WordMemory:
+        return WordMemory(self._encode_many, BLANKS)
 
     def word_starts(self) -> np.ndarray:
         starts = np.array([begins_word(piece) for piece in self.pieces], dtype=bool)

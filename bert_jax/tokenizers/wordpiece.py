@@ -15,6 +15,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.progress import Progress
 from bert_jax.tokenizers.base import Tokenizer, to_json, write_files
 from bert_jax.tokenizers.sampling import training_lines, warn_of_stripped
+from bert_jax.tokenizers.words import BERT_WORDS, BERT_WORDS_AND_IDEOGRAPHS, WordMemory
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -54,6 +55,9 @@ class WordPieceTokenizer(Tokenizer):
             self._ids, unk_token="[UNK]", max_input_chars_per_word=100, continuing_subword_prefix=CONTINUATION
         )
         return _word_splitter(Pipeline(model), self.lowercase, self.strip_accents, self.split_chinese)
+
+    def encoder(self) -> WordMemory:
+        return WordMemory(self._encode_many, BERT_WORDS_AND_IDEOGRAPHS if self.split_chinese else BERT_WORDS)
 
     def word_starts(self) -> np.ndarray:
         return np.array([not piece.startswith(CONTINUATION) for piece in self.pieces], dtype=bool)
