@@ -30,7 +30,9 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.processes import CONTINUES, chosen, keep
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # as for the other scripts
+
+from benchmarks.processes import CONTINUES, chosen, keep  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/gpu_h100.json", ROOT / "docs/results/gpu.md"
