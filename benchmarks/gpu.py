@@ -32,7 +32,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # as for the other scripts
 
-from benchmarks.processes import CONTINUES, chosen, keep  # noqa: E402
+from benchmarks.processes import CONTINUES, chosen, keep
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/gpu_h100.json", ROOT / "docs/results/gpu.md"
