@@ -403,6 +403,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _start_jax() -> None:
+    """Before a verb that computes: without a word about chips that are not there, and with programs kept."""
     from importlib.util import find_spec
 
     if find_spec("libtpu") and not any(next(Path("/dev").glob(p), None) for p in ("accel*", "vfio/*", "nvidia*")):

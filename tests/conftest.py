@@ -57,7 +57,7 @@ def pytest_collection_finish():
 
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII=")
-LOOKED_AT = ("test_record", "test_plots", "test_notebook", "test_scores_table", "test_benchmark_objectives")
+LOOKED_AT = ("test_record", "test_plots", "test_notebook")
 
 
 @pytest.fixture(autouse=True, scope="module")

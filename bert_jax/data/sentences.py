@@ -10,7 +10,7 @@ livekit-blingfire   32       ends a sentence at every `?"`, so `said he sternly.
 pysbd 0.3.4         0.14     too slow for a corpus, so not looked at further
 ==================  =======  ==========================================================================================
 
-nupunkt is pure Python, has no dependencies and takes about half of `prepare`'s time with WordPiece. Its model is English:
+nupunkt is pure Python, has no dependencies and takes a large part of `prepare`'s time with WordPiece. Its model is English:
 abbreviations of other languages ("z.B.") end sentences, which costs little, since sentences here only say where a
 segment may begin. It does not know the full stops of other scripts (CJK, Devanagari, Urdu, Ethiopic ...), so those are
 split first. Scripts without any (Thai, Lao) and text with one sentence a line want ``line``.

@@ -241,7 +241,7 @@ def check_lines(path: str, columns: tuple[str, ...]) -> None:
                            f"({', '.join(FORMATS)}): say --format")
     if Path(path.removesuffix(".gz")).suffix.lower() != ".txt":
         log.warning("%s is read as a text a line, since its name ends in none of %s: --format says otherwise", path,
-                       ", ".join(FORMATS))
+                    ", ".join(FORMATS))
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
