@@ -19,7 +19,6 @@ import pathlib
 import platform
 import re
 import resource
-import shlex
 import shutil
 import statistics
 import sys
@@ -30,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 import contest
 import numpy as np
 import nupunkt
+import provenance
 import tokenizers as rust_tokenizers
 
 from bert_jax import tokenizers
@@ -90,9 +90,8 @@ def measure(options: argparse.Namespace, recipe: Recipe, corpus: Corpus) -> dict
             shutil.rmtree(out)
     unit = 1e6 if sys.platform == "darwin" else 1e3  # getrusage counts bytes there and kilobytes on Linux
     return {
-        "command": shlex.join(["python", "benchmarks/prepare.py", *map(os.path.basename, sys.argv[1:])]),
         "runner": " ".join([options.runner, *options.beam_options]),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -188,7 +187,7 @@ def contestant(options: argparse.Namespace, recipe: Recipe, corpus: Corpus) -> N
         for _ in range(count):
             said["tokens"] = turn()
 
-    contest.answer(run, 1, said)
+    contest.answer(run, 1, lambda: said)
 
 
 def compare(options: argparse.Namespace, recipe: Recipe, text_mb: float) -> dict:
@@ -196,7 +195,6 @@ def compare(options: argparse.Namespace, recipe: Recipe, text_mb: float) -> dict
     arguments = [*map(str, options.sources), "--vocab", options.vocab, "--workers", str(options.workers)]
     for name in ("documents", "sentences", "heldout"):
         arguments += [f"--{name}", str(getattr(recipe, name))]
-    load = os.getloadavg()[0]
     found = contest.contest(__file__, [OURS, *LIBRARY], arguments, options.rounds, 1)
     seconds = {name: statistics.median(times.turns) for name, times in found.items()}
     ours = found[OURS]
@@ -212,7 +210,7 @@ def compare(options: argparse.Namespace, recipe: Recipe, text_mb: float) -> dict
         for name, times in found.items()
     }
     return {
-        "rounds": options.rounds, "workers": options.workers, "load": [round(load, 2), round(os.getloadavg()[0], 2)],
+        "rounds": options.rounds, "workers": options.workers,
         "best_of_library": min(LIBRARY, key=seconds.get), "rows": rows,
     }  # fmt: skip
 
@@ -238,11 +236,12 @@ def main() -> None:
     if options.worker:
         contestant(options, recipe, corpus)
         return
+    begun = provenance.begin()
     result = measure(options, recipe, corpus)
     if options.rounds:
         options.workers = options.workers or len(os.sched_getaffinity(0))
         result["library"] = compare(options, recipe, result["text_mb"])
-    text = json.dumps(result, indent=1)
+    text = json.dumps(provenance.ended(begun) | result, indent=1)
     print(text)
     if options.json:
         options.json.write_text(text + "\n")
