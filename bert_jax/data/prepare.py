@@ -114,7 +114,7 @@ def _unwritten(corpus: Corpus | ParallelCorpus, writer: StoreWriter) -> Iterator
     for group in itertools.islice(groups, writer.consumed // writer.group):
         for text in group.texts:
             running = chained(running, digest(text))
-    if running.hex() != writer.chain:
+    if running != writer.chain:
         raise BertJaxError("the text is not what the interrupted run read: remove its .partial folder to start again")
     return groups
 

@@ -194,7 +194,7 @@ def parts(groups: Iterable[Group], heldout: float) -> Iterator[Part]:
     for group in groups:
         digests = tuple(map(digest, group.texts))
         side = "heldout" if _lot(digests[0]) < heldout else "train"
-        sizes = tuple(len(text.encode()) for text in group.texts)
+        sizes = tuple(len(text) if text.isascii() else len(text.encode()) for text in group.texts)
         language = group.language
         rest = ((piece,) for piece in pieces(group.texts[0], TASK)) if len(sizes) == 1 else in_step(group.texts, TASK)
         texts = next(rest)
@@ -378,11 +378,10 @@ class Assembly:
         """The next parts, and what was made of their texts."""
         made_of_text = _split(made)
         for part in group:
-            first, *others = (next(made_of_text) for _ in part.texts)
-            self.writer.append(part.side, first)
-            self._waiting = self._waiting or [[] for _ in others]
-            for waiting, piece in zip(self._waiting, others, strict=True):
-                waiting.append(piece)
+            self.writer.append(part.side, next(made_of_text))
+            self._waiting = self._waiting or [[] for _ in part.texts[1:]]
+            for waiting in self._waiting:
+                waiting.append(next(made_of_text))
             if part.last:
                 for number, (digest, size) in enumerate(zip(part.digests, part.sizes, strict=True)):
                     for piece in self._waiting[number - 1] if number else ():
@@ -392,9 +391,11 @@ class Assembly:
 
 
 def _split(made: Tokenised) -> Iterator[Piece]:
-    token = sentence = 0
-    for count in made.sentence_counts:
-        lengths = made.sentence_lengths[sentence : sentence + count]
-        place = slice(token, token + int(lengths.sum()))
-        yield Piece(made.tokens[place], lengths, {name: values[place] for name, values in made.channels.items()})
-        sentence, token = sentence + count, place.stop
+    sentences = np.cumsum(made.sentence_counts)
+    tokens = np.concatenate([[0], np.cumsum(made.sentence_lengths)])[sentences]
+    sentence = token = 0
+    for next_sentence, next_token in zip(sentences.tolist(), tokens.tolist(), strict=True):
+        place = slice(token, next_token)
+        channels = {name: values[place] for name, values in made.channels.items()}
+        yield Piece(made.tokens[place], made.sentence_lengths[sentence:next_sentence], channels)
+        sentence, token = next_sentence, next_token

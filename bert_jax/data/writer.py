@@ -24,6 +24,8 @@ logger = logging.getLogger("bert_jax")
 
 NPY_HEADER = 128  # bytes that numpy reserves for a one-dimensional array, whatever its length
 STATE = "state.json"
+HELD = 1 << 20  # tokens of pieces that wait to be written together, and for each piece `PIECE` more
+PIECE = 100
 
 
 def shard_file(side: str, number: int, kind: str = "tokens") -> str:
@@ -129,6 +131,9 @@ class _SplitWriter:
             "sentences": self._offset_file("sentences", self.sentences),
         }
         self._languages = _File(root / languages_file(name), self.documents) if inputs["languages"] else None
+        self._held: list[Piece] = []  # all of the open shard
+        self._held_documents: list[tuple[int, int]] = []  # first token, language
+        self._held_size = 0
         self._shard: dict[str, _File] = {}  # of the tokens and of every channel; empty between shards
 
     def _offset_file(self, name: str, count: int) -> _File:
@@ -139,43 +144,60 @@ class _SplitWriter:
 
     def append(self, piece: Piece) -> None:
         """A piece of the current document, whole sentences."""
-        tokens, sentence_lengths = piece.tokens, piece.sentence_lengths
-        if not len(tokens):
+        count = len(piece.tokens)
+        if not count:
             return
-        if not self._shard:
-            if not self.shard_open:
-                self.shards.append([shard_file(self.name, len(self.shards)), 0])
-                self.shard_open = True
-            file, count = self.shards[-1]
-            self._shard["tokens"] = _File(self.root / file, count * tokens.itemsize)
-            for channel in self.channels:
-                name = shard_file(self.name, len(self.shards) - 1, channel)
-                self._shard[channel] = _File(self.root / name, count)
-        starts = self.tokens + np.cumsum(sentence_lengths) - sentence_lengths
-        self._offsets["sentences"].append(starts.astype("<i8"))
-        self._shard["tokens"].append(tokens)
-        for channel in self.channels:
-            self._shard[channel].append(piece.channels[channel])
-        self.sentences += len(sentence_lengths)
-        self.tokens += len(tokens)
-        self.shards[-1][1] += len(tokens)
+        if not self.shard_open:
+            self.shards.append([shard_file(self.name, len(self.shards)), 0])
+            self.shard_open = True
+        self._held.append(piece)
+        self._held_size += count + PIECE
+        self.sentences += len(piece.sentence_lengths)
+        self.tokens += count
+        self.shards[-1][1] += count
+        if self._held_size >= HELD:
+            self._write()
 
     def end_document(self, language: int) -> bool:
         """Whether the document had a token."""
         if self.tokens == self._document_start:
             return False
-        self._offsets["documents"].append(np.array([self._document_start], "<i8"))
-        if self._languages is not None:
-            self._languages.append(bytes([language]))
+        self._held_documents.append((self._document_start, language))
         self.documents += 1
         self._document_start = self.tokens
         return True
+
+    def _write(self) -> None:
+        """What was held."""
+        pieces, documents = self._held, self._held_documents
+        self._held, self._held_documents, self._held_size = [], [], 0
+        if pieces:
+            tokens = np.concatenate([piece.tokens for piece in pieces])
+            if not self._shard:
+                self._open_shard(self.shards[-1][1] - len(tokens), tokens.itemsize)
+            lengths = np.concatenate([piece.sentence_lengths for piece in pieces])
+            starts = self.tokens - len(tokens) + np.cumsum(lengths) - lengths
+            self._offsets["sentences"].append(starts.astype("<i8"))
+            self._shard["tokens"].append(tokens)
+            for channel in self.channels:
+                self._shard[channel].append(np.concatenate([piece.channels[channel] for piece in pieces]))
+        if documents:
+            self._offsets["documents"].append(np.array([start for start, _ in documents], "<i8"))
+            if self._languages is not None:
+                self._languages.append(bytes(language for _, language in documents))
+
+    def _open_shard(self, count: int, itemsize: int) -> None:
+        """The files of the last shard, of which `count` tokens are written."""
+        self._shard["tokens"] = _File(self.root / self.shards[-1][0], count * itemsize)
+        for channel in self.channels:
+            self._shard[channel] = _File(self.root / shard_file(self.name, len(self.shards) - 1, channel), count)
 
     @property
     def shard_full(self) -> bool:
         return self.shard_open and self.shards[-1][1] >= self.shard_tokens
 
     def sync(self) -> None:
+        self._write()
         for file in self._files:
             file.sync()
         if self.shard_full:
@@ -193,6 +215,7 @@ class _SplitWriter:
         return {name: getattr(self, name) for name in names}
 
     def finish(self) -> None:
+        self._write()
         for name, file in self._offsets.items():
             file.append(np.array([self.tokens], "<i8"))
             file.put_header(offsets_header(getattr(self, name) + 1))
@@ -213,7 +236,7 @@ class StoreWriter:
         self.inputs = inputs
         state = _read_state(path, inputs)
         self.consumed: int = state.get("consumed", 0)
-        self.chain: str = state.get("chain", bytes(16).hex())
+        self.chain = bytes.fromhex(state.get("chain", bytes(16).hex()))
         self.without_tokens: int = state.get("without_tokens", 0)
         self.text_bytes: int = state.get("text_bytes", 0)
         if self.consumed:
@@ -245,7 +268,7 @@ class StoreWriter:
         self.without_tokens += not split.end_document(language)
         self.consumed += 1
         self.text_bytes += text_bytes
-        self.chain = chained(bytes.fromhex(self.chain), digest).hex()
+        self.chain = chained(self.chain, digest)
         if split.shard_full and self.consumed % self.group == 0:
             self._record()
 
@@ -255,7 +278,7 @@ class StoreWriter:
         state = {
             "inputs": self.inputs,
             "consumed": self.consumed,
-            "chain": self.chain,
+            "chain": self.chain.hex(),
             "without_tokens": self.without_tokens,
             "text_bytes": self.text_bytes,
             "splits": {name: split.state() for name, split in self.splits.items()},

@@ -71,6 +71,22 @@ def test_the_same_bytes_whatever_the_workers_and_pieces(text, tokenizer, tmp_pat
     assert np.isin(shard_ends, TokenStore(tmp_path / "one").split("train").documents).all()
 
 
+def test_the_same_bytes_however_much_waits_to_be_written(text, tokenizer, tmp_path, monkeypatch):
+    path, _ = text(300)
+    written = []
+    append = writer._File.append
+    monkeypatch.setattr(writer._File, "append", lambda self, data: written.append(self.path) or append(self, data))
+    options = dict(heldout=0.1, shard_tokens=1500, case=True, workers=1, progress=False)
+    prepare([f"en={path}"], tmp_path / "one", tokenizer, **options)
+    at_once = len(written)
+    for held, times in ((1000, 2), (1, 5)):
+        written.clear()
+        monkeypatch.setattr(writer, "HELD", held)
+        prepare([f"en={path}"], tmp_path / f"{held}", tokenizer, **options)
+        assert contents(tmp_path / "one") == contents(tmp_path / f"{held}")
+        assert len(written) > times * at_once, "it was written before the shard was full"
+
+
 def test_lines_where_there_is_no_terminal(text, tokenizer, tmp_path, monkeypatch, capsys):
     path, _ = text(200)
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.001)
