@@ -45,10 +45,10 @@ class Finetuning:
         :func:`bert_jax.load` takes, with its tokenizer.
       data, heldout: what to train and to evaluate on.
       lengths: the longest is that of a sequence. One alone: batches of training have rows that several examples share, of one
-        shape (:mod:`bert_jax.tasks.shared_rows`), where ``packing`` is on, the kind ``packs``, no trick perturbs examples, and
-        most are not too long to share. Else up to it at most ``shapes`` lengths are chosen from the data, no more than bring
-        padding below a tenth of all positions, and a step is compiled for each, as in evaluation always. Several: batches are
-        padded to these.
+        shape or two (:mod:`bert_jax.tasks.shared_rows`), where ``packing`` is on, the kind ``packs``, no trick perturbs
+        examples, and most are not too long to share. Else up to it at most ``shapes`` lengths are chosen from the data, no more
+        than bring padding below a tenth of all positions, and a step is compiled for each, as in evaluation always. Several:
+        batches are padded to these.
       reinitialise: how many of the top layers begin anew, and with them the pooler (Zhang et al. 2021);
         0: none, nor the pooler.
       tricks: what else changes the loss or its gradient in training, one of each kind at most.

@@ -162,17 +162,25 @@ def choose_lengths(longest: np.ndarray, tokens: float, limit: int, shapes: int) 
 class _Batches:
     def __init__(self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int):
         self.data, self.batch_size, self.pad_id = data, batch_size, pad_id
-        self.sizes = np.array([ids.shape[-1] for ids in data.tokens["input_ids"]])
+        ids, masks = data.tokens["input_ids"], data.tokens.get("attention_mask")
+        self.sizes = np.array([one.shape[-1] for one in ids])
+        self.tokens = np.array([one.size for one in ids] if masks is None else [int(mask.sum()) for mask in masks])
         self.lengths = np.array(sorted(lengths))
-        self.positions = float(batch_size * self.lengths[-1])
+        self._across = batch_size * int(np.prod(ids[0].shape[:-1]))  # rows of the encoder in a batch
+        self.positions = float(self._across * self.lengths[-1])
         self.rows = np.arange(batch_size) if rows is None else rows
+
+    @property
+    def padding(self) -> float:
+        """Share of the ``positions``."""
+        return 1 - self.batch_size * float(self.tokens.mean()) / self.positions
 
     def choose(self, batches: np.ndarray, shapes: int) -> None:
         """Replaces the longest length by up to ``shapes`` that suit ``batches``, int64 [m, B] of examples (-1: none)."""
-        sizes = np.where(batches >= 0, self.sizes[batches], 0)
-        longest = sizes.max(axis=1)
-        self.lengths = np.array(choose_lengths(longest, sizes.sum() / self.batch_size, self.lengths[-1], shapes))
-        self.positions = self.batch_size * float(self.lengths[np.searchsorted(self.lengths, longest)].mean())
+        longest, tokens = (np.where(batches >= 0, of[batches], 0) for of in (self.sizes, self.tokens))
+        longest = longest.max(axis=1)
+        self.lengths = np.array(choose_lengths(longest, tokens.sum() / self._across, self.lengths[-1], shapes))
+        self.positions = self._across * float(self.lengths[np.searchsorted(self.lengths, longest)].mean())
 
     def length_of(self, chosen: np.ndarray) -> int:
         """To which a batch of the examples ``chosen`` (int64 [B]; -1: an empty row) is padded."""
@@ -224,6 +232,7 @@ class TrainBatches(_Batches):
         """
         super().__init__(data, lengths, batch_size, rows, pad_id)
         self.epoch, self._seed, self._given = len(data.item), seed, 0
+        self._cut_last: dict[int, tuple[int, np.ndarray]] = {}  # by seed: a stretch, and its batches
         self._stretch = min(STRETCH, max(1, self.epoch // (STRETCHES * batch_size)))
         if shapes > 1 and len(lengths) == 1:
             self.choose(self._planned(max(-(-self.epoch // batch_size), PLANNED)), shapes)
@@ -239,6 +248,12 @@ class TrainBatches(_Batches):
         epoch = positions // self.epoch
         examples = randomness.permute(positions % self.epoch, self.epoch, randomness.key(seed, ORDER, epoch))
         return self._cut(examples[np.argsort(self.sizes[examples], kind="stable")])
+
+    def _batches_now(self, stretch: int, seed: int) -> np.ndarray:
+        """The same; those of the last stretch are kept."""
+        if self._cut_last.get(seed, (None,))[0] != stretch:
+            self._cut_last[seed] = stretch, self._batches_of(stretch, seed)
+        return self._cut_last[seed][1]
 
     def _cut(self, examples: np.ndarray) -> np.ndarray:
         """The batches of examples that are sorted by length."""
@@ -256,7 +271,7 @@ class TrainBatches(_Batches):
         stretch, place = divmod(self._given // self.batch_size, self._stretch)
         order = randomness.permute(np.arange(self._stretch), self._stretch, randomness.key(EVERY_SEED, BATCH, stretch))
         seeds = self._seed if isinstance(self._seed, tuple) else (self._seed,)
-        batches = self._made([self._batches_of(stretch, seed)[order[place]] for seed in seeds])
+        batches = self._made([self._batches_now(stretch, seed)[order[place]] for seed in seeds])
         self._given += self.batch_size
         if not isinstance(self._seed, tuple):
             return batches[0]

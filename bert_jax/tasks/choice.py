@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from bert_jax import functional
 from bert_jax.errors import BertJaxError
@@ -99,7 +99,8 @@ def _records(path: str, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Finetuning):
-    """Which of the choices goes with the first text. Questions may have different numbers of them.
+    """Which of the choices goes with the first text. Questions may have different numbers of them. In training a question's
+    choices are in one row, with those of others, unless together they are long (:mod:`bert_jax.tasks.shared_rows`).
 
     Attributes:
       truncate: what remains of texts that are too long; see ``keep`` of :func:`bert_jax.tasks.batches.encode`.
@@ -110,6 +111,7 @@ class Choice(Finetuning):
     truncate: Keep = "start"
 
     needs: ClassVar[tuple[Head, ...]] = ("pooler", "choice")
+    packs: ClassVar[bool] = True
 
 
 class Chooses(Predictor):
@@ -151,7 +153,9 @@ class Chooses(Predictor):
         return Encoded(tokens, {"choices": counts}, np.arange(len(counts), dtype=np.int32))
 
     def inputs(self, batch: Batch) -> Batch:
-        """[B, C, L] as [B * C, L]."""
+        """[B, C, L] as [B * C, L]; rows that questions share as they are."""
+        if batch["input_ids"].ndim == 2:
+            return batch
         names = ("input_ids", "segment_ids", "attention_mask")
         return {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in names}
 
@@ -196,8 +200,9 @@ class ChoiceTask(FinetuningTask):
         return {"accuracy": float(np.mean(hits))}
 
 
-def logits_of_choices(found: api.Outputs, batch: Batch) -> Array:
-    """float32 [B, C]; those of choices that a question does not have are the most negative float32."""
-    rows, choices, _ = batch["input_ids"].shape
-    there = jnp.arange(choices) < batch["choices"][:, None]
-    return jnp.where(there, found.logits["choice"].reshape(rows, choices), jnp.finfo(jnp.float32).min)
+def logits_of_choices(found: api.Outputs, batch: Batch) -> Float[Array, "B *P C"]:
+    """Those of choices that a question does not have are the most negative float32."""
+    counts = batch["choices"]
+    logits = found.logits["choice"].reshape(*counts.shape, -1)
+    there = jnp.arange(logits.shape[-1]) < counts[..., None]
+    return jnp.where(there, logits, jnp.finfo(jnp.float32).min)

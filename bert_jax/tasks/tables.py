@@ -7,8 +7,10 @@ import io
 import json
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple, Protocol
 
 from bert_jax.errors import BertJaxError
@@ -19,6 +21,8 @@ logger = logging.getLogger("bert_jax")
 FORMATS = (".tsv", ".csv", ".jsonl")
 LARGEST = 3.4e38  # number that float32 holds
 MANY_LABELS = 20  # so many are classes, even where hardly two rows have the same one
+_DECIMAL = re.compile(r"[+-]?\d+(\.\d*)?")
+_WITH_COMMA = re.compile(r"[+-]?\d+([.,]\d+)*")
 
 
 class Rows(NamedTuple):
@@ -216,10 +220,17 @@ def labels_of(table: Source) -> tuple[str, ...]:
     """The labels that a table has: numbers in their order, or else words in that of their characters.
 
     Raises:
-      BertJaxError: see :meth:`Table.read`; no labels, one alone, or so many that they look like texts.
+      BertJaxError: see :meth:`Table.read`; no labels, one alone, so many that they look like texts, or a number in two ways.
     """
     labels = _labels(table)
-    counts = Counter(labels)
+    counts, written = Counter(labels), {}
+    for label in filter(_DECIMAL.fullmatch, counts):
+        if (other := written.setdefault(Decimal(label), label)) != label:
+            one, two = (listed([row for row, found in enumerate(labels, start=1) if found == way]) for way in (other, label))
+            raise BertJaxError(
+                f"{table.path}: the labels {other!r} ({one}) and {label!r} ({two}) are one number, and would be two classes: "
+                "write it in one way"
+            )
     if len(counts) < 2:
         raise BertJaxError(f"{table.path}: every row has the label {labels[0]!r}: there is nothing to learn")
     numbers = _numbers(counts)
@@ -252,6 +263,10 @@ def kind_of(table: Source) -> Literal["classification", "regression"]:
         )
     numbers = _numbers(labels)
     if numbers is None:
+        comma = next((label for label in labels if "," in label), None)
+        if comma and all(map(_WITH_COMMA.fullmatch, labels)):
+            logger.warning("%s: labels such as %r are taken for names of classes: values need a decimal point, and no commas",
+                           table.path, comma)
         return "classification"
     if all(number.is_integer() for number in numbers):
         different = len(set(numbers))

@@ -19,6 +19,7 @@ from bert_jax.tasks import batches as module
 from bert_jax.tasks.base import finetuned_encoder
 from bert_jax.tasks.batches import Encoded, EvalBatches, TrainBatches, choose_lengths, encode, optimal_lengths
 from bert_jax.tasks.classification import Classification, ClassificationTask
+from bert_jax.tasks.shared_rows import SharedRows
 from bert_jax.tasks.tables import Table
 from tests.tiny_bert import get_config
 
@@ -28,6 +29,22 @@ def examples(count: int = 103, sizes=None) -> Encoded:
     ids = [np.full(size, number, np.int32) for number, size in enumerate(sizes)]
     numbers = np.arange(len(ids), dtype=np.int32)
     return Encoded({"input_ids": ids, "segment_ids": [np.zeros_like(one) for one in ids]}, {"label": numbers}, numbers)
+
+
+def questions(count: int, shortest: int, longest: int) -> Encoded:
+    """Of two to four choices, whose tokens are their number; each question begins with a token of its own."""
+    rng = np.random.default_rng(0)
+    tokens = {"input_ids": [], "attention_mask": []}
+    numbers = np.arange(count, dtype=np.int32)
+    choices = rng.integers(2, 5, count).astype(np.int32)
+    for number in numbers:
+        sizes = np.where(np.arange(4) < choices[number], rng.integers(shortest, longest, 4), 0)
+        mask = np.arange(sizes.max()) < sizes[:, None]
+        ids = np.where(mask, np.arange(4)[:, None] + 1, 9).astype(np.int32)
+        ids[mask[:, 0], 0] = 100 + number
+        tokens["input_ids"].append(ids)
+        tokens["attention_mask"].append(mask)
+    return Encoded(tokens, {"choices": choices, "label": numbers}, numbers)
 
 
 def test_every_epoch_has_every_example_once_and_little_padding():
@@ -51,6 +68,31 @@ def test_training_goes_on_where_it_was_and_rows_are_those_of_the_whole():
         other = next(part)
         assert all((batch[name][1:3] == other[name]).all() for name in batch)
     assert part.get_state() == whole.get_state() == {"examples": 80}
+
+
+@pytest.mark.parametrize("kind", [TrainBatches, SharedRows])
+def test_a_stretch_is_cut_once_and_at_once_where_a_run_goes_on(kind, monkeypatch):
+    cuts = []
+    monkeypatch.setattr(kind, "_cut", lambda self, chosen, cut=kind._cut: cuts.append(1) or cut(self, chosen))
+    words = ((32,), 8, None, 0, (1, 2)) if kind is TrainBatches else (8, None, 0, (1, 2))
+    batches, later = kind(examples(2048), *words), kind(examples(2048), *words)
+    cuts.clear()
+    made = [next(batches) for _ in range(2 * module.STRETCH + 3)]
+    assert len(cuts) == 3 * 2, "three stretches, two seeds"
+    later.set_state({"examples": 8 * (2 * module.STRETCH + 2)})
+    assert all((values == made[-1][name]).all() for name, values in next(later).items()) and len(cuts) == 4 * 2
+
+
+def test_padding_within_questions_is_padding():
+    even, uneven = questions(1600, 20, 21), questions(1600, 3, 30)
+    for data in (even, uneven):
+        batches = TrainBatches(data, (32,), 16, None, 9, 1, 16)
+        masks = [batch["attention_mask"] for batch in itertools.islice(batches, 100)]
+        positions, real = (np.mean([of(mask) for mask in masks]) for of in (np.size, np.sum))
+        assert positions == pytest.approx(batches.positions, rel=0.02)
+        assert 1 - real / positions == pytest.approx(batches.padding, abs=0.02)
+        assert batches.padding > 0.2, "a question of four choices beside one of two"
+    assert TrainBatches(even, (32,), 16, None, 9, 1, 16).padding == pytest.approx(1 - even.rows["choices"].mean() / 4)
 
 
 def test_evaluation_keeps_the_tail():

@@ -147,6 +147,29 @@ def test_labels_of_a_table(tmp_path):
         labels_of(Table(labelled(tmp_path, "ab").path, ("0",)))
 
 
+@pytest.mark.parametrize(("labels", "ways"), [
+    (["0", "1", "1.0", "1"], r"'1' \(rows 2, 4\) and '1.0' \(row 3\)"), (["01", "1", "x"], r"'01' \(row 1\) and '1' \(row 2\)"),
+    (["2.50", "-1", "2.5"], r"'2.50' \(row 1\) and '2.5' \(row 3\)"),
+])
+def test_a_number_that_is_written_in_two_ways_is_no_two_classes(labels, ways, tmp_path):
+    with pytest.raises(BertJaxError, match=f"l.tsv: the labels {ways} are one number, and would be two"):
+        labels_of(labelled(tmp_path, labels))
+    large = ("90071992547409921", "90071992547409922")  # as floats they are one
+    assert labels_of(labelled(tmp_path, large)) == large
+
+
+def test_decimal_commas_are_told_of(tmp_path, caplog):
+    for labels in (["0,5", "1", "2,5"], ["1.000,5", "2"], ["-0,5", "0.5"]):
+        caplog.clear()
+        assert kind_of(labelled(tmp_path, labels)) == "classification"
+        comma = next(label for label in labels if "," in label)
+        assert f"l.tsv: labels such as '{comma}' are taken for names of classes: values need a decimal point" in caplog.text
+    caplog.clear()
+    for labels in (["a,b", "1,5", "1"], ["1.2.3", "1.2.4"]):
+        assert kind_of(labelled(tmp_path, labels)) == "classification"
+    assert not caplog.text
+
+
 def test_kinds_of_labels(tmp_path):
     with pytest.raises(BertJaxError, match="30 different whole numbers in 90 rows: say whether they are values or classes"):
         kind_of(labelled(tmp_path, [str(1990 + n % 30) for n in range(90)]))

@@ -9,8 +9,10 @@ import pytest
 
 from bert_jax.errors import BertJaxError
 from bert_jax.parallel.mesh import MeshConfig, make_mesh
+from bert_jax.tasks import shared_rows
 from bert_jax.tasks.freelb import FreeLB
 from bert_jax.tasks.mixout import Mixout
+from bert_jax.tasks.shared_rows import Shape
 from bert_jax.tasks.smart import Smart
 from bert_jax.training import train as train_module
 from bert_jax.training.experiment import Experiment, TrainConfig
@@ -48,13 +50,17 @@ CASES = {
     "choice, freelb": ({"kind": "Choice", "tricks": (FreeLB(),)}, {}),
     "smart and mixout": ({"tricks": (Smart(radius=1e-2), Mixout(0.5)), "fields": {"reinitialise": 1}}, {}),
     "lora": ({"lora_rank": 2}, {}),
+    "shared rows": ({"fields": {"packing": True}, "attention_dropout": 0.0}, {}),
     "gradual": ({}, {"optimizer": AdamW(0.01, 1, eps=1e-3, unfreeze_every=1, layer_decay=0.8)}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_does_what_it_would_do_alone(case, tmp_path):
+def test_each_does_what_it_would_do_alone(case, tmp_path, monkeypatch):
     made, changes = CASES[case]
+    if case == "shared rows":  # of batches that fit into the smaller shape, one beside one that does not is in the larger
+        shapes = Shape(2, 28, 8), Shape(3, 40, 8)
+        monkeypatch.setattr(shared_rows, "choose_shapes", lambda *words: (shapes, 1.0))
     kind, dropout = made.get("kind", "Classification"), 0.0 if case == "several lengths" else 0.1
     task = make_task(**{"kind": kind, "dropout": dropout, "attention_dropout": dropout} | made)
     settings = experiment(task, **changes)
