@@ -64,7 +64,7 @@ def add(command) -> None:
     sub.add_argument("--out", metavar="FILE", default=None,
                      help="*.tsv or *.jsonl, must not exist; of SQuAD's form also *.json, {id: text} for its official scripts; "
                           "default: TSV on standard output")
-    sub.add_argument("--batch-size", type=int, default=64, help="rows that are computed together")
+    sub.add_argument("--batch-size", type=int, default=64, help="rows that a device computes at once")
 
 
 @each_warning_once()

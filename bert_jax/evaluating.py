@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from bert_jax.compilation import keep_programs
 from bert_jax.errors import BertJaxError
 from bert_jax.files import read_json
@@ -53,7 +51,7 @@ def evaluate(
         data of that name were, else from TFDS).
       texts, label: the columns of a file, see :func:`bert_jax.training.recipe.own_data`; none: they have the names that those
         of the training data had, or are where the form says.
-      batch_size: rows that are computed together.
+      batch_size: rows that a device computes at once.
 
     Raises:
       BertJaxError: no such run, none of its seeds is finished, data in another form, or labels that the model does not know.
@@ -86,7 +84,7 @@ def evaluate(
             _ = task.evaluation  # labels that are not known are said at once
         limit = task.predictor.length
         lengths = tuple(length for length in LENGTHS if length < limit) + (limit,)
-        answers, outputs = predict(task.predictor, jax.device_put(model.params), task.heldout.texts, lengths, batch_size)
+        answers, outputs = predict(task.predictor, model.params, task.heldout.texts, lengths, batch_size)
         found[seed] = task.score(task.heldout, answers, outputs)
     scores = gather(found, config.encoder.labels if isinstance(config, Classification) else ())
     return scores._replace(note=f"{len(task.heldout.texts):,} examples of {data}. {scores.note}".rstrip())

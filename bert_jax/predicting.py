@@ -28,6 +28,7 @@ from bert_jax.files import read_json
 from bert_jax.model import PLAN, Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
+from bert_jax.replicas import replicas
 from bert_jax.reporting import answers
 from bert_jax.tasks import AnyFinetuning, finetuning_task
 from bert_jax.tasks.base import Outputs, Predictor
@@ -76,7 +77,7 @@ def predict(
         and again: a path is read, and its shapes compiled, once a call, and a loaded model's parameters brought to the device.
       texts: strings, or tuples: (first, second) for pairs, (question, context), (first, choice, choice, ...), words to tag
         (of a string, what is between its blanks).
-      batch_size: rows that are computed together.
+      batch_size: rows that a device computes at once.
 
     Returns:
       Dictionaries: ``label``, ``probability`` and ``probability of X`` of classes; the value of a regression under its name;
@@ -204,7 +205,7 @@ def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor
 
 
 def load(path: str | os.PathLike) -> Ready:
-    """The model at ``path``, see :func:`predict`, on the device.
+    """The model at ``path``, see :func:`predict`, on the devices that it answers from.
 
     Raises:
       BertJaxError: no such model, or none that answers.
@@ -219,7 +220,7 @@ def load(path: str | os.PathLike) -> Ready:
 
 
 def _on_device(ready: Ready) -> Ready:
-    return ready._replace(params=jax.device_put(ready.params))
+    return ready._replace(params=replicas().hold(ready.params))
 
 
 def of_task(task: AnyFinetuning, model: Model) -> Ready:
@@ -355,7 +356,7 @@ class Answering:
         """Raises: BertJaxError: a ``batch_size`` below 1."""
         if batch_size < 1:
             raise BertJaxError(f"batch_size is {batch_size}: it must be at least 1")
-        self.predictor, self.batch_size = predictor, batch_size
+        self.predictor, self.batch_size, self.replicas = predictor, batch_size, replicas()
         self.lengths = tuple(length for length in LENGTHS if length < predictor.length) + (predictor.length,)
 
     def stream(
@@ -370,24 +371,25 @@ class Answering:
           BertJaxError: see the predictor's ``encode``; a text without any character but white space, or of another form than
             the predictor takes.
         """
-        params = jax.device_put(params)
+        params = self.replicas.hold(params)
         rows = None  # of a batch; fewer where all there is does not fill one
         for chunk, encoded in ahead(self._encoded(iter(texts), called)):
             count = len(encoded.item)
-            rows = rows or min(self.batch_size, 1 << (count - 1).bit_length())
+            rows = rows or self.replicas.rows(self.batch_size, count)
             yield from zip(chunk, self.predictor.answers(chunk, encoded, self._outputs(params, encoded, rows)), strict=True)
 
     def _encoded(
         self, texts: Iterator[tuple[str, ...]], called: str
     ) -> Iterator[tuple[list[tuple[str, ...]], Encoded]]:
         before, first, said = 0, None, set()
-        while chunk := list(itertools.islice(texts, CHUNK * self.batch_size)):
+        size = CHUNK * self.batch_size * self.replicas.count
+        while chunk := list(itertools.islice(texts, size)):
             first = first or chunk[0]
             for number, text in enumerate(chunk, start=before + 1):
                 if problem := _problem(text, first, self.predictor):
                     raise BertJaxError(f"{called} {number} {problem}")
             try:
-                more = "; of what comes after these it is not said again" if len(chunk) == CHUNK * self.batch_size else ""
+                more = "; of what comes after these it is not said again" if len(chunk) == size else ""
                 with each_warning_once(said, more):  # and not around what yields: others warn meanwhile
                     encoded = self.predictor.encode(chunk)
             except WrongText as error:
@@ -406,7 +408,7 @@ class Answering:
                 made.setdefault(name, {}).update((int(k), row) for k, row in zip(example, values, strict=True) if k >= 0)
 
         for batch in EvalBatches(encoded, self.lengths, rows, None, self.predictor.tokenizer.pad_id, None):
-            pending.append((batch["example"], self.predictor.run(params, batch)))
+            pending.append((batch["example"], self.replicas.run(self.predictor.run, params, batch)))
             if len(pending) > IN_FLIGHT:
                 fetch()
         while pending:

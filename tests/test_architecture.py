@@ -57,6 +57,7 @@ ALLOWED = {
     "bert_jax.config": (),
     "bert_jax.task": (),
     "bert_jax.models": ("bert_jax.config", "bert_jax.functional"),
+    "bert_jax.replicas": ("bert_jax.models", "bert_jax.parallel"),
     "bert_jax.tokenizers": ("bert_jax.progress", "bert_jax.config"),
     "bert_jax.data": ("bert_jax.progress", "bert_jax.config", "bert_jax.tokenizers"),
     "bert_jax.parallel": ("bert_jax.config",),
@@ -68,10 +69,11 @@ ALLOWED = {
     "bert_jax.tasks": (
         "bert_jax.functional", "bert_jax.task", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.model",
         "bert_jax.data.randomness", "bert_jax.data.sources", "bert_jax.data.best_fit", "bert_jax.warm_start",
+        "bert_jax.replicas",
     ),
     "bert_jax.embedding": (
         "bert_jax.progress", "bert_jax.config", "bert_jax.functional", "bert_jax.models", "bert_jax.tokenizers",
-        "bert_jax.data.best_fit",
+        "bert_jax.data.best_fit", "bert_jax.replicas",
     ),
     "bert_jax.convert": (
         "bert_jax.progress", "bert_jax.config", "bert_jax.models", "bert_jax.tokenizers",
@@ -91,7 +93,7 @@ ALLOWED = {
     "bert_jax.reporting": ("bert_jax.progress", "bert_jax.tasks", "bert_jax.task"),
     "bert_jax.predicting": (
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
-        "bert_jax.tokenizers", "bert_jax.reporting.answers", "bert_jax.compilation",
+        "bert_jax.tokenizers", "bert_jax.reporting.answers", "bert_jax.compilation", "bert_jax.replicas",
     ),
     "bert_jax.finetuning": (
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",

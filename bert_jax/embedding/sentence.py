@@ -20,6 +20,7 @@ from bert_jax.errors import BertJaxError, check_several
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.progress import Progress
+from bert_jax.replicas import replicas
 from bert_jax.tokenizers import Tokenizer
 
 logger = logging.getLogger("bert_jax")
@@ -95,7 +96,7 @@ def embed(
     Args:
       params, config: an encoder; its heads are not run. Give arrays on the device where calls are many and small.
       prompt: the name of one of ``settings.prompts``; None takes the default prompt, if there is one.
-      batch_size: texts in a batch, or four times the rows that short texts share.
+      batch_size: texts that a device computes at once, or four times the rows that short texts share.
       progress: whether stderr says how far it is, from two seconds on.
 
     Raises:
@@ -119,9 +120,11 @@ def embed(
 
     portions = _sequences(tokenizer, texts, opening, settings.lowercase, limit)
     with Progress("embedding", len(texts), progress) as bar, contextlib.closing(portions):
-        encoder = jax.device_put({part: params[part] for part in _ENCODER if part in params})
+        devices = replicas()
+        encoder = devices.hold({part: params[part] for part in _ENCODER if part in params})
+        together = batch_size * devices.count
         run = functools.partial(
-            _sentence_vectors, encoder, first=first, config=config, pooling=settings.pooling, normalize=settings.normalize
+            _sentence_vectors, first=first, config=config, pooling=settings.pooling, normalize=settings.normalize
         )
         pending: deque[tuple[np.ndarray, Array]] = deque()
 
@@ -134,7 +137,7 @@ def embed(
 
         def compute(batches):
             for rows, batch in batches:
-                pending.append((rows, run(*batch)))
+                pending.append((rows, devices.run(run, encoder, batch)))
                 if len(pending) > _IN_FLIGHT:
                     fetch()
 
@@ -147,13 +150,14 @@ def embed(
                 ids[number] = one
                 (short if 0 < len(one) <= length else long).append(number)
                 cut += not whole
-            if len(short) >= batch_size:
-                compute(_shared_rows(ids, short, length, tokenizer.pad_id, max(1, batch_size // 4)))
+            if len(short) >= together:
+                compute(_shared_rows(ids, short, length, tokenizer.pad_id, max(1, batch_size // 4) * devices.count))
                 short = []
             if len(long) >= _TOKENISED_AT_ONCE:
-                compute(_batches(ids, long, tokenizer.pad_id, batch_size, limit))
+                compute(_batches(ids, long, tokenizer.pad_id, devices.rows(batch_size, len(long)), limit))
                 long = []
-        compute(_batches(ids, short + long, tokenizer.pad_id, batch_size, limit))
+        rest = short + long
+        compute(_batches(ids, rest, tokenizer.pad_id, devices.rows(batch_size, len(rest)), limit))
         while pending:
             fetch()
     if cut:
@@ -164,15 +168,15 @@ def embed(
 @functools.partial(jax.jit, static_argnames=("config", "pooling", "normalize"))
 def _sentence_vectors(
     params: api.Params,
-    ids: Int[Array, "B L"],
-    lengths: Int[Array, " B"] | Int[Array, "B P"],
+    batch: tuple[Int[Array, "B L"], Int[Array, " B"] | Int[Array, "B P"]],
     *,
     first: int,
     config: EncoderConfig,
     pooling: tuple[Pooling, ...],
     normalize: bool,
 ) -> Float[Array, "B *P K*D"]:
-    """Of texts of these ``lengths``, a row each, or side by side in rows [B, P] (0: none)."""
+    """Of texts, by ids and their lengths: a row each [B], or side by side in rows [B, P] (0: none)."""
+    ids, lengths = batch
     places = jnp.arange(ids.shape[1])
     if lengths.ndim == 1:
         mask = places < lengths[:, None]
@@ -262,14 +266,13 @@ def _shared_rows(
 
 
 def _batches(
-    ids: Mapping[int, np.ndarray], texts: list[int], pad_id: int, batch_size: int, limit: int
+    ids: Mapping[int, np.ndarray], texts: list[int], pad_id: int, rows: int, limit: int
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
     """(indices of ``texts``, (ids int32 [B, L], lengths int32 [B])), longest first; B and L take few values.
 
-    A batch has ``batch_size`` rows, or the next power of two where texts are fewer; rows beyond the texts are empty.
+    A batch has as many ``rows``; those beyond the texts are empty.
     """
     order = sorted(texts, key=lambda text: -len(ids[text]))
-    rows = min(batch_size, 1 << max(len(texts) - 1, 0).bit_length())
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
         padded = np.full((rows, min(_round_up(len(ids[chosen[0]])), limit)), pad_id, np.int32)

@@ -17,6 +17,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig, Head
+from bert_jax.replicas import replicas
 from bert_jax.task import Batch, Losses, Objective, Ratio, plain_gradient
 from bert_jax.tasks.batches import IGNORED, Encoded, EvalBatches, TrainBatches, WrongText
 from bert_jax.tasks.datasets import Named
@@ -353,11 +354,12 @@ def _labelled_rows(source: Source) -> Rows:
 def predict(
     predictor: Predictor, params: api.Params, texts: Texts, lengths: tuple[int, ...], batch_size: int = 64
 ) -> tuple[list[dict[str, Any]], Outputs]:
-    """The answers about ``texts``, in their order, and the outputs behind them."""
-    encoded = predictor.encode(texts)
-    batches = EvalBatches(encoded, lengths, batch_size, None, predictor.tokenizer.pad_id, None)
+    """The answers about ``texts``, in their order, and the outputs behind them. ``batch_size``: rows of each device at once."""
+    encoded, devices = predictor.encode(texts), replicas()
+    params, rows = devices.hold(params), batch_size * devices.count
+    batches = EvalBatches(encoded, lengths, rows, None, predictor.tokenizer.pad_id, None)
     made: Outputs = {}
-    computed = ((batch["example"] >= 0, predictor.run(params, batch)) for batch in batches)
+    computed = ((batch["example"] >= 0, devices.run(predictor.run, params, batch)) for batch in batches)
     ahead = next(computed, None)
     while ahead is not None:
         (there, outputs), ahead = ahead, next(computed, None)  # the next one is made while this one is computed

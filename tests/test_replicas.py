@@ -1,0 +1,117 @@
+"""Answers from several devices are those of one: every row once, shared evenly, and no device waits for another."""
+
+import importlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import bert_jax
+from bert_jax import predicting
+from bert_jax.embedding.settings import SentenceSettings
+from bert_jax.models import api
+from bert_jax.replicas import Replicas, over, replicas
+from bert_jax.tasks import base
+from bert_jax.tasks.base import finetuned_encoder
+
+WORDS = "cat dog bird mat road tree red".split()
+USERS = ("bert_jax.predicting", "bert_jax.tasks.base", "bert_jax.embedding.sentence")
+
+
+@pytest.fixture
+def spread(monkeypatch):
+    """``spread()``: from now on three devices answer. Returns of each computation how many had a part, and of how many."""
+
+    def begin() -> list[tuple[int, int]]:
+        split = []
+
+        class Watched(Replicas):
+            def run(self, compute, params, batch):
+                made = super().run(compute, params, batch)
+                for leaf in jax.tree.leaves(made):
+                    split.append((len(leaf.sharding.device_set), len(leaf) // len(leaf.addressable_shards[0].data)))
+                return made
+
+        for name in USERS:
+            monkeypatch.setattr(importlib.import_module(name), "replicas", lambda: Watched(*over(jax.devices()[:3])))
+        return split
+
+    return begin
+
+
+def model_with(checkpoint, labels, *heads, **changes):
+    start = bert_jax.load(checkpoint)
+    config = finetuned_encoder(start.config, labels, heads, init_std=0.5, **changes)
+    return bert_jax.Model(jax.tree.map(np.asarray, api.init(config, jax.random.key(1))), config, start.tokenizer)
+
+
+def texts(count):
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 28))) for _ in range(count)]
+
+
+KINDS = {
+    "classes": (("red", "blue"), ("pooler", "classifier"), lambda: texts(150)),
+    "tags": (("N", "V"), ("tagger",), lambda: texts(20)),
+    "answers": ((), ("span",), lambda: [("cat dog", text * 3) for text in texts(20)]),  # several windows each
+    "choices": ((), ("pooler", "choice"), lambda: [("cat dog", *texts(9)[k : k + 3]) for k in range(6)]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions(tiny_checkpoint, spread, kind):
+    labels, heads, rows = KINDS[kind]
+    model = model_with(tiny_checkpoint, labels, *heads)
+    wanted = list(bert_jax.predict(model, rows(), batch_size=2))
+    split = spread()
+    found = list(bert_jax.predict(model, rows(), batch_size=2))
+    assert len(found) == len(rows())
+    for one, other in zip(found, wanted, strict=True):
+        assert one == {k: pytest.approx(v, abs=1e-4) if isinstance(v, float) else v for k, v in other.items()}
+    assert split and set(split) == {(3, 3)}
+
+
+def test_evaluations(tiny_checkpoint, spread):
+    model = model_with(tiny_checkpoint, ("red", "blue"), "pooler", "classifier")
+    predictor, rows = predicting.of_model(model).predictor, [(text,) for text in texts(50)]
+    wanted, outputs = base.predict(predictor, model.params, rows, (16, 32), 4)
+    split = spread()
+    found, others = base.predict(predictor, model.params, rows, (16, 32), 4)
+    assert [one["label"] for one in found] == [one["label"] for one in wanted]
+    for name in outputs:
+        np.testing.assert_allclose(others[name], outputs[name], atol=1e-5)
+    assert set(split) == {(3, 3)}
+
+
+@pytest.mark.parametrize("batch_size", (1, 8))
+def test_vectors(tiny_checkpoint, spread, batch_size):
+    model = bert_jax.load(tiny_checkpoint)._replace(sentence=SentenceSettings(("mean", "max")))
+    rows = [*texts(40), "", "cat " * 60]
+    wanted = bert_jax.embed(model, rows)
+    split = spread()
+    np.testing.assert_allclose(bert_jax.embed(model, rows, batch_size=batch_size), wanted, atol=1e-5)
+    assert set(split) == {(3, 3)}
+
+
+def test_devices_do_not_talk(tiny_checkpoint):
+    model, devices = model_with(tiny_checkpoint, ("red", "blue"), "pooler", "classifier"), over(jax.devices())
+    predictor, programs = predicting.of_model(model).predictor, []
+
+    def compiled(params, batch):
+        programs.append(predictor.run.lower(params, batch).compile().as_text())
+
+    batch = {name: np.ones((16, 8), np.int32) for name in ("input_ids", "attention_mask")}
+    devices.run(compiled, devices.hold(model.params), batch)
+    assert "s32[2,8]" in programs[0] and not re.search("all-reduce|all-gather|all-to-all|collective-permute", programs[0])
+
+
+def test_rows_of_a_batch():
+    assert [Replicas().rows(64, there) for there in (1, 2, 3, 33, 64, 65, 1000)] == [1, 2, 4, 64, 64, 64, 64]
+    assert [over(jax.devices()).rows(64, there) for there in (1, 9, 40, 500, 513, 10_000)] == [8, 16, 64, 512, 512, 512]
+    assert [over(jax.devices()[:3]).rows(64, there) for there in (1, 3, 9, 10_000)] == [3, 6, 18, 192]
+
+
+def test_a_processor_is_one_device():
+    """Its devices share its cores."""
+    assert len(jax.devices()) == 8 and replicas() == Replicas() and replicas().count == 1
