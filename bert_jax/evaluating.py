@@ -81,10 +81,10 @@ def evaluate(
         model = load(folder)
         if task is None:  # seeds differ in their parameters alone, so that one program serves them all
             task = finetuning_task(dataclasses.replace(config, encoder=model.config), model)
-            _ = task.evaluation  # labels that are not known are said at once
+            encoded = task.evaluation  # labels that are not known are said at once
         limit = task.predictor.length
         lengths = tuple(length for length in LENGTHS if length < limit) + (limit,)
-        answers, outputs = predict(task.predictor, model.params, task.heldout.texts, lengths, batch_size)
+        answers, outputs = predict(task.predictor, model.params, task.heldout.texts, lengths, batch_size, encoded)
         found[seed] = task.score(task.heldout, answers, outputs)
     scores = gather(found, config.encoder.labels if isinstance(config, Classification) else ())
     return scores._replace(note=f"{len(task.heldout.texts):,} examples of {data}. {scores.note}".rstrip())

@@ -1,6 +1,7 @@
 """bert-jax evaluate of runs on named data: another split by its name, and files in whatever form the data set has."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.tasks import Choice, Classification, QuestionAnswering, Regression, Tagging
 from bert_jax.tasks.base import finetuned_encoder
+from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.datasets import DATASETS, Named, find
 from bert_jax.training.experiment import Experiment
 from tests.tasks import fake_tfds
@@ -59,6 +61,14 @@ def test_another_split_by_its_name(trained_on, tmp_path, monkeypatch, name, spli
     assert 0 <= abs(json.loads(out)[score]["mean"]) <= 1
     assert set(asked) == {split.replace("/fr", "")}, "TFDS has all languages of XNLI in one"
     assert f"{12 if name.startswith('race') else 6} examples of {split}" in err
+
+
+def test_several_seeds_are_given_what_was_tokenised_once(trained_on, monkeypatch):
+    run, encode, calls = trained_on("glue/sst2"), Classifies.encode, []
+    shutil.copytree(run / "seed-0", run / "seed-1")
+    monkeypatch.setattr(Classifies, "encode", lambda self, texts: calls.append(len(texts)) or encode(self, texts))
+    found = bert_jax.evaluate(run, "glue/sst2:test")
+    assert set(found["accuracy"].seeds) == {0, 1} and len(calls) == 1
 
 
 def test_a_split_is_read_where_the_training_data_of_that_name_were(trained_on, tmp_path):
