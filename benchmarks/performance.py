@@ -231,11 +231,30 @@ def saving(found: Mapping) -> str:
     ])
 
 
+def starting(found: Mapping) -> str:
+    labels = {
+        "traced": "traced and lowered", "compiled": "compiled for this processor", "kept": "the next time, from what was kept",
+        "chip": "all of it for a v5e chip, with XLA's TPU compiler",
+    }
+    idle = {"help": "`bert-jax --help`", "python": "Python that does nothing"}
+    rows = [[label, *_readings(found[key], 2)] for key, label in idle.items()]
+    for name, readings in found["steps"].items():
+        for key, label in labels.items():
+            if key in readings[0]:
+                rows.append([f"the step of `{name}`: {label}", *_readings([reading[key] for reading in readings], 1)])
+    text = f"Steps are those of the configurations with a batch of {found['batch_size']} for one device."
+    return f"{table(['', 'median', 'each'], rows)}\n\n{text}\n\nMeasured: {made(found)}.{noted(found)}"
+
+
+def _readings(seconds: Sequence[float], digits: int) -> list[str]:
+    return [f"{statistics.median(seconds):.{digits}f} s", ", ".join(f"{value:.{digits}f}" for value in seconds)]
+
+
 # name of the markers -> file of results, what makes the text of it
 SECTIONS: dict[str, tuple[str, Callable[[Mapping], str]]] = {
     "step": ("step_cpu", training_step), "encode": ("encode_cpu", sentence_vectors), "quick": ("quick", quick_ratios),
     "finetuning": ("finetuning_cpu", fine_tuning), "loader": ("loader_cpu", loader), "waiting": ("loader_cpu", waiting),
-    "saving": ("saving", saving),
+    "saving": ("saving", saving), "starting": ("starting", starting),
 }
 
 
