@@ -31,7 +31,8 @@ STEP_LABELS = {
 PREPARE_LABELS = {
     "prepare": "`bert-jax prepare`", "threads documents": "tokenizers, its threads, whole documents",
     "threads paragraphs": "tokenizers, its threads, paragraphs",
-    "processes documents": "tokenizers, processes, whole documents", "processes paragraphs": "tokenizers, processes, paragraphs",
+    "processes documents": "tokenizers, processes, whole documents",
+    "processes paragraphs": "tokenizers, processes, paragraphs",
 }
 ENCODE_LABELS = {"ours": "ours", "torch": "sentence-transformers",
                  "onnxruntime": "ONNX Runtime, sorted by length, tokenizers library"}
