@@ -28,6 +28,12 @@ STEP_LABELS = {
     "torch-sdpa": "transformers, sdpa", "torch-compile": "transformers, torch.compile",
     "flax": "the last BERT of transformers in Flax", "keras": "keras-hub on JAX, masked language model alone",
 }
+PREPARE_LABELS = {
+    "prepare": "`bert-jax prepare`", "threads documents": "tokenizers, its threads, whole documents",
+    "threads paragraphs": "tokenizers, its threads, paragraphs",
+    "processes documents": "tokenizers, processes, whole documents",
+    "processes paragraphs": "tokenizers, processes, paragraphs",
+}
 ENCODE_LABELS = {"ours": "ours", "torch": "sentence-transformers",
                  "onnxruntime": "ONNX Runtime, sorted by length, tokenizers library"}
 
@@ -212,6 +218,26 @@ def waiting(found: Mapping) -> str:
     )
 
 
+def preparing(found: Mapping) -> str:
+    library, rows = found["library"], []
+    for name, row in library["rows"].items():
+        ratios = ["" if name == "prepare" else times(row[key]) for key in ("ours_over_it", "ours_over_it_processor")]
+        seconds = [f"{row[key]:.1f} s" for key in ("seconds", "processor_seconds")]
+        rows.append([PREPARE_LABELS[name], f"{row['mb_per_second']:.1f} MB/s", *seconds, *ratios])
+    best = library["rows"][library["best_of_library"]]["ours_over_it"][0]
+    head = ["", "text", "wall time", "processor time", "ours over it", "by processor time"]
+    machine = {"machine": found["machine"]["processor"], "cores": found["machine"]["cores"]}
+    run = found | {"rounds": library["rounds"], "environment": machine | found["versions"]}
+    return "\n\n".join([
+        table(head, rows),
+        f"Against the best of the library that is {best:.2f} x (target 0.8). {found['text_mb']} MB of text make a store of "
+        f"{found['store_mb']} MB; memory is {found['peak_mb_main']} MB in the process that reads and writes, "
+        f"{found['peak_mb_largest_worker']} in the largest of {library['workers']} workers. Sentences alone are found at "
+        f"{found['sentence_splitting_mb_per_second']:.1f} MB a second of processor time.",
+        f"Measured: {made(run)}.{noted(found)}",
+    ])
+
+
 def saving(found: Mapping) -> str:
     saved, seconds = found["save"], found["save"]["seconds"]
     rows = [
@@ -231,11 +257,30 @@ def saving(found: Mapping) -> str:
     ])
 
 
+def starting(found: Mapping) -> str:
+    labels = {
+        "traced": "traced and lowered", "compiled": "compiled for this processor", "kept": "the next time, from what was kept",
+        "chip": "all of it for a v5e chip, with XLA's TPU compiler",
+    }
+    idle = {"help": "`bert-jax --help`", "python": "Python that does nothing"}
+    rows = [[label, *_readings(found[key], 2)] for key, label in idle.items()]
+    for name, readings in found["steps"].items():
+        for key, label in labels.items():
+            if key in readings[0]:
+                rows.append([f"the step of `{name}`: {label}", *_readings([reading[key] for reading in readings], 1)])
+    text = f"Steps are those of the configurations with a batch of {found['batch_size']} for one device."
+    return f"{table(['', 'median', 'each'], rows)}\n\n{text}\n\nMeasured: {made(found)}.{noted(found)}"
+
+
+def _readings(seconds: Sequence[float], digits: int) -> list[str]:
+    return [f"{statistics.median(seconds):.{digits}f} s", ", ".join(f"{value:.{digits}f}" for value in seconds)]
+
+
 # name of the markers -> file of results, what makes the text of it
 SECTIONS: dict[str, tuple[str, Callable[[Mapping], str]]] = {
     "step": ("step_cpu", training_step), "encode": ("encode_cpu", sentence_vectors), "quick": ("quick", quick_ratios),
     "finetuning": ("finetuning_cpu", fine_tuning), "loader": ("loader_cpu", loader), "waiting": ("loader_cpu", waiting),
-    "saving": ("saving", saving),
+    "preparing": ("prepare_cpu", preparing), "saving": ("saving", saving), "starting": ("starting", starting),
 }
 
 
