@@ -264,7 +264,7 @@ def starting(found: Mapping) -> str:
     }
     idle = {"help": "`bert-jax --help`", "python": "Python that does nothing"}
     rows = [[label, *_readings(found[key], 2)] for key, label in idle.items()]
-    for name, readings in found["steps"].items():
+    for name, readings in found["programs"].items():
         for key, label in labels.items():
             if key in readings[0]:
                 rows.append([f"the step of `{name}`: {label}", *_readings([reading[key] for reading in readings], 1)])

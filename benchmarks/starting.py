@@ -84,9 +84,9 @@ def main() -> None:
     result["python"] = [timed([sys.executable, "-c", "pass"], plain) for _ in range(arguments.rounds)]
     for name in ("help", "python"):
         print(f"{name} {statistics.median(result[name]):.2f} s", flush=True)
-    result["steps"] = {name: [] for name in arguments.configs}
+    result["programs"] = {name: [] for name in arguments.configs}
     for number in range(arguments.rounds):
-        for name, readings in result["steps"].items():
+        for name, readings in result["programs"].items():
             readings.append(reading := steps(name, plain))
             said = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in reading.items())
             print(f"round {number + 1} of {arguments.rounds}: {name}: {said}", flush=True)
