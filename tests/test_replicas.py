@@ -1,5 +1,6 @@
 """Answers from several devices are those of one: every row once, shared evenly, and no device waits for another."""
 
+import dataclasses
 import importlib
 import re
 
@@ -11,11 +12,14 @@ import bert_jax
 from bert_jax import predicting
 from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.models import api
+from bert_jax.parallel.mesh import RULES, batch_sharding, replicated
+from bert_jax.planning.chips import target
 from bert_jax.replicas import Replicas, over, replicas
 from bert_jax.tasks import base
 from bert_jax.tasks.base import finetuned_encoder
 
 WORDS = "cat dog bird mat road tree red".split()
+TALK = "all-reduce|all-gather|all-to-all|collective-permute"
 USERS = ("bert_jax.predicting", "bert_jax.tasks.base", "bert_jax.embedding.sentence")
 
 
@@ -42,7 +46,7 @@ def spread(monkeypatch):
 
 def model_with(checkpoint, labels, *heads, **changes):
     start = bert_jax.load(checkpoint)
-    config = finetuned_encoder(start.config, labels, heads, init_std=0.5, **changes)
+    config = dataclasses.replace(finetuned_encoder(start.config, labels, heads, init_std=0.5), **changes)
     return bert_jax.Model(jax.tree.map(np.asarray, api.init(config, jax.random.key(1))), config, start.tokenizer)
 
 
@@ -103,7 +107,23 @@ def test_devices_do_not_talk(tiny_checkpoint):
 
     batch = {name: np.ones((16, 8), np.int32) for name in ("input_ids", "attention_mask")}
     devices.run(compiled, devices.hold(model.params), batch)
-    assert "s32[2,8]" in programs[0] and not re.search("all-reduce|all-gather|all-to-all|collective-permute", programs[0])
+    assert "s32[2,8]" in programs[0] and not re.search(TALK, programs[0])
+
+
+@pytest.mark.tpu_compile
+def test_devices_of_a_tpu_do_not_talk_and_each_has_its_rows_in_the_kernel(tiny_checkpoint):
+    pytest.importorskip("libtpu", reason="needs libtpu")
+    model = model_with(
+        tiny_checkpoint, ("red", "blue"), "pooler", "classifier", hidden_width=128, embedding_width=128, heads=2, ffn_width=256,
+        compute_dtype="bfloat16", attention="fused", max_length=128,
+    )
+    devices, predictor = over(list(target("v5e:2x4").devices)), predicting.of_model(model).predictor
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(devices.mesh)), model.params)
+    batch = {name: jax.ShapeDtypeStruct((64, 128), np.int32, sharding=batch_sharding(devices.mesh))
+             for name in ("input_ids", "attention_mask")}
+    with jax.set_mesh(devices.mesh), api.sharding_rules(RULES):
+        program = predictor.run.trace(params, batch).lower(lowering_platforms=("tpu",)).compile().as_text()
+    assert "tpu_custom_call" in program and "[8,128" in program and not re.search(TALK, program)
 
 
 def test_rows_of_a_batch():
