@@ -50,6 +50,8 @@ class Finetuning:
         examples, and most are not too long to share. Else up to it at most ``shapes`` lengths are chosen from the data, no more
         than bring padding below a tenth of all positions, and a step is compiled for each, as in evaluation always. Several:
         batches are padded to these.
+      group_by_length: whether batches of training hold examples of about one length, where each has a row of its own: little
+        padding. False: they come at random, as in most published recipes, with more of it.
       reinitialise: how many of the top layers begin anew, and with them the pooler (Zhang et al. 2021);
         0: none, nor the pooler.
       tricks: what else changes the loss or its gradient in training, one of each kind at most.
@@ -62,6 +64,7 @@ class Finetuning:
     lengths: tuple[int, ...] = (128,)
     shapes: int = 16
     packing: bool = True
+    group_by_length: bool = True
     reinitialise: int = 0
     tricks: tuple[FreeLB | Smart | Mixout, ...] = ()
 
@@ -329,9 +332,12 @@ class FinetuningTask:
         config, pad_id = self.config, self.tokenizer.pad_id
         if config.packing and config.packs and len(config.lengths) == 1 and not (self._freelb or self._smart):
             return batches_for_training(
-                self.training, batch_size, rows, pad_id, seed, config.lengths[0], config.shapes, multiple
+                self.training, batch_size, rows, pad_id, seed, config.lengths[0], config.shapes, multiple,
+                config.group_by_length,
             )
-        return TrainBatches(self.training, config.lengths, batch_size, rows, pad_id, seed, config.shapes)
+        return TrainBatches(
+            self.training, config.lengths, batch_size, rows, pad_id, seed, config.shapes, config.group_by_length
+        )
 
     def eval_batches(self, batch_size: int, limit: int | None, rows: np.ndarray | None = None) -> Collection[dict]:
         return EvalBatches(

@@ -25,6 +25,7 @@ logger = logging.getLogger("bert_jax")
 STRETCH = 64  # batches that are sorted by length together, at most; and an epoch has
 STRETCHES = 4  # at least
 PADDING = 0.09  # share of positions that lengths are chosen for: a little below a tenth, as no two epochs are alike
+NEAR = 0.01  # of positions: what more is as good as nothing where that cannot be reached
 PLANNED = 512  # batches, at least, whose longest examples decide on the lengths
 ORDER, BATCH = range(2)  # what keys are for
 EVERY_SEED = 0  # of what seeds have in common
@@ -143,18 +144,21 @@ def optimal_lengths(longest: np.ndarray, most: int) -> list[tuple[int, ...]]:
 
 def choose_lengths(longest: np.ndarray, tokens: float, limit: int, shapes: int) -> tuple[int, ...]:
     """The fewest lengths, ascending, with which padding is at most ``PADDING`` of all positions: of multiples of 8, on which
-    accelerators lay out arrays, or else of 4, of 2, or any. Where ``shapes`` of them do not reach that, the best that do not.
+    accelerators lay out arrays, or else of 4, of 2, or any. Where ``shapes`` of them do not reach that, the best that do not;
+    where no lengths would, since the examples of a batch differ, the fewest that come near padding each to its longest one.
 
     Args:
       longest: int64 [m], the longest example of each batch. tokens: of one row of each batch, on average, in all.
       limit: the longest that may be.
     """
     lengths: tuple[int, ...] = ()
+    least = 1 - tokens / np.minimum(longest, limit).sum()
+    enough = PADDING if least <= PADDING else least + NEAR
     for multiple in (8, 4, 2, 1):
         rounded = np.minimum(-(-longest // multiple) * multiple, limit)
         for lengths in optimal_lengths(rounded, shapes):
             padding = 1 - tokens / np.array(lengths)[np.searchsorted(lengths, rounded)].sum()
-            if padding <= PADDING:
+            if padding <= enough:
                 return lengths
     return lengths
 
@@ -224,16 +228,17 @@ class TrainBatches(_Batches):
 
     def __init__(
         self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int,
-        seed: int | tuple[int, ...], shapes: int = 1,
+        seed: int | tuple[int, ...], shapes: int = 1, group_by_length: bool = True,
     ):
         """Args:
+          group_by_length: whether a stretch of the order is sorted before it is cut into batches; else these are at random.
           seed: of the order. Several: the batches of each side by side, [S, B, ...], padded to one length.
           shapes: above 1, where ``lengths`` is one alone, at most so many up to it are chosen from the data.
         """
         super().__init__(data, lengths, batch_size, rows, pad_id)
         self.epoch, self._seed, self._given = len(data.item), seed, 0
         self._cut_last: dict[int, tuple[int, np.ndarray]] = {}  # by seed: a stretch, and its batches
-        self._stretch = min(STRETCH, max(1, self.epoch // (STRETCHES * batch_size)))
+        self._stretch = min(STRETCH, max(1, self.epoch // (STRETCHES * batch_size))) if group_by_length else 1
         if shapes > 1 and len(lengths) == 1:
             self.choose(self._planned(max(-(-self.epoch // batch_size), PLANNED)), shapes)
 

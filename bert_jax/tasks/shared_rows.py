@@ -25,11 +25,11 @@ TOO_MUCH = 0.1  # padding, as a share of the positions, unless it is more by len
 
 def batches_for_training(
     data: Encoded, batch_size: int, rows: np.ndarray | None, pad_id: int, seed: int | tuple[int, ...], length: int, shapes: int,
-    multiple: int = 1,
+    multiple: int = 1, group_by_length: bool = True,
 ) -> TrainBatches:
     """Shared rows, or with up to ``shapes`` lengths a row for each example, where most are too long for two of them to share
     one, so that padding would be more: so it is for reactions of 114 to 246 tokens."""
-    by_length = TrainBatches(data, (length,), batch_size, rows, pad_id, seed, shapes)
+    by_length = TrainBatches(data, (length,), batch_size, rows, pad_id, seed, shapes, group_by_length)
     several, tokens = data.tokens["input_ids"][0].ndim > 1, by_length.tokens
     if several and (tokens.max() > QUESTION or tokens.mean() > LONGEST):
         return by_length

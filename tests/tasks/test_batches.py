@@ -205,6 +205,26 @@ def test_the_order_of_batches_says_nothing_of_length():
     assert randomness.permute(np.arange(64), 64, randomness.key(0, 1, 0)).tolist() != list(range(64))
 
 
+def test_batches_at_random_hold_short_and_long_examples():
+    """With no more lengths than pay: each batch is padded to its longest, which is nearly always one of the longest of all."""
+    data = examples(2048)
+    sizes = np.array([len(ids) for ids in data.tokens["input_ids"]])
+    deviations, seen = {}, {}
+    for grouped in (True, False):
+        batches = TrainBatches(data, (32,), 16, None, 0, 0, 16, group_by_length=grouped)
+        made = [next(batches) for _ in range(128)]
+        seen[grouped] = np.sort(np.concatenate([batch["example"] for batch in made]))
+        deviations[grouped] = np.mean([sizes[batch["example"]].std() for batch in made])
+        if not grouped:
+            needed = np.array([sizes[batch["example"]].max() for batch in made])
+            padding = 1 - sizes.sum() / sum(batch["input_ids"].size for batch in made)
+            least = 1 - sizes.sum() / (16 * needed.sum())
+            assert least <= padding < least + 0.02 and len(batches.lengths) <= 4
+            assert batches.padding == pytest.approx(padding, abs=0.02)
+    assert all(np.array_equal(examples, np.arange(2048)) for examples in seen.values()), "an epoch has all, once"
+    assert deviations[True] < 0.2 * sizes.std() and deviations[False] > 0.9 * sizes.std()
+
+
 @pytest.mark.parametrize(("keep", "lost"), [("start", "ends"), ("end", "beginnings"), ("both", "middles")])
 def test_what_remains_of_a_long_text(tiny_store, caplog, keep, lost):
     tokenizer = TokenStore(tiny_store).tokenizer
