@@ -267,7 +267,7 @@ upstream's settings read, R2 on the five splits was 0.0133, 0.0163, 0.0001, -0.0
 Batches come at random, as upstream's. Three epochs without dropout on split 0 gave R2 0.678 with batches of about equally long
 reactions, 0.701 with random ones (one seed each, two cores; a script that was not kept; but for the order of random batches
 `bert-jax finetune --config configs/finetune/suzuki_yields.py --seeds 1 --set train.steps=756 --set train.eval_every=756
---set task.init=runs/yields/start/rxnfp-ft --set task.group_by_length=true` does the same, and with `false`). What has no note of
+--set task.init=runs/yields/start/rxnfp-ft --set task.group_by_length=true` does so, and with `false`). What has no note of
 its own below is of random ones.
 Seconds are those of a clock, with whatever else ran beside.
 Its repository has no figures for `bert_pretrained`; where that is the start, the columns show those of `bert_ft` all the same.
