@@ -12,8 +12,7 @@ trick has of its own is its paper's default, untuned; the last parameters count,
 With ``--jobs`` above 1, on a GPU all on that one, a process is a trick on a task with all its seeds, which compile once; times
 then mean nothing and are left out. ``--deadline`` ends it all after so many seconds.
 
-``--size cpu`` trains on the first 1,000 rows of RTE and MRPC and 2,000 of CoLA; ``full`` on all; ``gpu`` likewise, with two
-lengths a task, since a GPU's programs take long to compile.
+``--size cpu`` and ``gpu`` train on all rows, and have pages of their own; ``test`` is a trial.
 """
 
 import argparse
@@ -36,39 +35,29 @@ TASKS = {"RTE": "accuracy", "MRPC": "f1", "CoLA": "matthews"}
 RATE, LORA_RATE, WARM, BATCH, LAYERS = 5e-5, 5e-4, 0.1, 32, 6
 SIGNIFICANT = 0.05
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
-FEW = {  # lengths of a size that has few; most batches of CoLA, whose longest sentence has 47 pieces, need but 16
-    "RTE": (64, 128), "MRPC": (64, 128), "CoLA": (16, 48), "stsb": (32, 128), "sick": (32, 128),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Rows of RTE, MRPC, CoLA and of intermediate tasks (None: all); epochs; seeds; updates at most (None: as many as that
-    takes); updates of further pre-training; held-out batches (None: all); lengths of batches at most, where there is one
-    alone; tricks (empty: all); tasks; the lengths in ``FEW`` instead of those chosen from the data."""
+    """Rows of tasks and of intermediate ones (None: all); epochs; seeds; updates of further pre-training; updates at most
+    (None: as many as that takes); held-out batches (None: all); lengths of batches in which examples have rows of their own,
+    and of evaluation, at most; tricks (empty: all); tasks."""
 
-    rows: tuple[int | None, ...]
-    intermediate: int | None
-    epochs: int
-    seeds: int
-    further: int
+    rows: int | None = None
+    intermediate: int | None = None
+    epochs: int = 3
+    seeds: int = 5
+    further: int = 100
     steps: int | None = None
     eval_batches: int | None = None
-    shapes: int = 16
+    shapes: int = 4
     tricks: tuple[str, ...] = ()
     tasks: tuple[str, ...] = tuple(TASKS)
-    few: bool = False
-
-    def lengths(self, name: str) -> tuple[int, ...]:
-        """Of a task, or of an intermediate one."""
-        return FEW[name] if self.few else (128,)
 
 
 SIZES = {
-    "cpu": Size((1_000, 1_000, 2_000), 2_000, 3, 5, 100),
-    "full": Size((None, None, None), None, 3, 5, 300),
-    "gpu": Size((None, None, None), None, 3, 5, 300, shapes=1, few=True),
-    "test": Size((64, 64, 64), 64, 1, 2, 2, 2, 1, 1, ("plain", "mix"), ("RTE",), True),
+    "cpu": Size(), "gpu": Size(),
+    "test": Size(64, 64, 1, 2, 2, 2, 1, 1, ("plain", "mix"), ("RTE",)),
 }
 
 
@@ -149,6 +138,8 @@ def mixout(experiment, task: str):
 
 TRICKS = {
     "plain": Trick("plain recipe"),
+    "own": Trick("each example in a row of its own, batches at random", task_fields(packing=False, group_by_length=False)),
+    "by_length": Trick("the same, batches of about one length", task_fields(packing=False), against="own"),
     "no_correction": Trick("without bias correction (counter-check)", optimizer(bias_correction=False)),
     "mix": Trick("learned mix of all layers (Peters et al. 2018)", encoder(read_layers=tuple(range(1, LAYERS + 1)))),
     "concatenate": Trick("last four layers side by side, new pooler (Devlin et al. 2019)",
@@ -184,10 +175,8 @@ def plain(task: str, seed: int, size: Size, data: Path, directory: Path, start: 
     from bert_jax.training.experiment import Experiment
 
     training, heldout, labels, _ = glue(data, directory)[task]
-    rows = dict(zip(TASKS, size.rows, strict=True))[task]
-    training = dataclasses.replace(training, rows=(0, rows)) if rows else training
-    kind = Classification(finetuned_encoder(config, labels), str(start), training, heldout, size.lengths(task), size.shapes,
-                          packing=False)  # FreeLB and SMART cannot, and all shall have the same batches
+    training = dataclasses.replace(training, rows=(0, size.rows)) if size.rows else training
+    kind = Classification(finetuned_encoder(config, labels), str(start), training, heldout, shapes=size.shapes)
     return Experiment(kind, *settings(len(training.read().labels), seed, size))
 
 
@@ -240,7 +229,7 @@ def begun(kind: str, task: str, seed: int, size: Size, data: Path, directory: Pa
         (first, heldout), labels, more = sick(data, directory), ("CONTRADICTION", "ENTAILMENT", "NEUTRAL"), {}
     first = dataclasses.replace(first, rows=(0, size.intermediate)) if size.intermediate else first
     config = (Regression if more else Classification)(
-        finetuned_encoder(model.config, labels), str(start), first, heldout, size.lengths(kind), size.shapes, **more
+        finetuned_encoder(model.config, labels), str(start), first, heldout, shapes=size.shapes, **more
     )
     experiment = Experiment(config, *settings(len(first.read().labels), seed, size))
     if not train(finetuning_task(config, model), experiment, work).finished:  # a finished one is read again
@@ -439,8 +428,7 @@ def report(directory: Path) -> None:
     processes.publish(results, page, measured, INTRODUCTION.format(
         start=START, rate=RATE, batch=BATCH, warm=WARM, epochs=size.epochs, seeds=size.seeds, tests=len(compared),
         significant=SIGNIFICANT, expected=SIGNIFICANT * len(compared), further=size.further,
-        rows="the first " + ", ".join(f"{n:,} rows of {task}" for task, n in zip(TASKS, size.rows, strict=True))
-        if size.rows[0] else "all",
+        rows=f"the first {size.rows:,} rows" if size.rows else "all rows",
         intermediate=f"the first {size.intermediate:,} rows" if size.intermediate else "all rows",
         tables="\n".join(lines).rstrip(), machine=machine, name=page.stem,
         missing="\n\n".join(f"Not measured yet on {task}: {'; '.join(names)}." for task, names in missing.items()),
@@ -477,7 +465,8 @@ INTRODUCTION = """# Tricks of fine-tuning
 
 {start} (6 layers, D 384) on RTE, MRPC and CoLA (trained on: {rows}; both development sets of CoLA), the plain recipe and
 each trick alone. Plain: AdamW with bias correction, rate {rate:g}, warm-up over {warm:.0%} of the updates, then linearly
-to 0, decay 0.01, eps 1e-6, clip 1.0, batch {batch}, dropout 0.1, {epochs} epochs, up to 128 tokens, float32. A trick
+to 0, decay 0.01, eps 1e-6, clip 1.0, batch {batch}, dropout 0.1, {epochs} epochs, up to 128 tokens, float32; examples share
+rows, batches are random but for having about as many tokens each, as `finetune` has them by default. A trick
 changes what it says and nothing else; what it has of its own is its paper's default and was not tuned, nor was anything
 chosen by the development sets: the last parameters count.
 

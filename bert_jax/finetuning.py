@@ -249,7 +249,9 @@ def _check(workdir: Path, plan: dict[str, Any]) -> None:
             for path in runs:
                 shutil.rmtree(path)
             return
-        for path, before, now in configuration.differences(there.get("experiment"), plan["experiment"]):
+        # Through a value, so that a field which an earlier version had not counts as its default.
+        begun = configuration.from_json(Experiment, there.get("experiment"), f"{workdir / PLAN}: experiment")
+        for path, before, now in configuration.differences(configuration.to_json(begun), plan["experiment"]):
             raise BertJaxError(
                 f"{workdir} holds another fine-tuning: {path} was {before}, is now {now}: choose another --workdir"
             )

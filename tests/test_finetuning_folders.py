@@ -170,6 +170,26 @@ def test_seeds_that_would_begin_with_other_weights_are_refused(tiny_checkpoint, 
     assert cli.main([*words, "--seeds", "2"]) == 0
 
 
+def test_a_field_that_an_earlier_version_had_not_is_no_difference(tiny_checkpoint, tmp_path, capfd):
+    """Half of the seeds are there when a new version is installed, whose fields have other names than these."""
+    words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
+             str(tmp_path / "run"), "--set", "train.steps=2"]
+    assert cli.main([*words, "--seeds", "1"]) == 0
+    path = tmp_path / "run" / "finetune.json"
+    plan = json.loads(path.read_text())
+    before = json.loads(path.read_text())
+    del before["experiment"]["task"]["group_by_length"], before["experiment"]["optimizer"]["unfreeze_every"]
+    path.write_text(json.dumps(before))
+    assert cli.main([*words, "--seeds", "2"]) == 0 and (tmp_path / "run" / "seed-1" / "result.json").is_file()
+    assert json.loads(path.read_text()) == plan  # with all of its fields again
+    capfd.readouterr()
+    before["experiment"]["task"]["gruop_by_length"] = True
+    path.write_text(json.dumps(before))
+    assert cli.main([*words, "--seeds", "2"]) == 1
+    assert (f"error: {path}: experiment.task: unknown key 'gruop_by_length' in Classification; did you mean 'group_by_length'?"
+            in capfd.readouterr().err)
+
+
 def test_what_trained_nothing_gives_way(tiny_checkpoint, tmp_path, monkeypatch, capfd, caplog):
     """The memory did not suffice: a smaller batch, or fewer seeds at once, is tried in the same folder."""
     words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",

@@ -23,6 +23,7 @@ from bert_jax.tasks.batches import IGNORED, Encoded, EvalBatches, TrainBatches, 
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.freelb import FreeLB
 from bert_jax.tasks.mixout import Mixout, mixed_part
+from bert_jax.tasks.owners import owners
 from bert_jax.tasks.shared_rows import batches_for_training
 from bert_jax.tasks.smart import Smart
 from bert_jax.tasks.tables import Rows, Source, Table, in_file
@@ -46,10 +47,9 @@ class Finetuning:
         :func:`bert_jax.load` takes, with its tokenizer.
       data, heldout: what to train and to evaluate on.
       lengths: the longest is that of a sequence. One alone: batches of training have rows that several examples share, of one
-        shape or two (:mod:`bert_jax.tasks.shared_rows`), where ``packing`` is on, the kind ``packs``, no trick perturbs
-        examples, and most are not too long to share. Else up to it at most ``shapes`` lengths are chosen from the data, no more
-        than bring padding below a tenth of all positions, and a step is compiled for each, as in evaluation always. Several:
-        batches are padded to these.
+        shape or two (:mod:`bert_jax.tasks.shared_rows`), where ``packing`` is on, the kind ``packs``, and most are not too long
+        to share. Else up to it at most ``shapes`` lengths are chosen from the data, no more than bring padding below a tenth of
+        all positions, and a step is compiled for each, as in evaluation always. Several: batches are padded to these.
       group_by_length: whether batches of training hold examples of about one length, where each has a row of its own: little
         padding. False: they come at random, as in most published recipes, with more of it.
       reinitialise: how many of the top layers begin anew, and with them the pooler (Zhang et al. 2021);
@@ -293,14 +293,14 @@ class FinetuningTask:
         key: Key[Array, ""],
     ) -> Losses:
         """``losses`` with the terms of SMART. ``found``: what the model made of ``batch`` with ``params``."""
-        mask = batch["attention_mask"]
-        start = batch.get("perturbation", jnp.zeros((*mask.shape, self.config.encoder.embedding_width), jnp.float32))
+        whose = owners(batch)
+        start = batch.get("perturbation", jnp.zeros((*whose.mask.shape, self.config.encoder.embedding_width), jnp.float32))
 
         def logits(params: api.Params, perturbation: Array) -> Array:
             return self.compared(self._apply(params, batch | {"perturbation": perturbation}, key), batch)[0]
 
         clean, weights = self.compared(found, batch)
-        return self._smart.add_to(losses, clean, weights, logits, params, average, start, mask, key)
+        return self._smart.add_to(losses, clean, weights, logits, params, average, start, whose, key)
 
     def gradient(self, objective: Objective, params: api.Params, batch: Batch, key: Key[Array, ""]) -> tuple:
         if self._freelb:
@@ -330,7 +330,7 @@ class FinetuningTask:
         self, batch_size: int, seed: int | tuple[int, ...], rows: np.ndarray | None = None, multiple: int = 1
     ) -> TrainBatches:
         config, pad_id = self.config, self.tokenizer.pad_id
-        if config.packing and config.packs and len(config.lengths) == 1 and not (self._freelb or self._smart):
+        if config.packing and config.packs and len(config.lengths) == 1:
             return batches_for_training(
                 self.training, batch_size, rows, pad_id, seed, config.lengths[0], config.shapes, multiple,
                 config.group_by_length,

@@ -4,10 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
 from bert_jax.errors import BertJaxError
 from bert_jax.task import Batch, Losses, Objective, Params
+from bert_jax.tasks.owners import Owners, owners
 
 DRAW = 2  # what the step's key is folded with; the key itself is for dropout
 SMALLEST = 1e-8  # of a norm that is divided by, as in the reference
@@ -31,7 +32,7 @@ class FreeLB:
         RTE        3       0.1       0        0           3e-5        32
         QNLI       3       0.05      0.1      0           1e-5        32
 
-    An example is a text or pair, or a question with all of its choices. Padding is never perturbed.
+    An example is a text or pair, or a question with all of its choices, and may share its row. Padding is never perturbed.
 
     Attributes:
       steps: K, gradients for each update.
@@ -59,7 +60,7 @@ class FreeLB:
 
         ``objective`` takes ``perturbation`` float32 [*batch["attention_mask"].shape, ``width``] in its batch.
         """
-        mask = batch["attention_mask"]
+        whose = owners(batch)
 
         def step(carry, _):
             perturbation, total = carry
@@ -68,37 +69,33 @@ class FreeLB:
                 argnums=(0, 1), has_aux=True,
             )(params, perturbation)
             total = jax.tree.map(lambda sum, gradient: sum + gradient.astype(sum.dtype) / self.steps, total, by_params)
-            return (self.ascended(perturbation, by_perturbation, mask), total), losses
+            return (self.ascended(perturbation, by_perturbation, whose), total), losses
 
         zero = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        (_, gradients), losses = jax.lax.scan(step, (self.begin(key, mask, width), zero), length=self.steps)
+        (_, gradients), losses = jax.lax.scan(step, (self.begin(key, whose, width), zero), length=self.steps)
         return gradients, jax.tree.map(lambda each: each.mean(axis=0), losses)
 
-    def begin(self, key: Key[Array, ""], mask: Bool[Array, "B *rest L"], width: int) -> Float[Array, "B *rest L E"]:
+    def begin(self, key: Key[Array, ""], whose: Owners, width: int) -> Float[Array, "B *rest L E"]:
         """The first perturbation."""
+        shape = (*whose.mask.shape, width)
         if not self.magnitude:
-            return jnp.zeros((*mask.shape, width), jnp.float32)
-        draw = jax.random.uniform(jax.random.fold_in(key, DRAW), (*mask.shape, width), jnp.float32, -1.0, 1.0)
-        tokens = mask.sum(axis=tuple(range(1, mask.ndim)), dtype=jnp.float32)
+            return jnp.zeros(shape, jnp.float32)
+        draw = jax.random.uniform(jax.random.fold_in(key, DRAW), shape, jnp.float32, -1.0, 1.0)
+        tokens = whose.sum(whose.mask.astype(jnp.float32))
         scale = self.magnitude / jnp.sqrt(jnp.maximum(tokens, 1.0) * width)
-        return draw * _over(scale, draw) * mask[..., None]
+        return draw * (scale * whose.mask)[..., None]
 
     def ascended(
-        self, perturbation: Float[Array, "B *rest L E"], gradient: Float[Array, "B *rest L E"],
-        mask: Bool[Array, "B *rest L"],
+        self, perturbation: Float[Array, "B *rest L E"], gradient: Float[Array, "B *rest L E"], whose: Owners
     ) -> Float[Array, "B *rest L E"]:
         """The next perturbation: a step of ``step_size`` along the gradient of each example, then back into ``radius``."""
-        gradient = gradient * mask[..., None]
-        moved = perturbation + self.step_size * gradient / _over(jnp.maximum(_norms(gradient), SMALLEST), gradient)
+        gradient = gradient * whose.mask[..., None]
+        moved = perturbation + self.step_size * gradient / _norms(gradient, whose)
         if self.radius:
-            moved *= _over(jnp.minimum(1.0, self.radius / jnp.maximum(_norms(moved), SMALLEST)), moved)
+            moved *= jnp.minimum(1.0, self.radius / _norms(moved, whose))
         return moved
 
 
-def _norms(x: Float[Array, "B *rest"]) -> Float[Array, " B"]:
-    return jnp.sqrt(jnp.square(x).sum(axis=tuple(range(1, x.ndim))))
-
-
-def _over(values: Float[Array, " B"], x: Float[Array, "B *rest"]) -> Float[Array, "B *ones"]:
-    """Values of rows, in the shape that multiplies the rows of ``x``."""
-    return values.reshape(-1, *(1,) * (x.ndim - 1))
+def _norms(x: Float[Array, "B *rest L E"], whose: Owners) -> Float[Array, "B *rest L 1"]:
+    """For each token that of its example."""
+    return jnp.maximum(jnp.sqrt(whose.sum(jnp.square(x).sum(axis=-1))), SMALLEST)[..., None]

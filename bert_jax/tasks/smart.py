@@ -6,10 +6,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
 from bert_jax.errors import BertJaxError
 from bert_jax.task import Losses, Params, Ratio
+from bert_jax.tasks.owners import Owners
 
 DRAW = 4  # what the step's key is folded with; the key itself is for dropout
 SMALLEST = 1e-30  # of a largest value that is divided by: gradients are as small as the noise
@@ -87,18 +88,18 @@ class Smart:
 
     def add_to(
         self, losses: Losses, clean: Float[Array, "... C"], weights: Float[Array, "..."], logits: Logits, params: Params,
-        average: Params | None, start: Float[Array, "B *rest L E"], mask: Bool[Array, "B *rest L"], key: Key[Array, ""],
+        average: Params | None, start: Float[Array, "B *rest L E"], whose: Owners, key: Key[Array, ""],
     ) -> Losses:
         """``losses`` with the terms; metrics of the same names are without their factors.
 
         Args:
           clean: logits behind ``losses``, with the weight of each distribution. logits: the same of the model with these
             parameters, word embeddings moved by this. average: the moving one, with ``proximity``. start: how far they are
-            moved already. mask: which of them are real.
+            moved already. whose: the examples that they belong to.
         """
         total, added = weights.sum(), {}
         if self.smoothness:
-            noise = self.found(logits, params, clean, weights, start, mask, key)
+            noise = self.found(logits, params, clean, weights, start, whose, key)
             added["smoothness_loss"] = self.smoothness, (distance(clean, logits(params, start + noise)) * weights).sum()
         if self.proximity:
             there = jax.lax.stop_gradient(logits(*jax.lax.stop_gradient((average, start))))
@@ -110,7 +111,7 @@ class Smart:
 
     def found(
         self, logits: Logits, params: Params, clean: Float[Array, "... C"], weights: Float[Array, "..."],
-        start: Float[Array, "B *rest L E"], mask: Bool[Array, "B *rest L"], key: Key[Array, ""],
+        start: Float[Array, "B *rest L E"], whose: Owners, key: Key[Array, ""],
     ) -> Float[Array, "B *rest L E"]:
         """The perturbation that ascent finds; no gradient passes through it."""
         params, clean, start = jax.lax.stop_gradient((params, clean, start))
@@ -118,19 +119,22 @@ class Smart:
         def moved(noise: Array) -> Array:
             return (distance(clean, logits(params, start + noise)) * weights).sum()
 
-        noise = self.begin(key, start.shape) * mask[..., None]
+        noise = self.begin(key, start.shape) * whose.mask[..., None]
         for _ in range(self.steps):
-            noise = self.ascended(noise, jax.grad(moved)(noise) * mask[..., None])
+            noise = self.ascended(noise, jax.grad(moved)(noise) * whose.mask[..., None], whose)
         return jax.lax.stop_gradient(noise)
 
     def begin(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
         return self.noise * jax.random.normal(jax.random.fold_in(key, DRAW), shape, jnp.float32)
 
-    def ascended(self, noise: Float[Array, "B *rest L E"], gradient: Float[Array, "B *rest L E"]) -> Array:
+    def ascended(
+        self, noise: Float[Array, "B *rest L E"], gradient: Float[Array, "B *rest L E"], whose: Owners
+    ) -> Float[Array, "B *rest L E"]:
+        """The next perturbation, by a gradient that is 0 where a token is not real."""
         if self.ascent == "normalised":
             noise += self.step_size * gradient
             return self.radius * noise / jnp.maximum(jnp.abs(noise).max(axis=-1, keepdims=True), SMALLEST)
-        largest = jnp.abs(gradient).max(axis=tuple(range(1, gradient.ndim)), keepdims=True)
+        largest = whose.largest(jnp.abs(gradient).max(axis=-1))[..., None]
         return jnp.clip(noise + self.step_size * gradient / jnp.maximum(largest, SMALLEST), -self.radius, self.radius)
 
 

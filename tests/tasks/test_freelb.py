@@ -12,6 +12,7 @@ from bert_jax.convert import hf
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.tasks.freelb import FreeLB
+from bert_jax.tasks.owners import owners
 from tests.tasks.tiny_tasks import ENCODER, KINDS, TOKENIZER, gradient_of, make_batch, make_task, scattered, updated
 
 KEY = jax.random.key(7)
@@ -63,7 +64,7 @@ def begun(task, trick, folder):
     assert not batch["attention_mask"].all()
     hf.export(params, task.config.encoder, TOKENIZER, folder)
     model = transformers.BertForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
-    return params, batch, trick.begin(KEY, jnp.asarray(batch["attention_mask"]), ENCODER.embedding_width), model
+    return params, batch, trick.begin(KEY, owners(batch), ENCODER.embedding_width), model
 
 
 def assert_gradients(gradients, theirs, config):
@@ -124,24 +125,25 @@ def test_perturbations_keep_their_norm_and_leave_padding_alone(shape):
     rng, width, trick = np.random.default_rng(0), 16, FreeLB(3, 0.5, 0.4, 0.7)
     mask = np.arange(9) < rng.integers(1, 9, shape[:-1])[..., None]
     mask[0] = False  # an empty row
-    begun = np.array(trick.begin(KEY, jnp.asarray(mask), width))
+    whose = owners({"attention_mask": jnp.asarray(mask)})
+    begun = np.array(trick.begin(KEY, whose, width))
     tokens = mask.reshape(6, -1).sum(1)
     bound = 0.4 / np.sqrt(np.maximum(tokens, 1) * width)
     inside = np.abs(begun).reshape(6, -1).max(1)
     assert (inside <= bound).all() and (inside[1:] > 0.8 * bound[1:]).all() and begun.std() > 0
     assert not begun[~mask].any() and not np.array_equal(begun[1, ..., 0, :], begun[2, ..., 0, :])
     gradient = np.float32(rng.standard_normal(begun.shape))
-    moved = np.array(trick.ascended(begun, gradient, mask))
+    moved = np.array(trick.ascended(begun, gradient, whose))
     norms = np.linalg.norm(moved.reshape(6, -1), axis=1)
     assert not moved[~mask].any() and (norms <= 0.7 * (1 + 1e-6)).all() and norms[0] == 0
-    free = np.array(FreeLB(3, 0.5).ascended(begun, gradient, mask)) - begun
+    free = np.array(FreeLB(3, 0.5).ascended(begun, gradient, whose)) - begun
     np.testing.assert_allclose(np.linalg.norm(free.reshape(6, -1), axis=1)[1:], 0.5, rtol=1e-5)
     real = (gradient * mask[..., None]).reshape(6, -1)
     along = (free.reshape(6, -1) * real).sum(1)[1:]
     np.testing.assert_allclose(along, 0.5 * np.linalg.norm(real, axis=1)[1:], rtol=1e-5)
-    far = np.array(trick.ascended(100 * begun, gradient, mask)).reshape(6, -1)
+    far = np.array(trick.ascended(100 * begun, gradient, whose)).reshape(6, -1)
     np.testing.assert_allclose(np.linalg.norm(far, axis=1)[1:], 0.7, rtol=1e-5)
-    np.testing.assert_array_equal(trick.ascended(begun, 0 * gradient, mask), begun)  # nowhere to go
+    np.testing.assert_array_equal(trick.ascended(begun, 0 * gradient, whose), begun)  # nowhere to go
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ from bert_jax.convert import hf
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.tasks.base import without_anchors
+from bert_jax.tasks.owners import owners
 from bert_jax.tasks.smart import Smart, distance
 from tests.tasks.tiny_tasks import ENCODER, KINDS, TOKENIZER, gradient_of, make_batch, make_task, scattered, updated
 
@@ -127,7 +128,7 @@ def test_ascent_moves_answers_further_within_its_bounds(ascent, radius):
     start_only = dataclasses.replace(trick, step_size=1e-30)
     task = make_task("Tagging", (dataclasses.replace(trick, proximity=0.0),), **WITHOUT)
     params, batch = scattered(api.init(task.config.encoder, KEY), 0.2), make_batch(task)
-    mask = jnp.asarray(batch["attention_mask"])
+    whose, mask = owners(batch), jnp.asarray(batch["attention_mask"])
     start = jnp.zeros((*mask.shape, ENCODER.embedding_width))
 
     def logits(params, perturbation):
@@ -138,9 +139,9 @@ def test_ascent_moves_answers_further_within_its_bounds(ascent, radius):
 
     @jax.jit
     def both(key):
-        found = trick.found(lambda *given: logits(*given)[0], params, clean, weights, start, mask, key)
+        found = trick.found(lambda *given: logits(*given)[0], params, clean, weights, start, whose, key)
         noise = trick.begin(key, start.shape) * mask[..., None]
-        random = radius * jnp.sign(noise) if ascent == "projected" else start_only.ascended(noise, jnp.zeros_like(noise))
+        random = radius * jnp.sign(noise) if ascent == "projected" else start_only.ascended(noise, jnp.zeros_like(noise), whose)
         return found, *((distance(clean, logits(params, p)[0]) * weights).sum() for p in (found, random))
 
     for seed in range(8):
