@@ -176,10 +176,11 @@ def assert_same_in_shared_rows(kind, tricks, tolerance, **changes):
         np.testing.assert_allclose(ours, other, atol=tolerance * max(least, float(np.abs(other).max())))
 
 
-@pytest.mark.parametrize("kind", ["Classification", "Choice"])
-def test_on_any_mesh_and_in_micro_batches(kind):
+@pytest.mark.parametrize(("kind", "tricks"), [("Classification", ()), ("Choice", ()), ("Choice", (FreeLB(2, 0.3, 0.0, 0.2),))],
+                         ids=["Classification", "Choice", "FreeLB"])
+def test_on_any_mesh_and_in_micro_batches(kind, tricks):
     still = {"dropout": 0.0, "attention_dropout": 0.0}
-    task = make_task(kind, fields={"packing": True}, **still)
+    task = make_task(kind, tricks, fields={"packing": True}, **still)
     (alone, _), (split, _) = updated(task), updated(task, sizes=(4, 1, 2), accumulate=2)
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(split), strict=True):
         np.testing.assert_allclose(one, other, atol=3e-5)
