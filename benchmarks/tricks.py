@@ -12,7 +12,8 @@ trick has of its own is its paper's default, untuned; the last parameters count,
 With ``--jobs`` above 1, on a GPU all on that one, a process is a trick on a task with all its seeds, which compile once; times
 then mean nothing and are left out. ``--deadline`` ends it all after so many seconds.
 
-``--size cpu`` and ``gpu`` train on all rows, ``gpu`` with fewer shapes to compile, and have pages of their own; ``test`` is a trial.
+``--size cpu`` and ``gpu`` train on all rows, ``gpu`` with fewer shapes to compile, and have pages of their own; ``test`` is a
+trial.
 """
 
 import argparse
