@@ -473,8 +473,9 @@ changes what it says and nothing else; what it has of its own is its paper's def
 chosen by the development sets: the last parameters count.
 
 Scores times 100 on the development sets: mean and standard deviation over {seeds} seeds (head, order, dropout). Seeds are
-paired: a trick and what it is compared with have the same seed, thus the same order of examples and, where shapes agree,
-the same new head. p: two-sided paired t-test over the seeds. Beyond noise: below {significant} by Holm's method over all
+paired: a trick and what it is compared with have the same seed, thus the same order of examples (but for the two rows about
+batches, which deal that order out otherwise) and, where shapes agree, the same new head.
+p: two-sided paired t-test over the seeds. Beyond noise: below {significant} by Holm's method over all
 {tests} comparisons of this page; "before correction": below {significant} only by itself, of which chance alone gives
 about {expected:.1f} among so many. The development sets are small (RTE has 277 pairs: a standard error of some three
 points for any model), and that part of the noise no number of seeds shows.
