@@ -250,7 +250,8 @@ def _check(workdir: Path, plan: dict[str, Any]) -> None:
                 shutil.rmtree(path)
             return
         # Through a value, so that a field which an earlier version had not counts as its default.
-        begun = configuration.from_json(Experiment, there.get("experiment"), f"{workdir / PLAN}: experiment")
+        where = f"{workdir / PLAN} is not of this version, choose another --workdir: experiment"
+        begun = configuration.from_json(Experiment, there.get("experiment"), where)
         for path, before, now in configuration.differences(configuration.to_json(begun), plan["experiment"]):
             raise BertJaxError(
                 f"{workdir} holds another fine-tuning: {path} was {before}, is now {now}: choose another --workdir"

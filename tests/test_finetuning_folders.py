@@ -186,8 +186,8 @@ def test_a_field_that_an_earlier_version_had_not_is_no_difference(tiny_checkpoin
     before["experiment"]["task"]["gruop_by_length"] = True
     path.write_text(json.dumps(before))
     assert cli.main([*words, "--seeds", "2"]) == 1
-    assert (f"error: {path}: experiment.task: unknown key 'gruop_by_length' in Classification; did you mean 'group_by_length'?"
-            in capfd.readouterr().err)
+    assert (f"error: {path} is not of this version, choose another --workdir: experiment.task: unknown key 'gruop_by_length' "
+            "in Classification; did you mean 'group_by_length'?") in capfd.readouterr().err
 
 
 def test_what_trained_nothing_gives_way(tiny_checkpoint, tmp_path, monkeypatch, capfd, caplog):
