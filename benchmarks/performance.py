@@ -26,6 +26,8 @@ STEP_TARGETS, DROPOUT_TARGET = {"tiny": 3.0, "base4": 1.8}, 0.05
 STEP_LABELS = {
     "ours": "ours", "ours-no-dropout": "ours without dropout", "torch-eager": "transformers, eager",
     "torch-sdpa": "transformers, sdpa", "torch-compile": "transformers, torch.compile",
+    "torch-sdpa-bf16": "transformers, sdpa, bf16 autocast", "torch-compile-bf16": "transformers, torch.compile, bf16 autocast",
+    "ours-bf16": "ours, bfloat16",
     "flax": "the last BERT of transformers in Flax", "keras": "keras-hub on JAX, masked language model alone",
 }
 PREPARE_LABELS = {
@@ -128,15 +130,20 @@ def training_step(found: Mapping) -> str:
         cells = [contest.cells(model, name, lambda row: f"{row['sequences_per_second']:.1f} sequences/s")
                  for model in contest.measured]
         rows.append([label, *(cell for pair in cells for cell in pair)])
-    against, shares = [], []
+    against, halved, shares = [], [], []
+    peers = [name for name in STEP_LABELS if name.startswith("torch")]
     for model in contest.measured:
-        if best := contest.best(model, [name for name in STEP_LABELS if name.startswith("torch")]):
+        if best := contest.best(model, [name for name in peers if not name.endswith("bf16")]):
             against.append(f"{best[0]:.2f} x for {model} (target {STEP_TARGETS[model]})")
+        if best := contest.best(model, [name for name in peers if name.endswith("bf16")]):
+            halved.append(f"{times(best)} for {model}")
         if without := contest.row(model, "ours-no-dropout"):
             middle, low, high = (1 - value for value in without[1]["ours_over_it"])
             shares.append(f"{middle:.1%} of a step of {model} ({high:.1%} to {low:.1%})")
     dropout = f"Dropout takes {listed(shares)}" if shares else "What dropout takes of a step is not measured yet"
     best = [f"Against the best of transformers in PyTorch that is {listed(against)}."] if against else []
+    if halved:
+        best.append(f"Ours in float32 against the best of transformers in PyTorch in bf16: {listed(halved)}.")
     return "\n\n".join([
         table(head, rows), *best, f"{dropout} (target: below {DROPOUT_TARGET:.0%}).", contest.described(),
     ])

@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -110,7 +111,10 @@ def steps(name: str, plain: dict[str, str]) -> dict[str, float]:
 
 def said(command: list[str], environment: dict[str, str]) -> dict:
     """The JSON that a process prints."""
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)} ended with status {done.returncode}: see above; nothing was written")
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

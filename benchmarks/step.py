@@ -1,5 +1,5 @@
 """One pre-training step against transformers in PyTorch, its last BERT in Flax, and keras-hub: forward, backward, clipping and
-AdamW, float32, dropout on.
+AdamW, dropout on, float32 but for the contestants that say bf16.
 
   make peers                                         # environments for the last two, which are left out without
   python benchmarks/step.py --out benchmarks/results/step_cpu.json    # both models below, every peer; about ten minutes
@@ -10,7 +10,9 @@ masks ready-made; ours draws them inside the step. All count sequences per secon
 length, vocabulary and number of predictions.
 
 - ``ours-no-dropout``: ours with rates of 0, which shows what dropout takes.
-- ``torch-...``: ``BertForPreTraining`` of transformers, eager, with sdpa, or that with torch.compile.
+- ``ours-bf16``: ours with ``compute_dtype="bfloat16"``.
+- ``torch-...``: ``BertForPreTraining`` of transformers, eager, with sdpa, or that with torch.compile; the last two also under
+  autocast, as transformers' Trainer runs them with ``bf16=True``.
 - ``flax``: ``FlaxBertForPreTraining`` of transformers 4.57, in a jitted step with optax, as its run_mlm_flax.py does it.
 - ``keras``: keras-hub's ``BertMaskedLM`` on the JAX backend, all turns in one ``fit``, which is slow to begin. It has no
   next-sentence prediction, and so less to do.
@@ -30,7 +32,8 @@ import provenance
 
 # name -> layers, width, batch; length 128 and vocabulary 30,522 throughout.
 MODELS = {"tiny": (2, 128, 32), "base4": (4, 768, 8)}
-PEERS = ("ours-no-dropout", "torch-eager", "torch-sdpa", "torch-compile", "flax", "keras")
+PEERS = ("ours-no-dropout", "ours-bf16", "torch-eager", "torch-sdpa", "torch-compile", "torch-sdpa-bf16", "torch-compile-bf16",
+         "flax", "keras")
 PACKAGES = {"ours": ("jax", "flax", "optax"), "torch": ("torch", "transformers"), "keras": ("keras", "keras-hub", "jax"),
             "flax": ("transformers", "jax", "flax", "optax")}
 RATE, DECAY, EPS, CLIP = 1e-4, 0.01, 1e-6, 1.0
@@ -38,7 +41,7 @@ LENGTH, VOCABULARY, PREDICTIONS = 128, 30522, 19
 MOST_STEPS = 1_000  # of keras's one fit
 
 
-def pretraining(model: str, vocabulary: int = VOCABULARY, dropout: float = 0.1):
+def pretraining(model: str, vocabulary: int = VOCABULARY, dropout: float = 0.1, dtype: str = "float32"):
     """The task that ours trains."""
     from bert_jax.models.config import EncoderConfig
     from bert_jax.objectives.mlm import MaskedLM
@@ -48,7 +51,7 @@ def pretraining(model: str, vocabulary: int = VOCABULARY, dropout: float = 0.1):
     layers, width, _ = MODELS[model]
     encoder = EncoderConfig(
         vocab_size=vocabulary, embedding_width=width, hidden_width=width, layers=layers, heads=width // 64,
-        ffn_width=4 * width, dropout=dropout, attention_dropout=dropout,
+        ffn_width=4 * width, dropout=dropout, attention_dropout=dropout, compute_dtype=dtype,
     )
     return Pretraining(encoder, (MaskedLM(), NextSentence()))
 
@@ -64,7 +67,8 @@ def ours(model: str, mode: str):
     from bert_jax.training.optimizer import AdamW, make_optimizer
     from bert_jax.training.step import abstract_state, init_state, make_train_step
 
-    task = PretrainingTask(pretraining(model, dropout=0.0 if mode == "no-dropout" else 0.1), None)  # the batch is made here
+    dropout, dtype = 0.0 if mode == "no-dropout" else 0.1, "bfloat16" if mode == "bf16" else "float32"
+    task = PretrainingTask(pretraining(model, dropout=dropout, dtype=dtype), None)  # the batch is made here
     task._pieces = Pieces(VOCABULARY, 0, 100, 101, 102, 103, (0, 100, 101, 102, 103))
     mesh = make_mesh(MeshConfig())
     optimizer = make_optimizer(AdamW(warmup_steps=10), 100_000, task.logical_axes())
@@ -104,11 +108,12 @@ def pytorch(model: str, mode: str):
         "attention_mask": tensors["attention_mask"].long(), "labels": labels,
         "next_sentence_label": tensors["next_sentence_label"].long(),
     }
-    forward = torch.compile(net) if mode == "compile" else net
+    forward = torch.compile(net) if "compile" in mode else net
 
     def run(n):
         for _ in range(n):
-            loss = forward(**arguments).loss
+            with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in mode):
+                loss = forward(**arguments).loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)

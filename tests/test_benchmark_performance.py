@@ -22,6 +22,7 @@ def figures(speed, ratio, **more):
 NEW = RUN | {"results": {"tiny": {
     "ours": figures(100.0, [1, 1, 1], versions={"jax": "0.10.2"}), "ours-no-dropout": figures(104.0, [0.96, 0.94, 0.99]),
     "torch-sdpa": figures(25.0, [4.0, 3.5, 4.5]), "torch-eager": figures(20.0, [5.0, 4.5, 5.5]),
+    "torch-sdpa-bf16": figures(40.0, [2.5, 2.0, 3.0]),
 }}}
 OLD = {"environment": RUN["environment"], "note": "By hand.", "results": {"tiny": {
     "ours": figures(90.0, [1, 1, 1]), "keras": {"sequences_per_second": 80.0, "ours_over_it": [1.1, 1.0, 1.2]},
@@ -54,7 +55,8 @@ def test_a_contestant_that_was_absent_keeps_its_row_and_the_page_says_so():
     assert "| transformers, sdpa | 25.0 sequences/s | 4.00 x (3.50 to 4.50) |" in text
     assert "| keras-hub on JAX, masked language model alone | 80.0 sequences/s (run 2) | 1.10 x (1.00 to 1.20) |" in text
     assert "| the last BERT of transformers in Flax | not measured yet |  |" in text
-    assert "4.00 x for tiny (target 3.0)" in text  # not 5.00, of the slower one
+    assert "4.00 x for tiny (target 3.0)" in text  # not 5.00, of the slower one, nor 2.50, in bf16
+    assert "Ours in float32 against the best of transformers in PyTorch in bf16: 2.50 x (2.00 to 3.00) for tiny." in text
     newest, oldest = text.split("\n\n")[-2:]
     assert newest == (
         "Measured: 2027-01-02, `python benchmarks/step.py`, code abc, load 0.1 before and 1.5 after; 2 rounds of 2 steps; "

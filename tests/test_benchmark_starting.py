@@ -5,6 +5,7 @@ import os
 import sys
 
 import performance
+import pytest
 import starting
 
 
@@ -42,3 +43,9 @@ def test_readings_and_their_table(monkeypatch, tmp_path, capfd):
     text = performance.starting(found)
     assert "| the step of `bert_base_128`: compiled for this processor | 20.0 s | 20.0, 20.0 |" in text
     assert "XLA's TPU compiler | 40.0 s | 40.0, 40.0 |" in text and "| `bert-jax --help` |" in text
+
+
+def test_a_process_that_fails_ends_it_with_one_line():
+    failing = [sys.executable, "-c", "raise SystemExit(3)"]
+    with pytest.raises(SystemExit, match=r"SystemExit\(3\)' ended with status 3: see above; nothing was written"):
+        starting.said(failing, dict(os.environ))
