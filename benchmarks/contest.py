@@ -1,7 +1,8 @@
 """Contestants in processes of their own, which take turns: a noisy machine meets all alike.
 
 A benchmark calls :func:`contest` in its own process, and in those of the contestants, ``python FILE --worker NAME ...``,
-:func:`answer`. Nobody always follows the same one: the order changes from round to round. Ratios are taken round by round.
+:func:`answer`. Everybody follows everybody else equally often, after a rest: what one leaves behind (threads that still spin, a
+warm processor) is no one contestant's share. Ratios are taken round by round.
 """
 
 import importlib.metadata
@@ -18,6 +19,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+REST = 0.5  # seconds before a turn; threads of OpenMP's runtimes spin for 0.2 after their work
 
 
 class Times(NamedTuple):
@@ -79,6 +81,7 @@ def contest(
     for number in range(rounds):
         for name in order(names, number):
             process = processes[name]
+            time.sleep(REST)
             process.stdin.write(f"{count}\n")
             process.stdin.flush()
             turns[name].append(_line(process, name))
@@ -97,10 +100,12 @@ def contest(
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """Who comes when in a round: every second one goes backwards through the one before, every two begin with another name."""
-    first = number // 2 % len(names)
-    turned = [*names[first:], *names[:first]]
-    return turned[::-1] if number % 2 else turned
+    """Who comes when in a round: in as many rounds as there are names (twice as many, where that is odd) everybody has every
+    place, and follows everybody else, equally often (Williams 1949, designs balanced for the effect of what came before)."""
+    count = len(names)
+    steps = [(place + 1) // 2 * (1 if place % 2 else -1) for place in range(count)]  # 0, 1, -1, 2, -2, ...
+    row = [names[(step + number) % count] for step in steps]
+    return row[::-1] if count % 2 and number % 2 else row
 
 
 def _line(process: subprocess.Popen, name: str) -> dict:
