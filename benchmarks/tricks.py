@@ -156,7 +156,7 @@ TRICKS = {
     "reinitialise_2": Trick("top two layers and pooler new", task_fields(reinitialise=2)),
     "gradual": Trick("gradual unfreezing until the middle of the run (Howard and Ruder 2018)", gradual),
     "lora": Trick(f"LoRA, rank 8, rate {LORA_RATE:g} (Hu et al. 2021)", lora),
-    "freelb": Trick("FreeLB, 3 steps (Zhu et al. 2020)", freelb),
+    "freelb": Trick("FreeLB, 3 steps, on MRPC 4 (Zhu et al. 2020)", freelb),
     "smart": Trick("SMART, radius 1e-5, with the proximal term (Jiang et al. 2020)", smart),
     "smart_code": Trick("SMART as in its authors' code, radius 1", smart_code),
     "mixout": Trick("mixout, p 0.9, for dropout (Lee et al. 2020)", mixout),

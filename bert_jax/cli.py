@@ -174,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--texts", nargs="+", metavar="COLUMN", default=[],
                      help="of such a file: its columns, as finetune takes them; default: those of the data it was trained on")
     sub.add_argument("--label", metavar="COLUMN", default=None, help="the same of the label")
+    cli_finetune.add_threshold(sub)
     sub.add_argument("--batches", type=int, default=None, help="of a store: held-out batches to use; default: all")
     sub.add_argument("--batch-size", type=int, default=64, help="sequences per batch")
 
@@ -347,8 +348,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise BertJaxError("--batches goes with a token store: of labelled data all is read")
         cli_finetune.evaluate(arguments)
         return
-    if arguments.texts or arguments.label is not None:
-        raise BertJaxError(f"--texts and --label go with a file: {arguments.data} is none")
+    if arguments.texts or arguments.label is not None or arguments.null_threshold is not None:
+        raise BertJaxError(f"--texts, --label and --null-threshold go with a file: {arguments.data} is none")
     from bert_jax.training.pretrain import evaluate_checkpoint
 
     print(json.dumps(

@@ -64,7 +64,15 @@ def add(command) -> None:
     sub.add_argument("--out", metavar="FILE", default=None,
                      help="*.tsv or *.jsonl, must not exist; of SQuAD's form also *.json, {id: text} for its official scripts; "
                           "default: TSV on standard output")
+    add_threshold(sub)
     sub.add_argument("--batch-size", type=int, default=64, help="rows that a device computes at once")
+
+
+def add_threshold(sub) -> None:
+    sub.add_argument("--null-threshold", type=float, default=None, metavar="T",
+                     help="of questions about contexts: there is no answer where the score of the null exceeds that of the "
+                          "best span by more, such as the best_f1_threshold of an evaluation; default: task.null_threshold of "
+                          "the configuration it was trained by")
 
 
 @each_warning_once()
@@ -120,7 +128,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from bert_jax.reporting import table
 
     scores = bert_jax.evaluate(
-        arguments.checkpoint, arguments.data, arguments.texts, arguments.label, batch_size=arguments.batch_size
+        arguments.checkpoint, arguments.data, arguments.texts, arguments.label, batch_size=arguments.batch_size,
+        null_threshold=arguments.null_threshold,
     )
     table.show(scores, Console(stderr=True))
     print(json.dumps(table.to_json(scores), indent=2))
@@ -133,7 +142,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     try:
         count = predict_file(
             arguments.model, arguments.input, arguments.out, columns=tuple(arguments.texts), form=arguments.format,
-            batch_size=arguments.batch_size,
+            batch_size=arguments.batch_size, null_threshold=arguments.null_threshold,
         )
     finally:
         signal.signal(signal.SIGTERM, before)

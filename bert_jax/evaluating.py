@@ -40,7 +40,7 @@ _ALL = {"share": (), "rows": (), "articles": (0.0, 1.0)}  # of a source: no part
 
 def evaluate(
     run: str | os.PathLike, data: str | os.PathLike, texts: Sequence[str] = (), label: str | None = None, *,
-    batch_size: int = 64,
+    batch_size: int = 64, null_threshold: float | None = None,
 ) -> Scores:
     """The scores of every finished seed of a fine-tuning on labelled data, with mean and deviation; nothing is written.
 
@@ -52,9 +52,12 @@ def evaluate(
       texts, label: the columns of a file, see :func:`bert_jax.training.recipe.own_data`; none: they have the names that those
         of the training data had, or are where the form says.
       batch_size: rows that a device computes at once.
+      null_threshold: of questions about contexts, in place of ``task.null_threshold``, such as the best_f1_threshold that the
+        evaluation of other data came to.
 
     Raises:
-      BertJaxError: no such run, none of its seeds is finished, data in another form, or labels that the model does not know.
+      BertJaxError: no such run, none of its seeds is finished, data in another form, labels that the model does not know, or a
+        threshold for what answers no questions.
     """
     keep_programs()
     run, data = Path(run), str(data)
@@ -74,6 +77,10 @@ def evaluate(
     if not folders:
         raise BertJaxError(f"{run} is not finished, nor any seed in it: the same finetune command goes on")
     config = dataclasses.replace(config, heldout=_source(config, data, texts, label))
+    if null_threshold is not None:
+        if not isinstance(config, QuestionAnswering):
+            raise BertJaxError(f"{run} answers no questions about contexts: leave the null threshold out")
+        config = dataclasses.replace(config, null_threshold=null_threshold)
     if isinstance(config, Regression):  # what is loaded gives the value itself
         config = dataclasses.replace(config, offset=0.0, scale=1.0)
     found, task = {}, None

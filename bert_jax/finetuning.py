@@ -189,7 +189,7 @@ def _finetune(
             kept = {seed: (params, found)}
     results = dict(sorted(results.items()))
     labels = task.config.encoder.labels if isinstance(task.config, Classification) else ()
-    scores = table.gather({seed: result["scores"] for seed, result in results.items()}, labels)
+    scores = table.gather({seed: result["scores"] for seed, result in results.items()}, labels, experiment.train.best)
     chosen = _better(results, primary) if export == "best" else numbers[0]
     if chosen not in kept:
         folder = workdir / f"seed-{chosen}"

@@ -5,6 +5,7 @@ sorted by length, and cut into batches of one size, each padded to one of a few 
 compiled again. What is computed is that of an evaluation (:mod:`bert_jax.tasks.base`).
 """
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -100,7 +101,7 @@ def predict(
 
 def predict_file(
     model: str, path: str, out: str | None = None, *, columns: tuple[str, ...] = (), form: Form | None = None,
-    batch_size: int = 64,
+    batch_size: int = 64, null_threshold: float | None = None,
 ) -> int:
     """Answers about a file, see :func:`bert_jax.tasks.texts.open_texts`, or about all questions of one in SQuAD's form
     (``*.json``, also with ``.gz``), into ``out`` or standard output, see :func:`bert_jax.reporting.answers.write`; how many.
@@ -108,6 +109,7 @@ def predict_file(
     Args:
       columns: of the texts; none: those that the model was trained on, or the only one. A tagger's are sentences, with blanks
         between words, or in ``*.jsonl`` lists of words; there the choices of a question may be a list as well.
+      null_threshold: see :func:`load`.
 
     Raises:
       BertJaxError: see these, and :func:`predict`; ``out`` exists; too few or too many columns for the model.
@@ -115,7 +117,7 @@ def predict_file(
     target = Path(out) if out is not None else None
     asked = form is None and Path(path.removesuffix(".gz")).suffix == ".json"
     answers.check(target, asked)
-    ready = load(model)
+    ready = load(model, null_threshold)
     if asked and isinstance(ready.predictor, AnswersQuestions):
         return _answer_squad(ready, path, target, columns, batch_size)
     tabular = form_of(path, form) != "lines"
@@ -204,12 +206,27 @@ def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor
     return None
 
 
-def load(path: str | os.PathLike) -> Ready:
+def load(path: str | os.PathLike, null_threshold: float | None = None) -> Ready:
     """The model at ``path``, see :func:`predict`, on the devices that it answers from.
 
+    Args:
+      null_threshold: in place of that which a model for questions was trained with, such as the best_f1_threshold of an
+        evaluation; see :class:`bert_jax.tasks.QuestionAnswering`. None: as it is.
+
     Raises:
-      BertJaxError: no such model, or none that answers.
+      BertJaxError: no such model, none that answers, or a threshold for one that answers no questions.
     """
+    ready = _load(path)
+    if null_threshold is None:
+        return ready
+    if not isinstance(ready.predictor, AnswersQuestions):
+        raise BertJaxError(f"{path} answers no questions about contexts: leave the null threshold out")
+    predictor = copy.copy(ready.predictor)  # what is compiled is for all
+    predictor.null_threshold = null_threshold
+    return ready._replace(predictor=predictor)
+
+
+def _load(path: str | os.PathLike) -> Ready:
     folder = Path(path)
     if (folder / PLAN).is_file():  # of bert-jax finetune: the model that it exported, in the terms of its configuration
         return _on_device(of_task(task_in(folder / PLAN, ("experiment", "task")), models.load(folder)))

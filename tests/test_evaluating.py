@@ -121,6 +121,22 @@ def test_forms_that_say_where_everything_is(trained_on, tmp_path):
         bert_jax.evaluate(run, squad, ["question", "context"])
 
 
+def test_a_threshold_for_questions_without_an_answer(trained_on, tmp_path, capsys):
+    questions = [{"id": "a", "question": "the dog", "answers": [], "is_impossible": True}]
+    squad = write(tmp_path / "dev-v2.0.json",
+                  json.dumps({"data": [{"paragraphs": [{"context": "the cat sat on", "qas": questions}]}]}))
+    run = trained_on("squad/v1.1", **WINDOWS)
+    with pytest.raises(BertJaxError, match=r"1 of 1 questions have no answer.*\(evaluate --null-threshold 0\)"):
+        bert_jax.evaluate(run, squad)
+    assert bert_jax.evaluate(run, squad, null_threshold=1e9)["exact_match"].mean == 0
+    words = ["evaluate", str(run), "--data", str(squad), "--null-threshold=-1e9"]
+    assert cli.main(words) == 0
+    assert json.loads(capsys.readouterr().out)["exact_match"]["mean"] == 1
+    with pytest.raises(BertJaxError, match="answers no questions about contexts: leave the null threshold out"):
+        (tmp_path / "run").rename(tmp_path / "other")
+        bert_jax.evaluate(trained_on("glue/mnli"), "glue/mnli:validation_mismatched", null_threshold=0.0)
+
+
 @pytest.mark.parametrize(("name", "file", "text"), [
     ("universal_dependencies/en_ewt", "x.conllu", "# a\n1\tthe\t_\tDET\n2\tcat\t_\tNOUN\n"),
     ("conll2003", "eng.testb", "-DOCSTART- -X- O O\n\nthe DT I-NP O\ncat NN I-NP I-LOC\n"),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import cli, finetuning
+from bert_jax import cli, finetuning, predicting
 from bert_jax.errors import BertJaxError
 from bert_jax.finetuning import fit, primary_score
 from bert_jax.parallel.mesh import make_mesh
@@ -488,6 +488,13 @@ def test_the_folder_of_unanswerable_questions_says_so_too(run, tiny_checkpoint, 
     assert cli.main(words) == 0
     (answer,) = bert_jax.predict(tmp_path / "run" / "model", [("she ran", "cat dog")])
     assert answer["text"] == "" and answer["start"] == -1 and answer["span"]
+    for place in ("run", "run/model"):
+        ready = predicting.load(tmp_path / place, null_threshold=1e9)
+        (other,) = bert_jax.predict(ready, [("she ran", "cat dog")])
+        assert other == answer | {"text": answer["span"], "start": other["start"]} and other["start"] >= 0
+        assert list(bert_jax.predict(tmp_path / place, [("she ran", "cat dog")])) == [answer]
+    with pytest.raises(BertJaxError, match="answers no questions about contexts: leave the null threshold out"):
+        predicting.load(run("Tagging"), null_threshold=0.0)
     path = tmp_path / "run" / "model" / "config.json"
     for wrong, message in (({"strides": 3}, "bert_jax_predictor in its config.json"), ({"stride": 0}, "it must be at least 1"),
                            ({"length": "x"}, "bert_jax_predictor in its config.json"), ([], None)):

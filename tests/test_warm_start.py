@@ -175,5 +175,12 @@ def test_a_chain_of_runs(tmp_path, monkeypatch, tiny_store, tiny_experiment, cap
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), begun["attention"], merged["attention"])
     assert not np.array_equal(begun["attention"]["key"]["kernel"][1], merged["attention"]["key"]["kernel"][1])
     finetune(Experiment(config, AdamW(1e-2, 1, layer_decay=0.9), settings), tmp_path / "last")
+    for fields, message in (
+        ({"combine": "concatenate", "read_layers": (2,)}, "task.encoder.combine=concatenate has nothing to combine"),
+        ({"combine": "concatenate"}, "name two or more layers in task.encoder.read_layers"),
+        ({"lora_alpha": 16.0}, "task.encoder.lora_alpha does nothing without task.encoder.lora_rank"),
+    ):
+        with pytest.raises(BertJaxError, match=message):
+            dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **fields))
     with pytest.raises(BertJaxError, match="task.reinitialise is 3: from 0 to the 2 layers"):
         dataclasses.replace(config, reinitialise=3)

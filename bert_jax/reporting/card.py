@@ -145,12 +145,16 @@ def _unlike(task: AnyFinetuning, transformers: bool) -> str:
     """That the code of the card treats long texts otherwise."""
     if not transformers:
         return ""
+    kind = kind_of(task)[0]
+    if kind == "text-classification" and task.truncate != "start":
+        left = "their ends" if task.truncate == "end" else "both ends of them"
+        return f", and {left} kept, as `bert-jax predict` does; the pipeline above would keep their beginnings"
     return {
         "question-answering": ", as `bert-jax predict` does; the code above takes what fits into one row",
         "token-classification": ", as `bert-jax predict` does; the pipeline above leaves out what is beyond the maximum length "
                                 "unless it is given a `stride`",
         "text-classification": f"; the pipeline above needs `truncation=True, max_length={max(task.lengths)}` for that",
-    }.get(kind_of(task)[0], "")
+    }.get(kind, "")
 
 
 def _yaml(value: Any, indent: int = 0) -> list[str]:

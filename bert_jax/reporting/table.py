@@ -45,9 +45,15 @@ class Scores(NamedTuple):
         return markdown(self)
 
 
-def gather(evaluations: Mapping[int, Mapping[str, float]], labels: Sequence[str] = ()) -> Scores:
+def gather(
+    evaluations: Mapping[int, Mapping[str, float]], labels: Sequence[str] = (), chosen_by: str | None = None
+) -> Scores:
     """The table of the evaluations of each seed. Losses and accuracies of single terms, which the loop records, are left out
-    where they only say ``loss`` and a score again. ``labels``: of classes; where there are two, F1 is that of the second.
+    where they only say ``loss`` and a score again.
+
+    Args:
+      labels: of classes; where there are two, F1 is that of the second.
+      chosen_by: ``train.best``, by which each seed's evaluation was chosen, which flatters it.
 
     Raises:
       BertJaxError: seeds that were not measured alike, as by another version.
@@ -68,7 +74,11 @@ def gather(evaluations: Mapping[int, Mapping[str, float]], labels: Sequence[str]
         deviation = statistics.stdev(every) if len(every) > 1 and all(map(math.isfinite, every)) else None
         best = None if name.endswith("_threshold") else (min if name in SMALLER_IS_BETTER else max)(every)
         rows.append(Row(name, statistics.fmean(every), deviation, best, values))
-    return Scores(rows, f"f1 is that of the label {labels[1]!r}." if len(labels) == 2 and "f1" in names else "")
+    notes = [f"f1 is that of the label {labels[1]!r}."] if len(labels) == 2 and "f1" in names else []
+    if chosen_by:
+        notes.append(f"Each seed's scores are of the evaluation with the best {chosen_by.removeprefix('-')} on these very "
+                     "examples: on new data expect less.")
+    return Scores(rows, " ".join(notes))
 
 
 def of_seed(seed: int) -> str:
@@ -98,16 +108,28 @@ def markdown(scores: Scores) -> str:
 
 
 def show(scores: Scores, console: Console) -> None:
-    """Prints it, and the note under it."""
+    """Prints it, in parts one below another where seeds are too many for the width, and the note under it."""
     head, body = cells(scores)
-    lines = Lines(*head)
-    for column in lines.columns[1:]:
-        column.justify = "right"
-    for row in body:
-        lines.add_row(*row)
-    console.print(lines)
+    columns = list(zip(head, *body, strict=True))
+    for part in _parts([max(map(len, column)) + 3 for column in columns], console.width - 1):
+        lines = Lines()
+        for number in part:
+            lines.add_column(head[number], justify="right" if number else "left", no_wrap=True)
+        for row in body:
+            lines.add_row(*(row[number] for number in part))
+        console.print(lines)
     if scores.note:
         console.print(scores.note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Columns that fit side by side; the first one, the names, begins every part."""
+    parts = [[0]]
+    for number in range(1, len(widths)):
+        if len(parts[-1]) > 1 and sum(widths[one] for one in parts[-1]) + widths[number] > room:
+            parts.append([0])
+        parts[-1].append(number)
+    return parts
 
 
 def to_json(scores: Scores) -> dict[str, Any]:
@@ -118,7 +140,8 @@ def to_json(scores: Scores) -> dict[str, Any]:
 
 def write(scores: Scores, folder: Path, facts: Mapping[str, Any]) -> None:
     """``scores.json`` (with ``facts``), ``scores.md`` and ``scores.tsv``."""
-    write_json(folder / SCORES, dict(facts) | {"scores": to_json(scores)})
+    note = {"note": scores.note} if scores.note else {}
+    write_json(folder / SCORES, dict(facts) | {"scores": to_json(scores)} | note)
     write_whole(folder / "scores.md", markdown(scores))
     lines = [["score", "mean", "deviation", "best", *map(of_seed, scores.seeds)]]
     lines += [[row.name, *("" if value is None else repr(value) for value in (row.mean, row.deviation, row.best,

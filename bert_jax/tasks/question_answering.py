@@ -119,7 +119,7 @@ class AnswersQuestions(Predictor):
         encoded = dict(zip(contexts, self.tokenizer.encode_batch_with_offsets(contexts, special=True), strict=True))
         visible = {context: _visible(context, encoded[context].offsets) for context in contexts}
         questions = self.tokenizer.encode_batch([question for question, _ in texts], special=True)
-        cut, item = 0, []
+        cut, apart, item = 0, 0, []
         tokens: dict[str, list[np.ndarray]] = {"input_ids": [], "segment_ids": [], "places": [], "characters": []}
         for number, (question, (_, context)) in enumerate(zip(questions, texts, strict=True)):
             if not len(question) or not visible[context].any():
@@ -130,6 +130,7 @@ class AnswersQuestions(Predictor):
             ids, offsets = encoded[context]
             room = self.length - self._specials - len(question)
             firsts = self._windows(len(ids), room)
+            apart += len(firsts) > 1 and self.stride > room
             central = _central(firsts, len(ids), room)
             for window, first in enumerate(firsts):
                 inside = slice(first, first + room)
@@ -147,6 +148,9 @@ class AnswersQuestions(Predictor):
         if cut:
             logger.warning("%d of %d questions have more than %d tokens: their ends were cut", cut, len(texts),
                            self.question_tokens)
+        if apart:
+            logger.warning("the windows of %d of %d questions follow each other without overlap: they have less room than the "
+                           "stride of %d tokens", apart, len(texts), self.stride)
         return Encoded(tokens, {}, np.array(item, np.int32))
 
     def _check_room(self) -> None:
@@ -214,7 +218,7 @@ class QuestionAnsweringTask(FinetuningTask):
         if without and self.config.null_threshold is None:
             raise BertJaxError(
                 f"{table.path}: {len(without)} of {len(rows.labels)} questions have no answer (the first: {without[0]}): set "
-                "task.null_threshold=0, as for SQuAD 2.0"
+                "task.null_threshold=0, as for SQuAD 2.0 (evaluate --null-threshold 0)"
             )
         chosen = [next((a for a in gold.answers if a.start >= 0), None) for gold in rows.labels]
         labels = np.empty((len(encoded.item), 2), np.int32)

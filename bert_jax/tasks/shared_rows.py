@@ -28,15 +28,16 @@ def batches_for_training(
     multiple: int = 1, group_by_length: bool = True,
 ) -> TrainBatches:
     """Shared rows, or with up to ``shapes`` lengths a row for each example, where most are too long for two of them to share
-    one, so that padding would be more: so it is for reactions of 114 to 246 tokens."""
-    by_length = TrainBatches(data, (length,), batch_size, rows, pad_id, seed, shapes, group_by_length)
+    one, so that padding would be more: so it is for reactions of 114 to 246 tokens. It is decided by what batches by length
+    would have; without ``group_by_length`` the same rows of their own are then batched at random."""
+    by_length = TrainBatches(data, (length,), batch_size, rows, pad_id, seed, shapes)
     several, tokens = data.tokens["input_ids"][0].ndim > 1, by_length.tokens
-    if several and (tokens.max() > QUESTION or tokens.mean() > LONGEST):
-        return by_length
-    shared = SharedRows(data, batch_size, rows, pad_id, seed, multiple)
-    if shared.padding > TOO_MUCH >= by_length.padding or shared.positions > WORTH * by_length.positions:
-        return by_length
-    return shared
+    if not (several and (tokens.max() > QUESTION or tokens.mean() > LONGEST)):
+        shared = SharedRows(data, batch_size, rows, pad_id, seed, multiple)
+        too_much = shared.padding > TOO_MUCH >= by_length.padding
+        if not too_much and shared.positions <= WORTH * by_length.positions:
+            return shared
+    return by_length if group_by_length else TrainBatches(data, (length,), batch_size, rows, pad_id, seed, shapes, False)
 
 
 class Shape(NamedTuple):

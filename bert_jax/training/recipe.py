@@ -14,6 +14,7 @@ import numpy as np
 from bert_jax import config as configuration
 from bert_jax.errors import BertJaxError
 from bert_jax.model import Model
+from bert_jax.models.config import EncoderConfig
 from bert_jax.tasks import AnyFinetuning
 from bert_jax.tasks.base import finetuned_encoder
 from bert_jax.tasks.choice import Choice, Questions
@@ -207,7 +208,10 @@ def _task(
     longest = min(LONGEST, model.config.max_length)
 
     def encoder(labels: tuple[str, ...], *heads: Any):
-        return dataclasses.replace(finetuned_encoder(model.config, labels, heads), lora_rank=0)  # it begins with the product
+        return dataclasses.replace(
+            finetuned_encoder(model.config, labels, heads), compute_dtype=EncoderConfig.compute_dtype,
+            lora_rank=0, lora_alpha=EncoderConfig.lora_alpha,  # it begins with the product
+        )
 
     sentences = ("pooler", "classifier")
     shared = {"init": checkpoint, "data": training, "heldout": heldout, "lengths": (longest,)}
@@ -242,6 +246,8 @@ def _task(
 def _split(data: Own, heldout: Own | None) -> tuple[Own, Own]:
     """What is trained on, and what is held out."""
     if heldout is not None:
+        if Path(heldout.path).resolve() == Path(data.path).resolve():
+            logger.warning("%s is trained on and held out: its scores say nothing of new data", data.path)
         return data, heldout
     field = "articles" if isinstance(data, Squad) else "share"
     parts = [dataclasses.replace(data, **{field: part}) for part in ((0.0, 1 - HELDOUT), (1 - HELDOUT, 1.0))]

@@ -2,7 +2,8 @@
 
 Command: bert-jax finetune --config configs/finetune/squad_2.py --workdir runs/squad_2
          --set task.init=DIR_OF_BERT --set task.data.path=train-v2.0.json --set task.heldout.path=dev-v2.0.json
-         The evaluation names best_f1_threshold; --set task.null_threshold=THAT is for whatever is evaluated on other data.
+         The evaluation names best_f1_threshold, of the very data that it is measured on; for others,
+         bert-jax predict runs/squad_2 --null-threshold=THAT ..., and bert-jax evaluate likewise.
 Recipe:  the README of google-research/bert, "SQuAD 2.0": batch 24, learning rate 3e-5, 2 epochs, 384 tokens, stride 128;
          run_squad.py's defaults: questions of 64 tokens, answers of 30, a threshold of 0, warm-up over a tenth of the steps,
          which are counted in questions: 130,319 of them (Rajpurkar et al. 2018, from memory) make 10,859 steps.

@@ -38,6 +38,32 @@ def test_mean_deviation_best(tmp_path):
     assert "0.2828" in terminal.getvalue() and "seed 3" in terminal.getvalue()
 
 
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("seeds", [1, 5, 10])
+def test_on_a_narrow_terminal_nothing_is_cut(width, seeds):
+    """A pipe has 80 columns, and `finetune --config` five seeds."""
+    terminal = io.StringIO()
+    found = {seed: {"accuracy": 0.8 + seed / 1000, "has_answer_exact_match": 0.5 + seed / 999} for seed in range(seeds)}
+    scores = table.gather(found)
+    table.show(scores, Console(file=terminal, width=width))
+    shown = terminal.getvalue()
+    head, body = table.cells(scores)
+    assert all(cell in shown for line in (head, *body) for cell in line) and "…" not in shown
+    assert max(map(len, shown.splitlines())) <= max(width, 40)
+    assert shown.count("has_answer_exact_match") == shown.count("score ")  # names begin each part
+
+
+def test_a_seed_chosen_by_its_held_out_scores_is_said(tmp_path):
+    scores = table.gather({0: {"accuracy": 1.0, "f1": 0.5}}, ("no", "yes"), "-loss")
+    assert scores.note == (
+        "f1 is that of the label 'yes'. Each seed's scores are of the evaluation with the best loss on these very examples: on "
+        "new data expect less."
+    )
+    table.write(scores, tmp_path, {})
+    assert json.loads((tmp_path / "scores.json").read_text())["note"] == scores.note
+    assert scores.note in (tmp_path / "scores.md").read_text()
+
+
 def test_the_note_says_of_which_label_f1_is():
     found, terminal = {0: {"accuracy": 1.0, "f1": 0.5}}, io.StringIO()
     table.show(table.gather(found, ("no", "[b]yes")), Console(file=terminal, width=20))

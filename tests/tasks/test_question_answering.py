@@ -231,6 +231,15 @@ def test_labels_of_windows(caplog):
         task(Rows([("a", context)] * 7, golds))
 
 
+def test_a_stride_beyond_the_windows_is_said(caplog):
+    context = " ".join(LETTERS)
+    for stride in (10, 16, 17):
+        made = predictor(length=20, stride=stride, question_tokens=2, answer_tokens=5)
+        made.encode([("a", context), ("b", "c d")])
+        said = "the windows of 1 of 2 questions follow each other without overlap: they have less room than the stride of 17"
+        assert (said in caplog.text) == (stride == 17)
+
+
 def test_windows_of_a_question_compete():
     context = " ".join(LETTERS)
     texts = [("a", context), ("b", "c d")]

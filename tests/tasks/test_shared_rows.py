@@ -256,3 +256,16 @@ def test_rows_are_shared_unless_most_examples_are_too_long_for_it(sizes, share):
     assert 1 - sum(mask.sum() for mask in made) / (50 * positions) < 0.1  # what the run is promised
     for seed in ((1, 2), 2):  # the seed has no say in it: seeds share what is compiled
         assert type(batches_for_training(data, 16, None, 9, seed, 300, 16)) is type(batches)
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 32, 64])
+@pytest.mark.parametrize("sizes", [(114, 246), (100, 200), (20, 110)])
+def test_batches_at_random_have_the_rows_that_batches_by_length_have(sizes, batch_size):
+    """At random rows of their own have more padding: that is no reason to share rows, which are dealt by tokens."""
+    data = examples(800, np.random.default_rng(0).integers(*sizes, 800))
+    grouped, random = (batches_for_training(data, batch_size, None, 9, 1, 300, 16, group_by_length=by) for by in (True, False))
+    assert type(random) is type(grouped)
+    if type(random) is TrainBatches:
+        assert random.padding > grouped.padding
+        lengths = [next(random)["attention_mask"].sum(axis=1) for _ in range(20)]
+        assert np.mean([np.ptp(one) for one in lengths]) > 0.5 * (sizes[1] - sizes[0]), "batches are not by length"

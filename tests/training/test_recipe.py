@@ -115,6 +115,22 @@ def test_answers(model, tmp_path):
     assert recipe(model, "m", own_data(str(write_squad(tmp_path / "y.json", unanswerable=True)))).task.null_threshold == 0
 
 
+def test_the_same_file_held_out_is_said(model, tmp_path, caplog):
+    path = write_squad(tmp_path / "x.json")
+    recipe(model, "m", own_data(str(path)), own_data(str(tmp_path / "." / "x.json")))
+    assert f"{path} is trained on and held out: its scores say nothing of new data" in caplog.text
+    caplog.clear()
+    recipe(model, "m", own_data(str(path)), own_data(str(write_squad(tmp_path / "y.json"))))
+    assert not caplog.text
+
+
+def test_what_the_start_was_computed_in_does_not_go_on(model, tmp_path):
+    """The guide says float32, whatever made the checkpoint; nor does its LoRA, whose product the model begins with."""
+    config = dataclasses.replace(model.config, compute_dtype="bfloat16", lora_rank=2, lora_alpha=16.0)
+    encoder = recipe(model._replace(config=config), "m", own_data(str(write_squad(tmp_path / "x.json")))).task.encoder
+    assert (encoder.compute_dtype, encoder.lora_rank, encoder.lora_alpha) == ("float32", 0, 8.0)
+
+
 def test_windows_overlap_however_long_they_are(model, tmp_path):
     data = own_data(str(write_squad(tmp_path / "x.json")))
     for assignments, wanted in (
