@@ -264,7 +264,7 @@ random splits. That dropout acts in the first epoch alone: simpletransformers 0.
 over epochs, and the evaluation after the first leaves the model in evaluation mode. So do we: a run is stopped
 after an epoch with dropout and continued without, with its moments, at its learning rate. With dropout throughout, as
 upstream's settings read, R2 on the five splits was 0.0133, 0.0163, 0.0001, -0.0034 and -0.0061 (H100).
-Batches come at random, as upstream's, with 16% padding (padding.md). With batches of about equally long reactions, as this
+Batches come at random, as upstream's, with 17.5% padding. With batches of about equally long reactions, as this
 script made them until 2026-11-30, split 0 had R2 0.7840 where it has 0.8051 now: 0.021 less, of the same seed (its row is in
 the repository's history, `git show 4ad6325:benchmarks/results/yields_full.json`; `group_by_length=True` in this script's `Size`
 makes it again). After three epochs without dropout it was 0.678 and 0.701 (a script that was not kept; but for the order of
