@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --out benchmarks/results/gpu_h100.json                 # nine minutes; again for what is left out
     python -m benchmarks.gpu --out gpu.json --cases base-128 --profile              # and the kernels that take the time
-    python -m benchmarks.gpu --render                                               # docs/results/gpu.md from the JSON file
+    python -m benchmarks.gpu --render                          # docs/results/gpu.md, of every benchmarks/results/gpu_*.json
 
 Nothing has to be installed but jax, torch and transformers, and flax, optax and jaxtyping where the image lacks them
 (``pip install flax optax jaxtyping``); bert_jax is imported from the repository.
@@ -13,9 +13,10 @@ five windows, each of as many updates as take about a second. MFU counts forward
 matrices a token and attention, predicted positions only for the vocabulary, nothing for recomputation) against the device's
 dense bf16 peak.
 
-The file is written after every contestant. What it has is not measured again, but for errors: these come last. Nothing is
-begun that will not be done within ``--seconds``, as far as former contestants tell; what is not done by then is killed. Where
-something is left out, the last line says what, the status is 75, and the same command continues.
+A file is of one device; where two would meet in one, nothing is measured. It is written after every contestant. What it has is
+not measured again, but for errors: these come last. Nothing is begun that will not be done within ``--seconds``, as far as
+former contestants tell; what is not done by then is killed. Where something is left out, the last line says what, the status
+is 75, and the same command continues.
 """
 
 import argparse
@@ -32,12 +33,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # as for the other scripts
 
+from benchmarks import provenance
 from benchmarks.processes import CONTINUES, chosen, keep
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "benchmarks/results/gpu_h100.json", ROOT / "docs/results/gpu.md"
-ATTENTION = ROOT / "benchmarks/results/attention_h100.json"
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, NVIDIA's data sheets
+# Dense bf16, NVIDIA's data sheets; the first name that a device's has counts.
+PEAK = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H200 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+# Of the issue this was built for, on one H100 SXM: sequences a second, and how many times PyTorch.
+TARGETS = {"base-128": (6300, 1.3), "large-128": (1850, 1.3), "large-512": (436, None)}
+DROPOUT_TARGET = 0.05
 VOCABULARY = 30522
 UPDATES = 5  # of the first look at the speed
 LEAST = 60  # seconds for a contestant where none of its side has been measured
@@ -48,6 +53,7 @@ CASES = {
     "large-512": ("bert-large", 512, (64, 32), SIDES),
     "large-128": ("bert-large", 128, (256, 128), SIDES),
     "xxlarge-512": ("albert-xxlarge-v2", 512, (16,), ("ours",)),
+    "base-128-no-dropout": ("bert-base", 128, (512,), ("ours",)),
 }
 TRIAL = {"test": ("bert-tiny", 32, (8,), SIDES)}  # for a processor
 OURS = {"remat": "masks", "unroll": True, "vocab_multiple": 128}
@@ -87,7 +93,8 @@ def task_of(name: str, changes: dict):
     from bert_jax.objectives.pretraining import Pretraining, PretrainingTask
 
     model, length, *_ = (CASES | TRIAL)[name]
-    encoder = preset(model, compute_dtype="bfloat16", dropout=0.1, attention_dropout=0.1, **changes)
+    rate = 0.0 if name.endswith("no-dropout") else 0.1
+    encoder = preset(model, compute_dtype="bfloat16", dropout=rate, attention_dropout=rate, **changes)
     task = PretrainingTask(Pretraining(encoder, (MaskedLM(), NextSentence()), PairSpec(length, "nsp")), None)
     task._pieces = Pieces(encoder.vocab_size, 0, 100, 101, 102, 103, (0, 100, 101, 102, 103))  # there is no store
     return task
@@ -239,6 +246,21 @@ def needed(contestant: str, results: dict) -> float:
                default=LEAST)
 
 
+def device_here() -> str | None:
+    """The first GPU's name, without any process on it; None where NVIDIA's driver is not."""
+    line = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(line, check=True, capture_output=True, text=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def _check_device(out: Path, results: dict, here: str | None) -> None:
+    others = {row["device"] for row in results.values() if "device" in row} - {here}
+    if others and here:
+        sys.exit(f"{out} was measured on {', '.join(others)}, this is {here}: name another file (--out)")
+
+
 def run(out: Path, names: list[str], profile: bool, changes: dict, seconds: float) -> list[str]:
     """Every contestant that ``out`` has nothing of, then those that failed, until ``seconds`` are over; those left out."""
     began = time.monotonic()
@@ -252,6 +274,7 @@ def run(out: Path, names: list[str], profile: bool, changes: dict, seconds: floa
     for what, here in (("versions", versions), ("changes", changes)):
         if results and record.get(what, here) != here:
             sys.exit(f"{out} was measured with {what} {record[what]}, these are {here}: name another file (--out)")
+    _check_device(out, results, device_here())
     record |= {"versions": versions, "changes": changes, "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:])}
     todo = [one for one in contestants(names) if "error" in results.get(one, {"error": "not there"})]
     left_out = []
@@ -263,11 +286,10 @@ def run(out: Path, names: list[str], profile: bool, changes: dict, seconds: floa
             continue
         command = [sys.executable, "-m", "benchmarks.gpu", "--one", contestant, "--changes", json.dumps(changes)]
         found = process_of(command + ["--profile"] * profile, left)
-        others = {row["device"] for row in results.values() if "device" in row} - {found.get("device")}
-        if others and "device" in found:
-            sys.exit(f"{out} was measured on {', '.join(others)}, this is {found['device']}: name another file (--out)")
+        _check_device(out, results, found.get("device"))
         left_out += [contestant] * found.pop("killed", False)
-        results[contestant] = found | {"took": time.monotonic() - start}
+        begun = provenance.begin()
+        results[contestant] = found | {"took": time.monotonic() - start, "date": begun["date"], "code": begun["code"]}
         keep(out, record)
         said = found.get("error") or (
             f"{found['sequences_per_second']:,.0f} sequences/s, {1e3 * found['seconds']:.2f} ms, first update "
@@ -279,71 +301,118 @@ def run(out: Path, names: list[str], profile: bool, changes: dict, seconds: floa
     return left_out
 
 
-def render(results: Path) -> None:
-    """The page."""
-    record = json.loads(results.read_text())
-    lines = ["| case | ours, batch | sequences/s | ms | MFU | peak memory | first update | PyTorch, batch | sequences/s | "
-             "ours over PyTorch |", "|---" * 10 + "|"]
-    device = ""
-    for name in CASES:
-        best = {}
-        for side in SIDES:
-            mine = {int(key.split()[2]): row for key, row in record["results"].items() if key.split()[:2] == [side, name]}
-            good = {batch: row for batch, row in mine.items() if "error" not in row}
-            if good:
-                best[side] = max(good.items(), key=lambda item: item[1]["sequences_per_second"])
-        if "ours" not in best:
-            continue
-        batch, row = best["ours"]
-        device = row["device"]
-        peak = next((value for key, value in PEAK.items() if key in device), None)
-        share = f"{row['useful_flops'] * row['sequences_per_second'] / peak:.1%}" if peak else "-"
-        other = best.get("torch")
-        cells = [name, str(batch), f"{row['sequences_per_second']:,.0f}", f"{1e3 * row['seconds']:.1f}", share,
-                 f"{row['peak_gib']:.1f} GiB", f"{row['first_seconds']:.0f} s"]
-        cells += [str(other[0]), f"{other[1]['sequences_per_second']:,.0f}",
-                  f"{row['sequences_per_second'] / other[1]['sequences_per_second']:.2f} x"] if other else ["-", "-", "-"]
-        lines.append("| " + " | ".join(cells) + " |")
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    attention = ["| | xla | fused | xla, no dropout | fused, no dropout | cuDNN, no dropout |", "|---" * 6 + "|"]
-    for size, parts in json.loads(ATTENTION.read_text())["milliseconds"].items():
-        for part, times in parts.items():
-            columns = ("xla", "fused", "xla no dropout", "fused no dropout", "cudnn no dropout")
-            attention.append(f"| {size}, {part} | " + " | ".join(
-                f"{times[column]:.2f}" if isinstance(times[column], float) else "-" for column in columns) + " |")
+def render(files: list[Path]) -> None:
+    """The page, a section for each file of results, one below another."""
     peaks = ", ".join(f"{key} {value / 1e12:.0f}" for key, value in PEAK.items())
-    everybody = {one: record["results"].get(one) for one in contestants(list(CASES))}
-    tried = "; ".join(f"{what}: {', '.join(which) or 'none'}" for what, which in (
-        ("measured", [one for one, row in everybody.items() if row and "error" not in row]),
-        ("failed", [f"{one} ({row['error'][:80]})" for one, row in everybody.items() if row and "error" in row]),
-        ("not measured", [one for one, row in everybody.items() if row is None]),
-    ))
-    note = f"\n**How these rows were made.** {record['note']}\n" if "note" in record else ""
     PAGE.write_text(f"""# A training step on a GPU
 
 Whole updates (forward, backward, clipping, AdamW; MLM and NSP, 15% of the positions predicted, dropout 0.1 everywhere, bf16
-with float32 parameters), alone on one {device}; the best batch of each side. PyTorch: transformers
+with float32 parameters), alone on the GPU; the best batch of each side. PyTorch: transformers
 with sdpa, torch.compile, bf16 autocast and fused AdamW; it has its masks ready-made and no padding mask, ours draws masks in
-the step. It computes the vocabulary for all positions, as its users do. Ours: `{json.dumps(OURS)}`.
-
-{chr(10).join(lines)}
+the step. It computes the vocabulary for all positions, as its users do.
 
 MFU: 6 x parameters of matrices a token and attention, predicted positions only for the vocabulary, nothing for what is
 computed again, over the dense bf16 peak of the data sheet ({peaks} TFLOP/s).
 
+{chr(10).join(_section(file) for file in files)}""")
+    print(PAGE)
+
+
+def _section(results: Path) -> str:
+    """What a file has of its device."""
+    record = json.loads(results.read_text())
+    lines = ["| case | ours, batch | sequences/s | target | ms | MFU | peak memory | first update | PyTorch, batch | "
+             "sequences/s | ours over PyTorch | target |", "|---" * 12 + "|"]
+    reached, missed = [], []
+    best = {name: {side: row for side in SIDES if (row := _best(record["results"], side, name))} for name in CASES}
+    rows = [sides["ours"][1] for sides in best.values() if "ours" in sides]
+    device = rows[0]["device"] if rows else "no device"
+    aims = TARGETS if "H100" in device and not any(key in device for key in ("PCIe", "NVL")) else {}
+    for name, sides in best.items():
+        if "ours" not in sides or name.endswith("no-dropout"):
+            continue
+        batch, row = sides["ours"]
+        speed, times = row["sequences_per_second"], None
+        speed_aim, times_aim = aims.get(name, (None, None))
+        peak = next((value for key, value in PEAK.items() if key in device), None)
+        cells = [name, str(batch), f"{speed:,.0f}", f"{speed_aim:,}" if speed_aim else "-", f"{1e3 * row['seconds']:.1f}",
+                 f"{row['useful_flops'] * speed / peak:.1%}" if peak else "-", f"{row['peak_gib']:.1f} GiB",
+                 f"{row['first_seconds']:.0f} s"]
+        if "torch" in sides:
+            batch, other = sides["torch"]
+            times = speed / other["sequences_per_second"]
+            cells += [str(batch), f"{other['sequences_per_second']:,.0f}", f"{times:.2f} x"]
+            cells.append(f"{times_aim} x" if times_aim else "-")
+        else:
+            cells += ["-", "-", "-", "-"]
+        lines.append("| " + " | ".join(cells) + " |")
+        for value, aim, unit in ((speed, speed_aim, "sequences/s"), (times, times_aim, "x PyTorch")):
+            if value and aim:
+                shown = f"{value:,.0f} of {aim:,}" if unit == "sequences/s" else f"{value:.2f} of {aim}"
+                (reached if value >= aim else missed).append(f"{name} {shown} {unit}")
+    said = [f"Targets reached: {'; '.join(reached) or 'none'}. **Missed: {'; '.join(missed) or 'none'}.**"] if aims else []
+    with_, without = (best[name].get("ours") for name in ("base-128", "base-128-no-dropout"))
+    if with_ and without and with_[0] == without[0]:
+        share = 1 - with_[1]["sequences_per_second"] / without[1]["sequences_per_second"]
+        said.append(f"Dropout takes {share:.1%} of a step of base-128 (target: below {DROPOUT_TARGET:.0%}).")
+    else:
+        said.append("What dropout takes of a step is not measured on this device.")
+    changes = sorted({json.dumps(row["changes"]) for row in rows})
+    everybody = {one: record["results"].get(one) for one in contestants(list(CASES))}
+    tried = "; ".join(f"{what}: {', '.join(which) or 'none'}" for what, which in (
+        ("measured", [f"{one} ({_made(row)})" for one, row in everybody.items() if row and "error" not in row]),
+        ("failed", [f"{one} ({row['error'][:80]})" for one, row in everybody.items() if row and "error" in row]),
+        ("not measured", [one for one, row in everybody.items() if row is None]),
+    ))
+    which = "the rows without a date" if any("date" in row for row in record["results"].values()) else "these rows"
+    note = f"\n**How {which} were made.** {record['note']}\n" if "note" in record else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"""## {device}
+
+Ours: `{"`, `".join(changes)}`.
+
+{chr(10).join(lines)}
+
+{chr(10).join(said)}
+
 Sides, cases and batches {tried}.
 {note}
-## Attention alone
-
-Milliseconds, heads of width 64, bf16, the second half of a row padded at random (`benchmarks/attention.py`,
-[all figures](../../benchmarks/results/{ATTENTION.name}); block sizes at 128 tokens were changed afterwards by this sweep).
-
-{chr(10).join(attention)}
-
 {versions}. `{record['command']}`;
 [all figures](../../benchmarks/results/{results.name}), [what was tried](../../benchmarks/NOTES.md).
-""")
-    print(PAGE)
+{_attention(results.with_name(results.name.replace("gpu_", "attention_")))}"""
+
+
+def _best(results: dict, side: str, name: str) -> tuple[int, dict] | None:
+    """The fastest batch of a side, and its row."""
+    mine = {int(key.split()[2]): row for key, row in results.items() if key.split()[:2] == [side, name] and "error" not in row}
+    return max(mine.items(), key=lambda item: item[1]["sequences_per_second"], default=None)
+
+
+def _made(row: dict) -> str:
+    """When, and by which code."""
+    said = [row[what] if what == "date" else f"code {row[what]}" for what in ("date", "code") if row.get(what)]
+    return ", ".join(said) or f"date and code {provenance.NOT_RECORDED}"
+
+
+def _attention(file: Path) -> str:
+    """Attention alone, where it was measured on that device."""
+    if not file.exists():
+        return ""
+    record = json.loads(file.read_text())
+    columns = ("xla", "fused", "xla no dropout", "fused no dropout", "cudnn no dropout")
+    lines = ["| | xla | fused | xla, no dropout | fused, no dropout | cuDNN, no dropout |", "|---" * 6 + "|"]
+    for size, parts in record["milliseconds"].items():
+        for part, times in parts.items():
+            lines.append(f"| {size}, {part} | " + " | ".join(
+                f"{times[column]:.2f}" if isinstance(times[column], float) else "-" for column in columns) + " |")
+    return f"""
+### Attention alone, {record["device"]}
+
+Milliseconds, heads of width 64, bf16, the second half of a row padded at random (`benchmarks/attention.py`,
+[all figures](../../benchmarks/results/{file.name}); block sizes at 128 tokens were changed afterwards by this sweep).
+
+{chr(10).join(lines)}
+"""
 
 
 def main() -> None:
@@ -361,7 +430,7 @@ def main() -> None:
         side, name, rows = arguments.one.split()
         print(json.dumps(one(side, name, int(rows), arguments.changes, arguments.profile)))
     elif arguments.render:
-        render(arguments.out)
+        render(sorted(RESULTS.parent.glob("gpu_*.json")))
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the contestant ends, too
         names = chosen(arguments.cases, CASES | TRIAL)

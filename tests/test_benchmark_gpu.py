@@ -48,6 +48,7 @@ def contest(monkeypatch, tmp_path, clock):
         left_out = gpu.run(file, list(names), False, CHANGES, seconds)
         return list(begun), left_out, json.loads(file.read_text())["results"]
 
+    contest.file = file
     return contest
 
 
@@ -56,14 +57,15 @@ def test_both_sides_try_the_same_batches_and_the_first_ones_come_first():
     assert found[:4] == ["ours base-128 512", "torch base-128 512", "ours large-512 64", "torch large-512 64"]
     assert found.index("ours xxlarge-512 16") < found.index("ours base-128 256")
     mine, others = ([one.split(" ", 1)[1] for one in found if one.startswith(side)] for side in gpu.SIDES)
-    assert [one for one in mine if not one.startswith("xxlarge")] == others and len(found) == len(set(found)) == 13
+    assert [one for one in mine if not one.startswith(("xxlarge", "base-128-no"))] == others
+    assert len(found) == len(set(found)) == 14
 
 
 def test_what_no_longer_fits_is_left_out_and_the_same_command_continues(contest):
     begun, left_out, results = contest(250)
     assert begun == ["ours base-128 512", "torch base-128 512"] == list(results)
     assert left_out == ["ours xxlarge-512 16", "ours base-128 256", "torch base-128 256"]
-    assert all(row["took"] == 100 for row in results.values())
+    assert all(row["took"] == 100 and row["date"] and row["code"] for row in results.values())
     begun, left_out, results = contest(1000)
     assert begun == ["ours xxlarge-512 16", "ours base-128 256", "torch base-128 256"] and not left_out and len(results) == 5
     assert contest(1000)[:2] == ([], [])
@@ -72,7 +74,8 @@ def test_what_no_longer_fits_is_left_out_and_the_same_command_continues(contest)
 def test_what_runs_over_is_killed_and_measured_again(contest):
     begun, left_out, results = contest(160, takes=200)
     assert begun == ["ours base-128 512"] and left_out[0] == begun[0] and len(left_out) == 5
-    assert results == {"ours base-128 512": {"error": "killed", "took": 160}}
+    assert list(results) == begun
+    assert (results[begun[0]]["error"], results[begun[0]]["took"]) == ("killed", 160)
     assert contest(1000)[0][-1] == "ours base-128 512"
 
 
@@ -89,6 +92,19 @@ def test_two_devices_do_not_meet_in_one_file(contest):
     contest(250)
     with pytest.raises(SystemExit, match="was measured on A, this is B: name another file"):
         contest(1000, device="B")
+
+
+def test_another_device_is_refused_before_anything_is_measured(contest, monkeypatch):
+    contest(250)
+    monkeypatch.setattr(gpu, "device_here", lambda: "B")
+    monkeypatch.setattr(gpu, "process_of", None)
+    with pytest.raises(SystemExit, match="was measured on A, this is B: name another file"):
+        gpu.run(contest.file, ["base-128"], False, CHANGES, 1000)
+
+
+def test_dropout_is_left_out_where_the_case_says_so():
+    rates = [gpu.task_of(name, {}).config.encoder.dropout for name in ("base-128", "base-128-no-dropout")]
+    assert rates == [0.1, 0.0]
 
 
 def test_a_process_is_killed_with_what_it_has_begun(tmp_path):
@@ -143,7 +159,7 @@ def test_our_side_needs_nothing_that_an_image_lacks():
 def test_the_page_is_what_its_file_gives(monkeypatch, tmp_path, capsys):
     page = gpu.PAGE.read_text()
     monkeypatch.setattr(gpu, "PAGE", tmp_path / "gpu.md")
-    gpu.render(gpu.RESULTS)
+    gpu.render(sorted(gpu.RESULTS.parent.glob("gpu_*.json")))
     assert (tmp_path / "gpu.md").read_text() == page
     assert json.loads(gpu.RESULTS.read_text())["note"] in page
 
@@ -151,12 +167,39 @@ def test_the_page_is_what_its_file_gives(monkeypatch, tmp_path, capsys):
 def test_the_page_names_what_failed_and_takes_the_best_batch(monkeypatch, tmp_path, capsys):
     record = json.loads(gpu.RESULTS.read_text())
     results = record["results"]
-    results["ours base-128 256"] = results["ours base-128 512"] | {"sequences_per_second": 5000.0}
+    results["ours base-128 256"] = results["ours base-128 512"] | {
+        "sequences_per_second": 5000.0, "date": "2027-01-02", "code": "abc", "changes": {"remat": "elementwise"}}
     results["torch base-128 256"] = {"error": "OutOfMemoryError: too large", "took": 60}
-    file = tmp_path / "gpu.json"
-    file.write_text(json.dumps(record))
+    first, second = tmp_path / "gpu_a.json", tmp_path / "gpu_b.json"
+    first.write_text(json.dumps(record))
+    faster = results["ours base-128 512"] | {"sequences_per_second": 6500.0}
+    whole = {"ours base-128 512": faster, "torch base-128 512": results["torch base-128 512"],
+             "ours base-128-no-dropout 512": faster | {"sequences_per_second": 6700.0}}
+    second.write_text(json.dumps(record | {"results": whole}))
     monkeypatch.setattr(gpu, "PAGE", tmp_path / "gpu.md")
-    gpu.render(file)
+    gpu.render([first, second])
     page = (tmp_path / "gpu.md").read_text()
-    assert "| base-128 | 256 | 5,000 |" in page and "| 512 | 3,401 | 1.47 x |" in page
+    assert "| base-128 | 256 | 5,000 | 6,300 |" in page and "| 512 | 3,401 | 1.47 x | 1.3 x |" in page
     assert "failed: torch base-128 256 (OutOfMemoryError: too large); not measured: ours large-512 64" in page
+    assert "Targets reached: base-128 1.47 of 1.3 x PyTorch. **Missed: base-128 5,000 of 6,300 sequences/s.**" in page
+    assert "What dropout takes of a step is not measured on this device." in page
+    assert 'Ours: `{"remat": "elementwise"}`.' in page, "what the row was measured with"
+    assert "ours base-128 256 (2027-01-02, code abc)" in page and "**How the rows without a date were made.**" in page
+    assert "Targets reached: base-128 6,500 of 6,300 sequences/s; base-128 1.91 of 1.3 x PyTorch. **Missed: none.**" in page
+    assert "Dropout takes 3.0% of a step of base-128 (target: below 5%)." in page
+    assert "Attention alone" not in page, "these devices have no figures of it"
+
+
+@pytest.mark.parametrize(("device", "peak"), [
+    ("NVIDIA H100 80GB HBM3", "33.2%"), ("NVIDIA H100 PCIe", "43.5%"), ("NVIDIA H200", "33.2%"), ("NVIDIA L4", "-"),
+])
+def test_a_share_is_of_the_device_s_own_peak(monkeypatch, tmp_path, capsys, device, peak):
+    record = json.loads(gpu.RESULTS.read_text())
+    for row in record["results"].values():
+        row["device"] = device
+    (tmp_path / "gpu_x.json").write_text(json.dumps(record))
+    monkeypatch.setattr(gpu, "PAGE", tmp_path / "gpu.md")
+    gpu.render([tmp_path / "gpu_x.json"])
+    page = (tmp_path / "gpu.md").read_text()
+    assert f"## {device}\n" in page and f"| 108.7 | {peak} |" in page
+    assert ("Targets reached" in page) == (device == "NVIDIA H100 80GB HBM3"), "they are an H100's"
