@@ -34,7 +34,8 @@ from bert_jax.data.rows import IGNORED, Batch, Examples, Segments
 from bert_jax.errors import BertJaxError
 
 WINDOW = 4096  # examples: rows of Wikipedia's lengths are 99.9% full, with 1,024 99.7% (benchmarks/packing.py)
-KEPT = 4  # windows in memory: batches ask for one after the other, some at once
+KEPT = 4  # windows in memory, unless batches span more: they ask for one after the other, two threads at once
+ENDS_KEPT = 1024  # windows whose ends of rows are: of a batch that the loop has reached, while others are made ahead of it
 ROW_ORDER = 254  # stream of the key of a window's first example; kinds of examples count theirs from 0
 
 
@@ -72,6 +73,8 @@ class PackedRows:
         self._windows = max(1, round(examples.count / WINDOW))  # of an epoch
         self._begin = np.arange(self._windows + 1) * examples.count // self._windows
         self._kept: dict[int, Window] = {}
+        self._most = KEPT
+        self._firsts: dict[int, np.ndarray] = {}
         self._lock = threading.RLock()  # the loader asks from several threads
         epoch, inside = divmod(given, examples.count)
         part = int(np.searchsorted(self._begin, inside, side="right")) - 1
@@ -97,6 +100,7 @@ class PackedRows:
         places = numbers + self._skip
         self._reach(int(places.max()) + 1)
         begin, end = bisect.bisect_right(self._ends, int(places.min())) - 1, bisect.bisect_right(self._ends, int(places.max()))
+        self._most = max(self._most, 2 * (end - begin + 1))
         window = begin + np.searchsorted(self._ends[begin:end], places, side="right") - 1
         batch: Batch = {}
         for number in np.unique(window).tolist():
@@ -117,7 +121,7 @@ class PackedRows:
         epoch, part = divmod(whole, self._windows)
         examples = epoch * self._examples.count + int(self._begin[part])
         if inside:
-            examples += int(self._window(whole).first[inside])
+            examples += int(self._first(whole)[inside])
         return {"examples": examples, "rows": self._given_rows + rows}
 
     def count(self, limit: int | None) -> int:
@@ -135,10 +139,18 @@ class PackedRows:
     def _window(self, number: int) -> Window:
         with self._lock:
             if number not in self._kept:
-                while len(self._kept) >= KEPT:
+                while len(self._kept) >= self._most:
                     self._kept.pop(min(self._kept))
+                while len(self._firsts) >= ENDS_KEPT:
+                    self._firsts.pop(min(self._firsts))
                 self._kept[number] = self._packed(number)
+                self._firsts[number] = self._kept[number].first
             return self._kept[number]
+
+    def _first(self, number: int) -> np.ndarray:
+        """``first`` of a window, which need not be packed again for it."""
+        with self._lock:
+            return self._firsts[number] if number in self._firsts else self._window(number).first
 
     def _packed(self, number: int) -> Window:
         epoch, part = divmod(number, self._windows)

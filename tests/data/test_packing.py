@@ -178,6 +178,20 @@ def test_going_on_far_away_packs_one_window(short_split, windows, monkeypatch):
     assert len(asked) == 1 and asked[0] <= 80
 
 
+@pytest.mark.parametrize("batch_size", [2, 8, 40, 200, 1000])
+def test_a_window_is_packed_once(short_split, windows, monkeypatch, batch_size):
+    """Although batches are made ahead of the state that is saved, by two threads, and may span windows."""
+    packed, real = [], PackedRows._packed
+    monkeypatch.setattr(PackedRows, "_packed", lambda self, number: packed.append(number) or real(self, number))
+    batches = train_batches(short_split, PACKED, batch_size=batch_size, seed=2)
+    for _ in range(30):
+        next(batches)
+        batches.get_state()
+    counts = np.bincount(packed)
+    assert counts.min() >= 1 and (batch_size < 40 or len(counts) > 30)
+    assert counts.sum() - len(counts) <= 4 * len(counts) / 30, "but for those of the first batches, where they span several"
+
+
 def test_heldout_is_one_pass_with_an_empty_tail(short_split, windows):
     rows = PackedRows(PACKED.open(short_split, seed=12345))
     total = rows.count(None)
