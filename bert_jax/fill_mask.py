@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.compilation import keep_programs
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
@@ -29,6 +30,7 @@ def fill_mask(
       BertJaxError: no mask in the text, no masked-language-model head, a text longer than the position table, or ``top``
         below 1.
     """
+    keep_programs()
     if top < 1:
         raise BertJaxError(f"{top} guesses for a mask: at least 1")
     if tokenizer is None:

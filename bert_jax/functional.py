@@ -103,8 +103,9 @@ def dropout(
 
 
 def keep_threshold(rate: float) -> int:
-    """What is kept by :func:`dropout`: places whose bits are below this."""
-    return round((1.0 - rate) * 2**32)
+    """What is kept by :func:`dropout`: places whose bits are below this; of rates within 2**-33 of 0 or 1, some is dropped and
+    some kept all the same."""
+    return min(max(round((1.0 - rate) * 2**32), 1), 2**32 - 1)
 
 
 def random_bits(

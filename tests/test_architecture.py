@@ -103,7 +103,7 @@ ALLOWED = {
         "bert_jax.finetuning", "bert_jax.model", "bert_jax.predicting", "bert_jax.progress", "bert_jax.reporting",
         "bert_jax.tasks", "bert_jax.training.recipe", "bert_jax.compilation",
     ),
-    "bert_jax.fill_mask": ("bert_jax.models", "bert_jax.tokenizers"),
+    "bert_jax.fill_mask": ("bert_jax.models", "bert_jax.tokenizers", "bert_jax.compilation"),
     "bert_jax.training": (
         "bert_jax.progress", "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models",
         "bert_jax.tokenizers", "bert_jax.data", "bert_jax.objectives", "bert_jax.tasks", "bert_jax.parallel",

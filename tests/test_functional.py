@@ -108,6 +108,13 @@ def test_dropout_rate_and_expectation(rate):
     np.testing.assert_allclose(y.mean(), 1.0, atol=5 * math.sqrt(rate / (1 - rate) / n))
 
 
+@pytest.mark.parametrize("rate", [1e-10, 1e-12, 1 - 2**-34, 1 - 1e-16])
+def test_rates_beside_none_and_all(rate):
+    """They round to thresholds that 32 bits do not hold, or to a division by nothing."""
+    y = np.asarray(checked.dropout(jnp.ones((64, 64)), rate, SEED))
+    assert np.isfinite(y).all() and (y == (0 if rate > 0.5 else 1)).all()
+
+
 def test_dropout_keeps_the_expectation_in_bfloat16():
     """Numbers that are rounded as often up as down; 1 / 0.9 itself, rounded, made all of them a six-hundredth smaller."""
     x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (64, 4096)), jnp.bfloat16)

@@ -1,7 +1,7 @@
 """Batches of examples through Grain: prefetched, shared between processes, resumable.
 
 A whole batch is one element of a `grain.MapDataset`. With one record an element, Python and Grain spend a millisecond
-on each (1,000 sequences/s); a batch of 256 at a time NumPy makes about 100,000 of 128 tokens (`benchmarks/loader.py`).
+on each (1,000 sequences/s); a batch of 256 at a time NumPy makes more than 100,000 of 128 tokens (`benchmarks/loader.py`).
 Example i is a pure function of (seed, i), so the state of an iterator is one number, the examples it has given, and resuming
 costs nothing. That number means the same with any number of processes and any batch size. Where examples are packed,
 :mod:`bert_jax.data.packing` says which share a row; the state is the same number still.
