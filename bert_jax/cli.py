@@ -164,8 +164,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", _evaluate, "measure a checkpoint on held-out data",
                   "Of a run of pretrain losses and accuracies on the held-out documents of a token store, with the same pairs "
-                  "and masks each time, and the accuracy of always guessing the most frequent piece; of one of finetune the "
-                  "scores of all its seeds on labelled data, such as a test set. Prints JSON.")
+                  "and masks each time, and for each objective with classes what always giving the most frequent one would "
+                  "reach; of one of finetune the scores of all its seeds on labelled data, such as a test set. Prints JSON.")
     sub.add_argument("checkpoint", help="work directory, of finetune also that of a seed, or workdir@step of pretrain")
     sub.add_argument("--data", required=True,
                      help="token store made by bert-jax prepare; of a fine-tuning a file in the form of what it was trained on "

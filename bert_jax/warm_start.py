@@ -1,14 +1,18 @@
 """What a run begins with and leaves beside its checkpoints: parameters of another checkpoint, the tokenizer."""
 
 import dataclasses
+import json
 import logging
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from bert_jax import config as configuration
 from bert_jax import tokenizers
 from bert_jax.errors import BertJaxError
 from bert_jax.model import TOKENIZER, Model
@@ -52,12 +56,12 @@ def warm_start(
     theirs, ours = (dataclasses.asdict(config) for config in (model.config, encoder))
     differ = [field for field in ours if field not in _MAY_DIFFER and ours[field] != theirs[field]]
     if differ:
-        wanted = " ".join(f"--set task.encoder.{field}={theirs[field]}" for field in differ)
+        wanted = " ".join(f"--set task.encoder.{field}={_as_set(theirs[field])}" for field in differ)
         raise BertJaxError(f"{name} is another encoder than task.encoder; to start from it: {wanted}")
     if encoder.depth > model.config.depth:
         raise BertJaxError(
             f"{name} has {model.config.depth} layers, task.encoder.read_layers needs {encoder.depth}: "
-            f"--set task.encoder.read_layers={','.join(map(str, model.config.read_layers))}"
+            f"--set task.encoder.read_layers={_as_set(model.config.read_layers)}"
         )
     theirs, ours = (
         (config.lora_rank, config.lora_alpha) if config.lora_rank else None for config in (model.config, encoder)
@@ -136,3 +140,9 @@ def save_beside(workdir: Path, tokenizer: Tokenizer) -> None:
             f"{workdir} was trained with tokenizer {there.hash}, the data has {tokenizer.hash}: use the same one, or another "
             "--workdir"
         )
+
+
+def _as_set(value: Any) -> str:
+    """As ``--set`` takes it in a shell."""
+    plain = configuration.to_json(value)
+    return shlex.quote(plain if isinstance(plain, str) else json.dumps(plain, separators=(",", ":")))

@@ -3,7 +3,7 @@
 Command: bert-jax pretrain --config configs/pretrain/bert_base_128.py --data DIR --workdir runs/bert_base_128
          then the second phase, configs/pretrain/bert_base_512.py.
 Recipe:  Devlin et al. 2019, appendix A.2: batch 256, Adam 1e-4, betas 0.9 / 0.999, decay 0.01, warm-up 10,000, dropout 0.1,
-         tanh GELU; 90% of a million updates at 128 tokens, the rest at 512. The tokenizer of the data needs at most 30,522
+         tanh GELU; 90% of a million updates at 128 tokens, the rest at 512. The tokenizer of the data may have up to 30,522
          pieces. The original's one learning rate for both phases falls to 1e-5 here; ours falls to 0 and starts again.
 Chips:   8 to 32 chips or GPUs (the original: 16 TPU chips for 4 days).
 Figure:  not measured at this size. In small (2 layers, D 128, relative positions, no dropout, 2,000 updates of 32 x 64;

@@ -1,7 +1,8 @@
 """XLNet-base: permutation language modelling with relative positions, 512 tokens.
 
 Command: bert-jax pretrain --config configs/pretrain/xlnet_base.py --data DIR --workdir runs/xlnet_base
-         DIR: tokenised by SentencePiece, cased, 32,000 pieces (the README of zihangdai/xlnet gives spm_train's arguments).
+         DIR: prepared with a cased SentencePiece of 32,000 pieces, which bert-jax tokenizer --kind sentencepiece --cased
+         --vocab-size 32000 learns, or with a folder that has XLNet's tokenizer.json.
          The same objective on BERT's encoder (two streams, absolute positions, as MPNet begins):
          --set task.encoder.positions=absolute --set task.encoder.mlm_transform=true
 Recipe:  zihangdai/xlnet. Size: its README, XLNet-Base has 12 layers, width 768, 12 heads; feed-forward layers four times as
