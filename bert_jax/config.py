@@ -60,7 +60,7 @@ def override(value: T, assignments: typing.Sequence[str]) -> T:
         for depth, key in enumerate(keys):
             here = ".".join(keys[: depth + 1])
             if isinstance(node, list):
-                if not key.isdigit() or int(key) >= len(node):
+                if not key.isdecimal() or int(key) >= len(node):
                     raise BertJaxError(f"--set {path}: {here} is not an index below {len(node)}")
                 key = int(key)
             elif not isinstance(node, dict) or key not in node or key == "kind":

@@ -103,7 +103,8 @@ def is_finetuning(run: str | os.PathLike) -> bool:
 
 
 def _is_kind(experiment: Mapping[str, Any]) -> bool:
-    return experiment["task"].get("kind") in {kind.__name__ for kind in TASKS}
+    task = experiment.get("task")
+    return isinstance(task, Mapping) and task.get("kind") in {kind.__name__ for kind in TASKS}
 
 
 def _source(config: AnyFinetuning, path: str, texts: Sequence[str], label: str | None) -> Source:

@@ -40,7 +40,7 @@ def fill_mask(
         raise BertJaxError("this checkpoint has no masked-language-model head" + generator)
     mask = tokenizer.piece(tokenizer.mask_id)
     ids, _ = tokenizer.build(tokenizer.encode(text, special=True).ids)
-    if len(ids) > config.max_length:
+    if config.positions == "absolute" and len(ids) > config.max_length:
         raise BertJaxError(f"the text has {len(ids)} tokens, the position table {config.max_length}: shorten it")
     positions = np.flatnonzero(ids == tokenizer.mask_id)
     if not len(positions):

@@ -122,7 +122,7 @@ def _encoder(config: EncoderConfig) -> list[tuple[str, str]]:
         ("parameters", f"{api.count_parameters(config):,}"),
         ("layers", f"{config.depth}{sharing}{groups}"),
         ("width", f"{config.hidden_width}{factorised}, feed-forward {config.ffn_width}, {config.heads} attention heads"),
-        ("positions", f"{config.max_length}{offset}"),
+        ("positions", f"{config.max_length}{offset}" if config.positions == "absolute" else "relative, none too far"),
         ("segments", str(config.segments or "none")),
         ("activation", config.activation),
         ("heads", ", ".join(config.with_heads) or "none, the encoder alone"),

@@ -127,6 +127,9 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
     if format == "hf" and model.sentence is not None:
         logger.warning("pooling and prompts of its sentence embeddings are left out: convert --format "
                        "sentence-transformers keeps them")
+    if format == "onnx" and model.sentence is not None and model.tokenizer is None:
+        logger.warning("pooling and prompts of its sentence embeddings are left out: there is no tokenizer beside them "
+                       "(convert --tokenizer names one)")
     with hf.new_directory(directory) as partial:
         if format == "bert_jax":
             _save_own(model, partial, dtype or "float32")
@@ -164,7 +167,7 @@ def find(path: str | os.PathLike) -> Place:
         return find(name)._replace(part=part)
     name, at, step = str(path).rpartition("@")
     if at and (Path(name) / EXPERIMENT).is_file():
-        if not step.isdigit():
+        if not step.isdecimal():
             raise BertJaxError(f"{path}: after @ comes a step number")
         return Place("workdir", Path(name), step=int(step))
     if at and (Path(name) / PLAN).is_file():

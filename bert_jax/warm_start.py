@@ -54,7 +54,8 @@ def warm_start(
     if None not in (model.tokenizer, tokenizer_hash) and model.tokenizer.hash != tokenizer_hash:
         raise BertJaxError(f"{name} has another tokenizer than the data: prepare the text with --tokenizer {name}")
     theirs, ours = (dataclasses.asdict(config) for config in (model.config, encoder))
-    differ = [field for field in ours if field not in _MAY_DIFFER and ours[field] != theirs[field]]
+    free = _MAY_DIFFER | ({"max_length"} if encoder.positions == model.config.positions == "relative" else set())
+    differ = [field for field in ours if field not in free and ours[field] != theirs[field]]
     if differ:
         wanted = " ".join(f"--set task.encoder.{field}={_as_set(theirs[field])}" for field in differ)
         raise BertJaxError(f"{name} is another encoder than task.encoder; to start from it: {wanted}")

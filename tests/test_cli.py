@@ -222,6 +222,7 @@ def test_checkpoint_that_is_refused(refused, tmp_path, tiny_store, workdir, writ
         refused([*command, tmp_path / "absent", *rest], "absent")
         refused([*command, f"{workdir}@7", *rest], "no checkpoint at step 7 (there: 8)")
         refused([*command, f"{workdir}@last", *rest], "after @ comes a step number")
+        refused([*command, f"{workdir}@²", *rest], "after @ comes a step number")
     refused(["fill-mask", workdir, "no mask here"], "the text has no [MASK]")
     refused(["fill-mask", workdir, "[MASK]" + " cat" * 20], "the text has 23 tokens, the position table 16")
     (tmp_path / "full").mkdir()

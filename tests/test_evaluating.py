@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import cli
+from bert_jax import cli, evaluating
 from bert_jax import config as configuration
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
@@ -186,3 +186,9 @@ def test_a_split_has_its_own_columns_and_labels(trained_on, monkeypatch, tmp_pat
 
 def test_every_name_is_for_a_kind_that_is_evaluated_here():
     assert {dataset.kind for dataset in DATASETS.values()} == KINDS.keys()
+
+
+def test_a_damaged_run_is_no_traceback(tmp_path):
+    for damage in ("{}", '{"task": null}', '{"task": {"kind": "Pretraining"}}'):
+        (tmp_path / "experiment.json").write_text(damage)
+        assert not evaluating.is_finetuning(tmp_path)

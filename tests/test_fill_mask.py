@@ -1,5 +1,7 @@
 """Guesses against a softmax in NumPy, and the texts that are refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,13 @@ def test_all_pieces_and_no_special_ones(params):
     assert offered == set(TOKENIZER.pieces) - set(SPECIALS)
     assert sum(guess.probability for guess in guesses) == pytest.approx(1)
     assert not set(SPECIALS) & {guess.piece for guess in guesses}, "pieces that cannot be guessed are not listed"
+
+
+def test_relative_positions_have_no_table_to_be_beyond():
+    config = dataclasses.replace(CONFIG, positions="relative", mlm_transform=False)
+    params = api.init(config, jax.random.key(0))
+    (guesses,) = fill_mask(params, config, TOKENIZER, "[MASK]" + " a" * 2 * config.max_length)
+    assert len(guesses) == 5
 
 
 def test_refused_texts(params):

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import logging
+import shlex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax import config as configuration
 from bert_jax.errors import BertJaxError
 from bert_jax.model import Model, load
 from bert_jax.models import api
@@ -83,6 +85,24 @@ def test_fewer_layers_are_the_first_ones(caplog):
     assert not mixed["mix"]["weights"].any() and len(caplog.messages) == 1
     with pytest.raises(BertJaxError, match="there has 2 layers, task.encoder.read_layers needs 3: --set .*read_layers='.2.'"):
         started(model_of(dataclasses.replace(ENCODER, read_layers=(2,))))
+
+
+def test_the_longest_sequence_is_no_size_of_relative_positions():
+    model = model_of(dataclasses.replace(ENCODER, positions="relative"))
+    params, _ = started(model, positions="relative", max_length=40)
+    jax.tree.map(np.testing.assert_array_equal, params, model.params)
+
+
+def test_the_settings_of_a_refusal_can_be_pasted():
+    model = model_of(dataclasses.replace(ENCODER, mlm_activation="relu", mlm_transform=False, positions="relative"))
+    with pytest.raises(BertJaxError, match="to start from it: ") as refusal:
+        started(model)
+    words = shlex.split(str(refusal.value).partition("it: ")[2])
+    assert words[::2] == ["--set"] * 3
+    data = Table("x.tsv", ("text",), "label")
+    experiment = Experiment(Classification(ENCODER, "x", data, data, lengths=(12,)), AdamW(), TrainConfig())
+    encoder = configuration.override(experiment, words[1::2]).task.encoder
+    assert (encoder.mlm_activation, encoder.mlm_transform, encoder.positions) == ("relu", False, "relative")
 
 
 @pytest.mark.parametrize(("there", "here"), [((1, 2), (0, 1, 2)), ((1, 2), (0, 2)), ((1, 3), (1, 2))], ids=str)

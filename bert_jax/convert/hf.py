@@ -247,6 +247,8 @@ def plan(directory: str | os.PathLike, *, of_sentences: bool = False) -> Plan:
         if absent:
             logger.warning("%s promises heads of which no tensor is there: left out: %s", path, ", ".join(absent))
             heads = tuple(head for head in heads if head not in absent)
+        if not family.heads.get("pooler") and not {"pair", "classifier", "choice"} & set(heads):
+            heads = tuple(head for head in heads if head != "pooler")  # of DistilBERT and ELECTRA it is a part of a head
     labels = _labels(settings, family, heads, names, tensors, path)
     config = read_settings(settings, family, heads, labels, path)
     dtypes = {tensors.dtypes[theirs] for name, theirs in names.items() if not _BUFFERS.match(name)}

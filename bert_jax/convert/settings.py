@@ -30,6 +30,7 @@ _ACTIVATIONS = {
     "gelu_python": "gelu", "gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu_python_tanh": "gelu_new",
 }
 # Settings whose other values make a different model, in every family.
+_NULL_IS_ANOTHER = ("summary_activation",)  # where null means something, and not the default
 _ONLY = {"is_decoder": False, "add_cross_attention": False, "pruned_heads": {}, "is_encoder_decoder": False}
 
 
@@ -140,7 +141,9 @@ def read_settings(
 ) -> EncoderConfig:
     only = _ONLY | family.only | ({"tie_word_embeddings": True} if "mlm" in heads else {})
     for name, value in only.items():
-        if settings.get(name, value) not in (value, None):
+        if settings.get(name, value) not in (value, None) or (
+            settings.get(name, value) is None and name in _NULL_IS_ANOTHER and "choice" in heads
+        ):
             raise BertJaxError(f"{path}: {name} is {settings[name]!r}, only {value!r} can be read")
     for _, theirs, default, optional, *_ in family.settings:
         if settings.get(theirs, default) is None and not optional:

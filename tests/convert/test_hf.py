@@ -244,6 +244,32 @@ def test_an_encoder_of_sentences_lacks_the_head_that_its_base_had(bert, tmp_path
     assert bert_jax.load(tmp_path / "copy").config.with_heads == ("pooler",)
 
 
+@pytest.mark.parametrize(("family", "architecture"), [
+    ("distilbert", "DistilBertForSequenceClassification"), ("distilbert", "DistilBertForMultipleChoice"),
+    ("electra", "ElectraForSequenceClassification"),
+])
+def test_an_encoder_of_sentences_has_no_pooler_of_a_head_that_is_not_there(tmp_path, family, architecture):
+    """What these families have of a pooler belongs to the head."""
+    size = {"hidden_width": 6, "embedding_width": 6, "ffn_width": 8, "heads": 2, "layers": 2, "max_length": 16}
+    config = EncoderConfig(vocab_size=TOKENIZER.vocab_size, segments=0 if family == "distilbert" else 2, with_heads=(),
+                           **size)
+    origin = Origin(family, {"model_type": family}, (), "float32")
+    hf.export(random_params(config), config, TOKENIZER, tmp_path / "encoder", origin=origin)
+    edit_config(tmp_path / "encoder", architectures=[architecture])
+    assert hf.plan(tmp_path / "encoder", of_sentences=True).config.with_heads == ()
+
+
+def test_no_activation_of_electra_s_choice_is_another_model(tmp_path):
+    config = EncoderConfig(vocab_size=TOKENIZER.vocab_size, hidden_width=6, embedding_width=6, ffn_width=8, heads=2, layers=2,
+                           max_length=16, with_heads=("pooler", "choice"), pooler_activation="gelu")
+    origin = Origin("electra", {"model_type": "electra"}, ("pooler", "choice"), "float32")
+    hf.export(random_params(config), config, TOKENIZER, tmp_path / "choice", origin=origin)
+    assert hf.load(tmp_path / "choice").config.with_heads == ("pooler", "choice")
+    edit_config(tmp_path / "choice", summary_activation=None)
+    with pytest.raises(BertJaxError, match="summary_activation is None, only 'gelu' can be read"):
+        hf.load(tmp_path / "choice")
+
+
 def test_what_lies_beside_a_checkpoint_is_not_taken_for_it(bert):
     """Indexes of FAISS, and the model.json of TensorFlow.js."""
     for name in ("a.index", "b.index"):
