@@ -149,14 +149,14 @@ help() {
 
 check_settings() {
   local name
-  if [[ -n ${BUCKET:-} ]]; then
+  if [[ $wanted == *" BUCKET"* && -n ${BUCKET:-} ]]; then # of a script that has none, paths are those of the machine
     BUCKET=${BUCKET#gs://} && BUCKET=${BUCKET%/}
     [[ $BUCKET =~ ^[a-z0-9][a-z0-9._-]+$ ]] || usage_error "BUCKET is $BUCKET: a bucket's name, without a path"
+    for name in DATA WORKDIR; do
+      [[ ! ${!name:-} =~ ^(gs://|/|\.\.?/)|\.\. ]] ||
+        usage_error "$name is ${!name}: a path inside the bucket, without gs:// and .."
+    done
   fi
-  for name in DATA WORKDIR; do
-    [[ -z ${BUCKET:-} || ! ${!name:-} =~ ^(gs://|/|\.\.?/)|\.\. ]] ||
-      usage_error "$name is ${!name}: a path inside the bucket, without gs:// and .."
-  done
   for name in POLL MAX_STARTS WORKER SECONDS_TRACED PROFILER_PORT; do
     [[ ${!name} =~ ^[0-9]+$ ]] || usage_error "$name is ${!name}: a whole number is needed"
   done

@@ -49,7 +49,7 @@ seen=$(ask_workers "$answer" all 600 "bash worker.sh devices") || {
   complain "JAX did not start on every worker: see above; 'run.sh' would fail too"
   exit 75
 }
-dry || grep '^devices' <<<"$seen" | sort >&2
+dry || { grep '^devices' <<<"$seen" || :; } | sort >&2
 (($(grep -c "^devices $((devices / workers)) of $devices " <<<"$seen" || :) == workers)) ||
   fail "$accelerator is $devices devices on $workers workers, and not every worker sees its share: delete.sh, then create.sh"
 say "ready: $workers workers, $devices devices. Next: run.sh"

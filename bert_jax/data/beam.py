@@ -170,7 +170,8 @@ def _found(spec: str | os.PathLike) -> list[str | os.PathLike | Source]:
 
 @contextlib.contextmanager
 def _place(out: str) -> Iterator[tuple[str, str]]:
-    """Where the files of the store are put together, and where temporary ones go; afterwards all is at `out`, or nothing."""
+    """Where the files of the store are put together, and where temporary ones go; afterwards all is at `out`, or nothing. (A
+    store that is whole and cannot be moved to its place stays where it is, and the message says so.)"""
     way_out = "remove it or choose another folder"
     if _is_url(out):
         build, work = out, out + PARTIAL
@@ -202,10 +203,10 @@ def _place(out: str) -> Iterator[tuple[str, str]]:
             yield str(partial), str(partial / WORK)
             shutil.rmtree(partial / WORK)
             os.sync()  # workers' files are closed, not yet on this machine's disk
-            put_in_place(partial, pathlib.Path(out), MANIFEST)
         except BaseException:
             shutil.rmtree(partial)
             raise
+        put_in_place(partial, pathlib.Path(out), MANIFEST)  # what cannot be moved stays, whole
 
 
 def _delete(url: str) -> None:

@@ -18,14 +18,9 @@ def marker(name: str) -> str:
 
 
 class TakingTurns:
-    """An endless iterator of batches, each from the source that is furthest behind its share; the first wins ties.
-
-    Attributes:
-      epoch: examples in all until the first source has given each of its own once.
-    """
+    """An endless iterator of batches, each from the source that is furthest behind its share; the first wins ties."""
 
     def __init__(self, sources: Sequence[Any], shares: Sequence[float], names: Sequence[str]):
-        self.epoch = round(sources[0].epoch * sum(shares) / shares[0])
         self._sources, self._shares, self._names = list(sources), np.asarray(shares), list(names)
 
     def __iter__(self) -> "TakingTurns":
@@ -34,6 +29,14 @@ class TakingTurns:
     def __next__(self) -> dict[str, np.ndarray]:
         turn = int(np.argmin(self._given() / self._shares))
         return _marked(next(self._sources[turn]), self._names[turn])
+
+    @property
+    def epoch(self) -> float:
+        """Examples in all until the first source has given each of its own once, as far as what was given tells: shares are of
+        rows, and how many examples a packed row has is seen as they come."""
+        given = [source.get_state()["examples"] for source in self._sources]
+        share = given[0] / sum(given) if given[0] else self._shares[0] / self._shares.sum()
+        return self._sources[0].epoch / share
 
     def get_state(self) -> dict[str, Any]:
         """Examples given in all, and by each source; JSON."""

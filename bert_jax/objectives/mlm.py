@@ -86,7 +86,8 @@ class MaskedLM(Objective):
         the largest of the rates. Of ``examples`` in a row each is rounded by itself (81 for 8 of them in 512)."""
         rates = [rate for rate in (self.rate, self.final_rate, self.eval_rate) if rate is not None]
         if examples > 1:  # n tokens have at most rate * n + 1/2 predictions; but the fewest, SMALLEST, have one
-            return max(int(rate * length + examples * max(0.5, 1 - rate * SMALLEST) + 1e-6) for rate in rates)
+            most = max(int(rate * length + examples * max(0.5, 1 - rate * SMALLEST) + 1e-6) for rate in rates)
+            return min(most, length)
         most = max(rates)
         return max(1, masking.most_of_share(most, length) if self.unit == "span" else int(most * length + 0.5))
 

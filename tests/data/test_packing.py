@@ -216,6 +216,8 @@ def test_turns_share_updates_whatever_is_packed(short_split):
     turns = TakingTurns(sources, [1.0, 1.0], ["", "other"])
     whose = ["turn_other" in next(turns) for _ in range(20)]
     assert whose == [False, True] * 10
+    epochs = [turns.get_state()["examples"] / turns.epoch, sources[0].get_state()["examples"] / sources[0].epoch]
+    assert 0 < epochs[1] == pytest.approx(epochs[0]), "of the first source, whose rows have several examples"
     fresh = TakingTurns([train_batches(short_split, spec, batch_size=8, seed=0) for spec in (PACKED, PairSpec(LENGTH))],
                         [1.0, 1.0], ["", "other"])
     fresh.set_state(json.loads(json.dumps(turns.get_state())))

@@ -107,6 +107,7 @@ def test_number_of_predictions_for_every_length():
     expected = [min(budget(n, 77), room) for n, room in zip(lengths, ordinary, strict=True)]
     assert weights.tolist() == expected
     assert [objective.predictions(n) for n in (3, 8, 64, 128, 512)] == [1, 1, 10, 19, 77]
+    assert MaskedLM(rate=0.85).predictions(128, 42) == 128, "no more slots than tokens, however many examples are rounded"
     assert weights.max() == 77
 
 

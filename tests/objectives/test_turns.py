@@ -107,7 +107,8 @@ def test_batches_of_a_source_come_in_its_own_order_and_say_whose_they_are():
         for name in batch.keys() - {"input_ids"}:
             assert batch[name].shape == (4, 0), "a marker holds nothing"
     assert all(values == list(range(len(values))) for values in seen.values())
-    assert source.epoch == 300, "the first source gives its 100 while the other gives 200"
+    assert source.epoch == pytest.approx(300), "the first source gives its 100 while the other gives 200"
+    assert taking((1, 2))[0].epoch == pytest.approx(300), "nothing is given yet"
 
 
 @pytest.mark.parametrize("after", [0, 1, 7, 20])

@@ -175,6 +175,19 @@ def test_slurm_goes_back_into_the_queue_and_continues(box):
     assert len(starts(box)) == 2 and (box / "requeued").read_text() == "42\n"
 
 
+def test_slurm_where_no_process_ever_began(box):
+    """srun could not make the step: no process has written how it ended."""
+    (box / "bin" / "srun").write_text("#!/usr/bin/env bash\necho 'srun: error: cannot create the step' >&2\nexit 1\n")
+    text = run(box, "slurm.sbatch", **SLURM)
+    assert "ended with status 1 (processes: no answer)" in text and (box / "requeued").read_text() == "42\n"
+
+
+def test_a_bucket_in_the_environment_is_no_business_of_a_machine_s_own_paths(box):
+    plan(box, ["0 10 0"], ["0 - 0"])
+    run(box, "slurm.sbatch", BUCKET="mine", **SLURM)
+    assert len(starts(box)) == 1
+
+
 def test_slurm_does_not_count_a_save_cut_short_as_progress(box):
     plan(box, ["137 10 0", "137 20~ 0", "137 - 0", "137 20~ 0"], ["137 - 0"] * 4)
     for number in range(4):
