@@ -151,7 +151,7 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
 def mean_over_tokens(model: Model) -> SentenceSettings:
     """How sentence-transformers would embed with a plain encoder: the mean, of as many tokens as encoder and tokenizer take."""
     stated = model.tokenizer.settings.get("model_max_length") if model.tokenizer else None
-    positions = model.config.max_length
+    positions = sentence_transformers.ANY_LENGTH if model.config.positions == "relative" else model.config.max_length
     return SentenceSettings(max_length=min(stated, positions) if type(stated) is int and stated > 0 else positions)
 
 

@@ -16,7 +16,7 @@ from bert_jax.config import to_json
 from bert_jax.convert.reading import Origin
 from bert_jax.embedding.settings import Prompt, SentenceSettings
 from bert_jax.errors import BertJaxError
-from bert_jax.model import Model
+from bert_jax.model import Model, mean_over_tokens
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
@@ -257,3 +257,11 @@ def test_a_hub_id_without_the_library(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(BertJaxError, match=r"pip install 'bert_jax\[hub\]'"):
         bert_jax.load("someone/small")
+
+
+@pytest.mark.parametrize(("positions", "longest"), [("absolute", 16), ("relative", int(1e30))])
+def test_without_settings_vectors_are_of_as_many_tokens_as_there_are_positions(positions, longest):
+    """XLNet's have no end."""
+    config = EncoderConfig(vocab_size=8, embedding_width=8, hidden_width=8, layers=1, heads=2, ffn_width=8, max_length=16,
+                           positions=positions, with_heads=())
+    assert mean_over_tokens(Model({}, config, None)).max_length == longest

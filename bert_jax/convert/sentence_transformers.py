@@ -41,7 +41,7 @@ _NOT_APPLIED = (
     "model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs",
     "processing_kwargs", "query_length", "document_length", "query_expansion",
 )  # fmt: skip
-_ANY_LENGTH = int(1e30)  # what transformers writes where a tokenizer knows no longest text
+ANY_LENGTH = int(1e30)  # what transformers writes where a tokenizer knows no longest text
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")  # pad_token_id + 1 rows serve no token
 
 
@@ -205,7 +205,7 @@ def _max_length(encoder: Path, wanted: int | None) -> int:
     """`wanted`, or what the tokenizer allows if that is None, but not more than the positions of the encoder (XLNet, which has
     no table of them, takes any number)."""
     config = read_json(encoder / CONFIG)
-    positions = config.get("max_position_embeddings", _ANY_LENGTH if config.get("model_type") == "xlnet" else None)
+    positions = config.get("max_position_embeddings", ANY_LENGTH if config.get("model_type") == "xlnet" else None)
     if type(positions) is not int:
         raise BertJaxError(f"{encoder / CONFIG}: max_position_embeddings is {positions!r}: a number is needed")
     if config.get("model_type") in _OFFSET_POSITIONS:
