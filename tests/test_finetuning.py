@@ -545,7 +545,8 @@ def test_evaluate_from_the_shell(run, tmp_path, tiny_store, capfd):
     said = refused(*words[1:], "--texts", "text", "--label", "label")
     assert "has the label 'green', task.encoder.labels are red, blue" in said
     assert "--batches goes with a token store" in refused(*words[1:], "--batches", 2)
-    assert "--texts and --label go with a file" in refused(folder, "--data", tiny_store, "--label", "label")
+    for option in (("--label", "label"), ("--null-threshold", 0)):
+        assert "--texts, --label and --null-threshold go with a file" in refused(folder, "--data", tiny_store, *option)
     assert "is no work directory of finetune" in refused(folder / "model", "--data", tmp_path / "test.tsv")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/finetune.json").write_bytes((folder / "finetune.json").read_bytes())
