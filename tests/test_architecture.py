@@ -65,7 +65,7 @@ ALLOWED = {
         "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models", "bert_jax.tokenizers",
         "bert_jax.data", "bert_jax.model", "bert_jax.warm_start",
     ),
-    "bert_jax.warm_start": ("bert_jax.models", "bert_jax.tokenizers", "bert_jax.model"),
+    "bert_jax.warm_start": ("bert_jax.config", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.model"),
     "bert_jax.tasks": (
         "bert_jax.functional", "bert_jax.task", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.model",
         "bert_jax.data.randomness", "bert_jax.data.sources", "bert_jax.data.best_fit", "bert_jax.warm_start",
