@@ -288,6 +288,7 @@ count_start() {
 # status, and leaves in "asked" whether it was asked to end. await COMMAND...: the same, but tells it nothing.
 # shellcheck disable=SC2034 # for the caller
 asked=""
+settled=- # what a signal does after the command: it ends the script, or with nothing here is of no matter any more
 forward() { attend tell "$@"; }
 await() { attend : "$@"; }
 tell() { kill -TERM "$1" 2>/dev/null || :; }
@@ -305,6 +306,7 @@ attend() { # WHAT COMMAND...: what a signal does with the number of the process
     wait "$child" 2>/dev/null || again=$?
     ((again == 127)) || status=$again
   fi
-  trap - TERM INT
+  # shellcheck disable=SC2064 # what it is now
+  trap "$settled" TERM INT
   return "$status"
 }

@@ -223,6 +223,13 @@ def test_slurm_saves_when_told_to_end_and_stays_cancelled(box, state, whole):
     assert "unless the job was cancelled" in text
 
 
+def test_a_signal_after_all_have_saved_does_not_keep_the_job_from_the_queue(box):
+    plan(box, ["75 10 0"], ["75 - 0"])
+    (box / "bin" / "scontrol").write_text('#!/usr/bin/env bash\nkill -TERM $PPID\nsleep 0.2\necho 42 >"$FOLDER/requeued"\n')
+    run(box, "slurm.sbatch", **SLURM)
+    assert (box / "requeued").read_text() == "42\n"
+
+
 def test_slurm_gives_up_and_says_what_is_missing(box):
     plan(box, ["137 - 0"] * 9, ["137 - 0"] * 9)
     for number in range(3):
