@@ -200,7 +200,8 @@ def test_a_chain_of_runs(tmp_path, monkeypatch, tiny_store, tiny_experiment, cap
         ({"combine": "concatenate"}, "name two or more layers in task.encoder.read_layers"),
         ({"lora_alpha": 16.0}, "task.encoder.lora_alpha does nothing without task.encoder.lora_rank"),
     ):
+        idle = Experiment(dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **fields)))  # of a folder
         with pytest.raises(BertJaxError, match=message):
-            dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **fields))
+            finetune(idle, tmp_path / "idle")
     with pytest.raises(BertJaxError, match="task.reinitialise is 3: from 0 to the 2 layers"):
         dataclasses.replace(config, reinitialise=3)

@@ -83,11 +83,6 @@ class Finetuning:
             raise BertJaxError(f"task.reinitialise is {self.reinitialise}: from 0 to the {self.encoder.depth} layers")
         if self.reinitialise and self.encoder.share != "none":
             raise BertJaxError(f"task.reinitialise: layers share parameters here (share {self.encoder.share!r}), leave it at 0")
-        if self.encoder.combine == "concatenate" and len(self.encoder.read_layers) < 2:
-            raise BertJaxError("task.encoder.combine=concatenate has nothing to combine: name two or more layers in "
-                               "task.encoder.read_layers")
-        if self.encoder.lora_alpha != EncoderConfig.lora_alpha and not self.encoder.lora_rank:
-            raise BertJaxError("task.encoder.lora_alpha does nothing without task.encoder.lora_rank: set that too")
         if self.encoder.lora_rank and self.reinitialise:
             raise BertJaxError("task.reinitialise: with task.encoder.lora_rank new layers stay untrained, leave one out")
         if self.encoder.lora_rank and any(isinstance(trick, Mixout) for trick in self.tricks):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from bert_jax.errors import BertJaxError
+from bert_jax.models.config import EncoderConfig
 from bert_jax.objectives.permutation import PermutationLM
 from bert_jax.objectives.pretraining import Pretraining
 from bert_jax.parallel.mesh import MeshConfig
@@ -104,7 +105,8 @@ class Experiment:
 
         Raises:
           BertJaxError: ``train.best`` is a loss, of which the largest would be the best; layers would be unfrozen after the
-            end; or LAMB, whose steps are as long as the weights whatever the gradient, would move what has none.
+            end; fine-tuning would leave ``combine`` or ``lora_alpha`` without effect; or LAMB, whose steps are as long as the
+            weights whatever the gradient, would move what has none.
         """
         encoder, optimizer, best = self.task.encoder, self.optimizer, self.train.best or ""
         if best in SMALLER_IS_BETTER or (best.endswith("_loss") and not best.startswith("-")):
@@ -114,7 +116,13 @@ class Experiment:
                 f"optimizer.unfreeze_every is {optimizer.unfreeze_every}: all of {encoder.depth} layers and the embeddings "
                 f"would train after {thawed} updates, train.steps is {self.train.steps}: lower the one or raise the other"
             )
-        if isinstance(self.task, Pretraining) and isinstance(optimizer, Lamb):
+        if isinstance(self.task, Finetuning):
+            if encoder.combine == "concatenate" and len(encoder.read_layers) < 2:
+                raise BertJaxError("task.encoder.combine=concatenate has nothing to combine: name two or more layers in "
+                                   "task.encoder.read_layers")
+            if encoder.lora_alpha != EncoderConfig.lora_alpha and not encoder.lora_rank:
+                raise BertJaxError("task.encoder.lora_alpha does nothing without task.encoder.lora_rank: set that too")
+        elif isinstance(optimizer, Lamb):
             self._check_lamb()
 
     def _check_lamb(self) -> None:
