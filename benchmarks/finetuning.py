@@ -17,9 +17,9 @@ anything, with random batches.
 which compiles once. ``speed`` still comes first and alone, and only what ran alone counts as time. ``--deadline`` ends it all
 after so many seconds.
 
-``--size cpu`` has 8,192 sentences of SST-2 and at most 600 updates of the tasks with one seed; ``full`` has all; ``gpu`` is
-``full`` with few lengths a task, since a GPU's programs take long to compile (PyTorch takes a GPU where it finds one,
-as jax does).
+``--size cpu`` has 8,192 sentences of SST-2 three times, all of them once (``SST-2 whole``), and at most 600 updates of the
+tasks with one seed; ``full`` has all; ``gpu`` is ``full`` with few lengths a task, since a GPU's programs take long to compile
+(PyTorch takes a GPU where it finds one, as jax does).
 """
 
 import argparse
@@ -45,7 +45,8 @@ START = "all-MiniLM-L6-v2"
 SIDES = ("ours", "trainer")
 BY_DEFAULT = "default"  # a third side of ``speed``: the Trainer by default, which does not group by length
 SHUFFLED = "MRPC"  # measured with a third side besides: the Trainer with its batches in random order
-SENTENCES = ("SST-2", "MRPC", "CoLA", "RTE", "STS-B")  # with several seeds
+WHOLE = "SST-2 whole"  # all of its sentences, once, where SST-2 itself has a part of them
+SENTENCES = ("SST-2", WHOLE, "MRPC", "CoLA", "RTE", "STS-B")  # with several seeds
 SINGLE = ("SQuAD", "WikiANN en", "WikiANN de", "UD POS")  # with one
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "accelerate", "numpy", "seqeval")
 RATE, WARM, BATCH, DECAY, EPS, CLIP = 5e-5, 0.1, 32, 0.01, 1e-6, 1.0
@@ -80,10 +81,16 @@ SIZES = {
 }
 
 
+def several(size: Size) -> list[str]:
+    """The tasks that ``size`` measures with several seeds."""
+    named = size.tasks or [task for task in SENTENCES if task != WHOLE or size.sst2_rows]
+    return [task for task in SENTENCES if task in named]
+
+
 def cells(size: Size) -> list[str]:
     """``TASK-SEED-SIDE``, in the order in which they run: seed by seed, the sides by turns."""
     names = [("speed", number) for number in range(size.rounds)]
-    names += [(task, seed) for seed in range(size.seeds) for task in SENTENCES if task in (size.tasks or SENTENCES)]
+    names += [(task, seed) for seed in range(size.seeds) for task in several(size)]
     names += [(task, 0) for task in SINGLE if task in (size.tasks or SINGLE)]
     found = []
     for task, seed in names:
@@ -119,13 +126,13 @@ def recipe(task: str, seed: int, size: Size, data: Path, directory: Path, start:
     batch, most = BATCH, size.steps
     lengths = (size.few and FEW.get(task)) or (384 if task == "SQuAD" else 128,)
     if task in SENTENCES or task == "speed":
-        name = "SST-2" if task == "speed" else task
+        name = "SST-2" if task in ("speed", WHOLE) else task
         training, heldout, labels, score = glue(data, directory)[name]
-        rows = SPEED_ROWS if task == "speed" else size.sst2_rows if name == "SST-2" else None
+        rows = {"speed": SPEED_ROWS, "SST-2": size.sst2_rows}.get(task)
         if rows:
             training = dataclasses.replace(training, rows=(0, rows))
         count = len(training.read().labels)
-        epochs = SPEED_EPOCHS if task == "speed" else size.sst2_epochs if name == "SST-2" else size.epochs
+        epochs = {"speed": SPEED_EPOCHS, "SST-2": size.sst2_epochs, WHOLE: 1}.get(task, size.epochs)
         kind, more = (Classification, {}) if len(labels) > 1 else (Regression, {"offset": 2.7, "scale": 1.46})
         shapes = EVALUATED if size.few else 16
         config = kind(finetuned_encoder(encoder, labels), str(start), training, heldout, lengths, shapes, **more)
@@ -379,7 +386,7 @@ def report(directory: Path) -> None:
     for task, side in (*((task, "trainer") for task in (*SENTENCES, *SINGLE)), (SHUFFLED, "shuffled")):
         mine, theirs = of(task, "ours"), of(task, side)
         what = task if side == "trainer" else f"{task}, the Trainer's batches in random order"
-        expected = (size.seeds if task in SENTENCES else 1) if task in (size.tasks or SENTENCES + SINGLE) else 0
+        expected = size.seeds if task in several(size) else int(task in (size.tasks or SINGLE))
         if len(mine) < expected or len(theirs) < expected:
             missing.append(f"{what} ({len(mine)} of {expected} seeds here, {len(theirs)} with Trainer)")
         if not mine or not theirs:
@@ -415,7 +422,8 @@ def report(directory: Path) -> None:
     _draw(of, page.with_suffix(".png"))
     processes.publish(results, page, measured, INTRODUCTION.format(
         start=START, rate=RATE, batch=BATCH, decay=DECAY, eps=EPS, clip=CLIP, warm=WARM, epochs=size.epochs,
-        sst2_epochs=size.sst2_epochs, sst2=f"the first {size.sst2_rows:,} of 67,349" if size.sst2_rows else "all 67,349",
+        sst2=f"the first {size.sst2_rows:,} of 67,349 sentences, {size.sst2_epochs} epochs, and all of them (whole), 1"
+        if size.sst2_rows else f"all 67,349 sentences, {size.sst2_epochs} epoch",
         single=f"at most {size.single_steps:,} updates" if size.single_steps else f"{size.epochs} epochs, SQuAD 2",
         lengths="Our sentences and pairs share rows, those that are tagged too; questions are padded to "
         + ("two lengths chosen beforehand" if size.few else "at most 16 lengths chosen from the data"),
@@ -492,7 +500,7 @@ INTRODUCTION = """# Fine-tuning here and with transformers' Trainer
 of transformers in PyTorch: AdamW with bias correction (rate {rate:g}, warm-up over {warm:.0%} of the updates, then
 falling linearly to 0, decay {decay}, eps {eps:g}), gradients clipped at norm {clip}, batch {batch} (SQuAD 16), dropout
 0.1, float32 (on a GPU as well, no TF32 on either side), at most 128 tokens (SQuAD 384, stride 128). {lengths}; the Trainer's
-batches are padded to their longest sentence. SST-2: {sst2} sentences, {sst2_epochs} epoch(s); MRPC, CoLA, RTE and
+batches are padded to their longest sentence. SST-2: {sst2}; MRPC, CoLA, RTE and
 STS-B whole, {epochs} epochs; SQuAD (its development set, the first three quarters of the articles to train on, the rest held
 out), WikiANN and UD POS (EWT): {single}. STS-B's values less 2.7 over 1.46 on both sides. Held out are the development sets
 (of MRPC 500 rows of the authors' training set, whose other 3,576 are trained on: GLUE has another cut);
