@@ -125,6 +125,26 @@ def ratio(times: Sequence[float], ours: Sequence[float]) -> tuple[float, float, 
     return statistics.median(values), min(values), max(values)
 
 
+def rates(found: Mapping[str, Times], count: int, what: str, key: str, close: float) -> dict[str, dict]:
+    """Contestant -> ``WHAT_per_second`` of ``count`` a turn, the first turn, and how many times as fast ours is.
+
+    Raises:
+      SystemExit: the numbers that a contestant said of itself under ``key``, rows of them, are not ``close`` to ours.
+    """
+    for name, times in found.items():
+        rows = zip(times.said[key], found["ours"].said[key], strict=True)
+        furthest = max(abs(a - b) for one, other in rows for a, b in zip(one, other, strict=True))
+        if furthest > close:
+            sys.exit(f"the {key} of {name} differ from ours by {furthest:.1e}")
+    return {
+        name: {
+            f"{what}_per_second": count / statistics.median(times.turns), "first_seconds": times.first,
+            "ours_over_it": ratio(times.turns, found["ours"].turns), "turns": times.turns,
+        }
+        for name, times in found.items()
+    }
+
+
 def keep(path: Path, run: dict) -> list[dict]:
     """Writes the file of a contest's results, ``{"runs": [...]}``, the newest run first, and returns its runs.
 

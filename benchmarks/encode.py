@@ -13,9 +13,8 @@ vectors of all agree within 1e-4, or the benchmark ends.
 import argparse
 import csv
 import os
-import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import contest
@@ -74,36 +73,49 @@ def exported(folder: Path) -> Path:
 
 
 def onnxruntime_encoder(folder: Path, batch_size: int) -> Callable[[list[str]], object]:
-    """A session with as many threads as cores, mean pooling and norms in NumPy."""
+    """Mean pooling and norms in NumPy of what :func:`onnxruntime_session` gives."""
+    import numpy as np
+
+    session = onnxruntime_session(exported(folder), folder, 256, "last_hidden_state")
+
+    def encode(texts: list[str]):
+        vectors = np.empty((len(texts), 384), np.float32)
+        for chosen, mask, hidden in session(texts, batch_size):
+            summed = (hidden * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+            vectors[chosen] = summed / np.linalg.norm(summed, axis=1, keepdims=True)
+        return vectors
+
+    return encode
+
+
+def onnxruntime_session(file: Path, folder: Path, length: int, output: str) -> Callable[[list, int], Iterator[tuple]]:
+    """A session with as many threads as cores: (texts or pairs, batch size) -> which of them, mask, ``output``, batch by
+    batch, the longest first; the tokenizer is that of ``folder``, texts are cut at ``length`` tokens."""
     import numpy as np
     import onnxruntime
     from tokenizers import Tokenizer
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = onnxruntime.InferenceSession(str(exported(folder)), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(256)
+    tokenizer.enable_truncation(length)
     tokenizer.no_padding()
     names = [one.name for one in session.get_inputs()]
 
-    def encode(texts: list[str]):
+    def batches(texts: list, batch_size: int) -> Iterator[tuple]:
         encoded = tokenizer.encode_batch(texts)
         order = np.argsort([-len(one.ids) for one in encoded], kind="stable")
-        vectors = np.empty((len(texts), 384), np.float32)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            length = len(encoded[chosen[0]].ids)
-            ids, mask = (np.zeros((len(chosen), length), np.int64) for _ in range(2))
+            ids, mask, segments = np.zeros((3, len(chosen), len(encoded[chosen[0]].ids)), np.int64)
             for row, k in enumerate(chosen):
-                ids[row, : len(encoded[k].ids)], mask[row, : len(encoded[k].ids)] = encoded[k].ids, 1
-            given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-            hidden = session.run(None, {name: given[name] for name in names})[0]
-            summed = (hidden * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
-            vectors[chosen] = summed / np.linalg.norm(summed, axis=1, keepdims=True)
-        return vectors
+                there = len(encoded[k].ids)
+                ids[row, :there], mask[row, :there], segments[row, :there] = encoded[k].ids, 1, encoded[k].type_ids
+            given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+            yield chosen, mask, session.run([output], {name: given[name] for name in names})[0]
 
-    return encode
+    return batches
 
 
 def worker(name: str, data: Path, count: int, batch_size: int) -> None:
@@ -126,18 +138,7 @@ def compare(data: Path, count: int, peers: list[str], rounds: int, batch_size: i
     """Sentences a second of everybody, and how many times as fast ours is, with the range over rounds."""
     arguments = ["--data", str(data), "--sentences", str(count), "--batch-size", str(batch_size)]
     found = contest.contest(__file__, ["ours", *peers], arguments, rounds, 1, f"batch {batch_size}: ")
-    for name, times in found.items():
-        rows = zip(times.said["vectors"], found["ours"].said["vectors"], strict=True)
-        furthest = max(abs(a - b) for one, other in rows for a, b in zip(one, other, strict=True))
-        if furthest > CLOSE:
-            sys.exit(f"the vectors of {name} differ from ours by {furthest:.1e}")
-    return {
-        name: {
-            "sentences_per_second": count / statistics.median(times.turns), "first_seconds": times.first,
-            "ours_over_it": contest.ratio(times.turns, found["ours"].turns), "turns": times.turns,
-        }
-        for name, times in found.items()
-    }
+    return contest.rates(found, count, "sentences", "vectors", CLOSE)
 
 
 def main() -> None:
