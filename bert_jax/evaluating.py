@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_jax.answering import LENGTHS
 from bert_jax.compilation import keep_programs
 from bert_jax.errors import BertJaxError
 from bert_jax.files import read_json
 from bert_jax.finetuning import RESULT, finished_seeds
 from bert_jax.model import EXPERIMENT, PLAN, load
-from bert_jax.predicting import LENGTHS, task_in
+from bert_jax.predicting import task_in
 from bert_jax.progress import tracked
 from bert_jax.reporting.table import Scores, gather
 from bert_jax.tasks import (

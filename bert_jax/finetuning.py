@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from bert_jax import config as configuration
+from bert_jax.answering import Answering
 from bert_jax.convert import hf
 from bert_jax.convert.reading import PREDICTOR, Origin, flatten
 from bert_jax.convert.settings import CONFIG, family_of
@@ -32,9 +33,8 @@ from bert_jax.files import check_local, read_json, write_json, write_whole
 from bert_jax.model import CHECKPOINTS, EXPERIMENT, EXPORTED, PLAN, Model, load, save
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.predicting import Answering, kept_of, of_task
+from bert_jax.predicting import kept_of, of_task
 from bert_jax.reporting import card, judged, page, plots, table
-from bert_jax.reporting.table import SCORES
 from bert_jax.tasks import TASKS, Classification, Regression, Tagging, finetuning_task
 from bert_jax.tasks.base import Finetuning, FinetuningTask
 from bert_jax.tasks.columns import entities
@@ -197,7 +197,7 @@ def _finetune(
         if params is None:
             return Finetuned(False, None, workdir)
         kept = {chosen: (params, _answers(task, answering, params, folder))}
-    before = read_json(workdir / SCORES).get("exported_seed") if (workdir / SCORES).is_file() else chosen
+    before = read_json(workdir / table.SCORES).get("exported_seed") if (workdir / table.SCORES).is_file() else chosen
     if before != chosen:
         console.print(f"{workdir / EXPORTED} was that of seed {before}, now of seed {chosen}", highlight=False, markup=False,
                       soft_wrap=True)
@@ -243,7 +243,7 @@ def _check(workdir: Path, plan: dict[str, Any]) -> None:
     if (workdir / PLAN).is_file():
         there = read_json(workdir / PLAN)
         runs = [path for path in workdir.iterdir() if _ONE.fullmatch(path.name) or _SEVERAL.fullmatch(path.name)]
-        left = (workdir / EXPORTED).exists() or (workdir / SCORES).exists() or any(map(trained, runs))
+        left = (workdir / EXPORTED).exists() or (workdir / table.SCORES).exists() or any(map(trained, runs))
         if there != plan and not left:
             logger.warning("the fine-tuning that was begun in %s trained nothing, this one takes its place", workdir)
             for path in runs:

@@ -1,30 +1,21 @@
-"""What a fine-tuned model says about new text, streamed: bounded memory, few compiled shapes, rows in the order they came.
-
-Rows are taken in chunks of some batches. A chunk is tokenised in a thread of its own while the device computes the one before,
-sorted by length, and cut into batches of one size, each padded to one of a few lengths: once a length has come, it is never
-compiled again. What is computed is that of an evaluation (:mod:`bert_jax.tasks.base`).
-"""
+"""What a fine-tuned model says about new text: a list, a file, or an endless stream, from whatever holds such a model."""
 
 import copy
 import dataclasses
 import functools
-import itertools
 import logging
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
 from bert_jax import config as configuration
 from bert_jax import model as models
+from bert_jax.answering import Answering, taken_by
 from bert_jax.compilation import keep_programs
 from bert_jax.convert.reading import PREDICTOR
 from bert_jax.convert.settings import CONFIG
-from bert_jax.errors import BertJaxError, check_several, each_warning_once
+from bert_jax.errors import BertJaxError, check_several
 from bert_jax.files import read_json
 from bert_jax.model import PLAN, Model
 from bert_jax.models import api
@@ -32,26 +23,22 @@ from bert_jax.models.config import EncoderConfig
 from bert_jax.replicas import replicas
 from bert_jax.reporting import answers
 from bert_jax.tasks import AnyFinetuning, finetuning_task
-from bert_jax.tasks.base import Outputs, Predictor
-from bert_jax.tasks.batches import Encoded, EvalBatches, Keep, WrongText
+from bert_jax.tasks.base import Predictor
+from bert_jax.tasks.batches import Keep
 from bert_jax.tasks.choice import Chooses, Questions
 from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.columns import Lists
 from bert_jax.tasks.datasets import Named
-from bert_jax.tasks.masked_words import FillsWords
 from bert_jax.tasks.question_answering import WINDOW, AnswersQuestions, window_sizes
 from bert_jax.tasks.race import Race
 from bert_jax.tasks.regression import Values
 from bert_jax.tasks.squad import Squad
 from bert_jax.tasks.tables import Source, Table
 from bert_jax.tasks.tagging import Tags
-from bert_jax.tasks.texts import Form, ahead, check_lines, form_of, open_texts
+from bert_jax.tasks.texts import Form, check_lines, form_of, open_texts
 from bert_jax.tokenizers import Tokenizer
 
-LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
 WORD_A_LINE = (".conllu", ".iob2", ".conll", ".bio", ".iob")
-CHUNK = 32  # batches that are sorted by length together
-IN_FLIGHT = 2  # batches dispatched and not yet fetched
 LONGEST = 512  # tokens of a row where nothing else is said
 
 logger = logging.getLogger("bert_jax")
@@ -130,7 +117,7 @@ def predict_file(
         check_lines(path, ready.columns)
     lists = 0 if tags else 1 if listed else None
     source = open_texts(path, columns, form, lists=lists, whole=isinstance(ready.predictor, AnswersQuestions))
-    least, most, wanted = _taken(ready.predictor)
+    least, most, wanted = taken_by(ready.predictor)
     if len(source.columns) != 1 if tags else not listed and not least <= len(source.columns) <= most:
         name = "name them (--texts)" if tabular else "give *.tsv, *.csv or *.jsonl, and name its columns (--texts)"
         raise BertJaxError(f"{model} needs {wanted}, not {len(source.columns)} column{'s' * (len(source.columns) > 1)} "
@@ -171,39 +158,6 @@ def _flat(row: tuple[str | tuple[str, ...], ...], words: bool) -> tuple[str, ...
             text if isinstance(text, tuple) else text.split() if words and isinstance(text, str) else (text,)
         )
     )
-
-
-# How many texts a row has, at least and at most, and what they are called.
-_TAKEN: dict[type[Predictor], tuple[int, float, str]] = {
-    Classifies: (1, 2, "a text or a pair"), Values: (1, 2, "a text or a pair"), Tags: (1, float("inf"), "a sentence"),
-    AnswersQuestions: (2, 2, "a question and a context"), Chooses: (3, float("inf"), "a first text and two or more choices"),
-    FillsWords: (2, float("inf"), "a sentence with a mask, and words for it"),
-}
-
-
-def _taken(predictor: Predictor) -> tuple[int, float, str]:
-    if predictor.texts is not None:
-        return predictor.texts, predictor.texts, ("a text alone", "a pair")[predictor.texts - 1]
-    return _TAKEN[next(kind for kind in type(predictor).__mro__ if kind in _TAKEN)]
-
-
-def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor) -> str | None:
-    """What is wrong with the form of a row; ``first``: the row that came first."""
-    if not all(isinstance(part, str) for part in text):
-        return f"is {text!r}: strings are needed"
-    if not text or not all(part.strip() for part in text):
-        return "is empty, or nothing but white space: take it out"
-    (least, most, wanted), count = _taken(predictor), f"{len(text)} text{'s' * (len(text) > 1)}"
-    if not least <= len(text) <= most:
-        return f"has {count}: the model needs {wanted}"
-    if isinstance(predictor, Classifies | Values) and len(text) != len(first):
-        return f"has {count}, the first one has {len(first)}: give texts alone, or pairs alone"
-    for part in text:
-        try:
-            part.encode()
-        except UnicodeEncodeError as error:
-            return f"has a lone surrogate at character {error.start}: decode it as UTF-8"
-    return None
 
 
 def load(path: str | os.PathLike, null_threshold: float | None = None) -> Ready:
@@ -364,70 +318,3 @@ def task_in(path: Path, keys: tuple[str, ...]) -> AnyFinetuning:
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
     return configuration.from_json(_Holder, {"task": content}, str(path)).task
-
-
-class Answering:
-    """A predictor and the few shapes of batches that it computes, each compiled once for all parameters of the same shapes."""
-
-    def __init__(self, predictor: Predictor, batch_size: int = 64):
-        """Raises: BertJaxError: a ``batch_size`` below 1."""
-        if batch_size < 1:
-            raise BertJaxError(f"batch_size is {batch_size}: it must be at least 1")
-        self.predictor, self.batch_size, self.replicas = predictor, batch_size, replicas()
-        self.lengths = tuple(length for length in LENGTHS if length < predictor.length) + (predictor.length,)
-
-    def stream(
-        self, params: api.Params, texts: Iterable[tuple[str, ...]], called: str = "text"
-    ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-        """Each of ``texts``, in their order, with its answer.
-
-        Args:
-          called: what messages have before the number of a text, which counts from 1.
-
-        Raises:
-          BertJaxError: see the predictor's ``encode``; a text without any character but white space, or of another form than
-            the predictor takes.
-        """
-        params = self.replicas.hold(params)
-        rows = None  # of a batch; fewer where all there is does not fill one
-        for chunk, encoded in ahead(self._encoded(iter(texts), called)):
-            count = len(encoded.item)
-            rows = rows or self.replicas.rows(self.batch_size, count)
-            yield from zip(chunk, self.predictor.answers(chunk, encoded, self._outputs(params, encoded, rows)), strict=True)
-
-    def _encoded(
-        self, texts: Iterator[tuple[str, ...]], called: str
-    ) -> Iterator[tuple[list[tuple[str, ...]], Encoded]]:
-        before, first, said = 0, None, set()
-        size = CHUNK * self.batch_size * self.replicas.count
-        while chunk := list(itertools.islice(texts, size)):
-            first = first or chunk[0]
-            for number, text in enumerate(chunk, start=before + 1):
-                if problem := _problem(text, first, self.predictor):
-                    raise BertJaxError(f"{called} {number} {problem}")
-            try:
-                more = "; of what comes after these it is not said again" if len(chunk) == size else ""
-                with each_warning_once(said, more):  # and not around what yields: others warn meanwhile
-                    encoded = self.predictor.encode(chunk)
-            except WrongText as error:
-                raise BertJaxError(f"{called} {before + error.row + 1}: {error.problem}") from None
-            before += len(chunk)
-            yield chunk, encoded
-
-    def _outputs(self, params: api.Params, encoded: Encoded, rows: int) -> Outputs:
-        """Of all rows of ``encoded``, in their order."""
-        made: dict[str, dict[int, np.ndarray]] = {}
-        pending: deque = deque()
-
-        def fetch() -> None:
-            example, computed = pending.popleft()
-            for name, values in jax.device_get(computed).items():
-                made.setdefault(name, {}).update((int(k), row) for k, row in zip(example, values, strict=True) if k >= 0)
-
-        for batch in EvalBatches(encoded, self.lengths, rows, None, self.predictor.tokenizer.pad_id, None):
-            pending.append((batch["example"], self.replicas.run(self.predictor.run, params, batch)))
-            if len(pending) > IN_FLIGHT:
-                fetch()
-        while pending:
-            fetch()
-        return {name: [values[k] for k in range(len(encoded.item))] for name, values in made.items()}

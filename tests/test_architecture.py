@@ -91,17 +91,19 @@ ALLOWED = {
     ),
     "bert_jax.planning": ("bert_jax.models", "bert_jax.objectives", "bert_jax.parallel", "bert_jax.training"),
     "bert_jax.reporting": ("bert_jax.progress", "bert_jax.tasks", "bert_jax.task"),
+    "bert_jax.answering": ("bert_jax.models", "bert_jax.replicas", "bert_jax.tasks"),
     "bert_jax.predicting": (
+        "bert_jax.answering",
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
         "bert_jax.tokenizers", "bert_jax.reporting.answers", "bert_jax.compilation", "bert_jax.replicas",
     ),
     "bert_jax.finetuning": (
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
-        "bert_jax.reporting", "bert_jax.predicting", "bert_jax.training", "bert_jax.warm_start",
+        "bert_jax.reporting", "bert_jax.answering", "bert_jax.predicting", "bert_jax.training", "bert_jax.warm_start",
     ),
     "bert_jax.evaluating": (
-        "bert_jax.finetuning", "bert_jax.model", "bert_jax.predicting", "bert_jax.progress", "bert_jax.reporting",
-        "bert_jax.tasks", "bert_jax.training.recipe", "bert_jax.compilation",
+        "bert_jax.answering", "bert_jax.finetuning", "bert_jax.model", "bert_jax.predicting", "bert_jax.progress",
+        "bert_jax.reporting", "bert_jax.tasks", "bert_jax.training.recipe", "bert_jax.compilation",
     ),
     "bert_jax.fill_mask": ("bert_jax.models", "bert_jax.tokenizers", "bert_jax.compilation"),
     "bert_jax.training": (

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import cli, config, predicting
+from bert_jax import answering, cli, config, predicting
 from bert_jax.errors import BertJaxError
 from bert_jax.models import api
 from bert_jax.reporting import answers
@@ -72,14 +72,14 @@ def test_a_stream_answers_as_an_evaluation_does(classifier):
 def test_nothing_is_compiled_again(classifier):
     predicting._predictor.cache_clear()
     ready = predicting.of_model(classifier)
-    answering = predicting.Answering(ready.predictor, 4)
+    stream = answering.Answering(ready.predictor, 4)
     rows = [(text,) for text in texts(400)]
     sizes = []
-    for _ in answering.stream(ready.params, rows + rows + rows):
-        sizes.append(answering.predictor.run._cache_size())
-    assert 2 <= sizes[-1] <= len(answering.lengths) == 4  # 8, 16, 24, 32 tokens at most, and no other shape
+    for _ in stream.stream(ready.params, rows + rows + rows):
+        sizes.append(stream.predictor.run._cache_size())
+    assert 2 <= sizes[-1] <= len(stream.lengths) == 4  # 8, 16, 24, 32 tokens at most, and no other shape
     assert sizes[400] == sizes[-1], "the first of several rounds compiles all"
-    assert list(answering.stream(jax.tree.map(np.copy, ready.params), rows))
+    assert list(stream.stream(jax.tree.map(np.copy, ready.params), rows))
     assert ready.predictor.run._cache_size() == sizes[-1]
 
 
@@ -89,7 +89,7 @@ def test_streams_may_be_endless_and_are_read_only_as_far_as_needed(classifier):
     answers = bert_jax.predict(classifier, endless, batch_size=1)
     assert len(list(itertools.islice(answers, 40))) == 40
     answers.close()
-    assert next(taken) <= 5 * predicting.CHUNK
+    assert next(taken) <= 5 * answering.CHUNK
 
 
 def test_warnings_come_once(classifier, caplog):

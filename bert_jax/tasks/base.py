@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -114,10 +114,13 @@ class Predictor:
     Attributes:
       config: the encoder. tokenizer: its. length: the longest sequence. texts: how many an example has that it was trained on,
         of kinds that take one or two; None: that is not known.
+      output_per: what :meth:`outputs` has, of rows that examples share, for each of them: something for each of the P examples
+        [R, P, ...], or for each of the L tokens [R, L, ...], as it would be in a row of its own; None: examples share no rows.
       kept: names of attributes that are kept beside the weights of an exported model.
     """
 
     texts: int | None = None
+    output_per: ClassVar[Literal["example", "token"] | None] = None
     kept: ClassVar[tuple[str, ...]] = ("length",)
 
     def __init__(self, config: EncoderConfig, tokenizer: Tokenizer, length: int):

@@ -163,6 +163,11 @@ def choose_lengths(longest: np.ndarray, tokens: float, limit: int, shapes: int) 
     return lengths
 
 
+def filling(name: str, pad_id: int) -> int:
+    """What an array over tokens has where there is none."""
+    return pad_id if name == "input_ids" else IGNORED if name.endswith(("label", "labels")) else 0
+
+
 class _Batches:
     def __init__(self, data: Encoded, lengths: tuple[int, ...], batch_size: int, rows: np.ndarray | None, pad_id: int):
         self.data, self.batch_size, self.pad_id = data, batch_size, pad_id
@@ -191,17 +196,13 @@ class _Batches:
         longest = int(self.sizes[chosen[chosen >= 0]].max())
         return int(self.lengths[np.searchsorted(self.lengths, longest)])
 
-    def filling(self, name: str) -> int:
-        """What an array over tokens has where there is none."""
-        return self.pad_id if name == "input_ids" else IGNORED if name.endswith(("label", "labels")) else 0
-
     def make(self, chosen: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """The wanted rows of the batch of the examples ``chosen`` (int64 [B]; -1: an empty row), padded to ``length``."""
         mine = chosen[self.rows]
         real = np.flatnonzero(mine >= 0)
         batch = {"example": mine.astype(np.int32)}
         for name, arrays in self.data.tokens.items():
-            batch[name] = np.full((len(mine), *arrays[0].shape[:-1], length), self.filling(name), arrays[0].dtype)
+            batch[name] = np.full((len(mine), *arrays[0].shape[:-1], length), filling(name, self.pad_id), arrays[0].dtype)
             for row in real:
                 batch[name][row, ..., : self.sizes[mine[row]]] = arrays[mine[row]]
         if "attention_mask" not in batch:

@@ -60,6 +60,7 @@ class Classifies(Predictor):
     """Texts: (sentence,) or (first, second). Answers: ``label``, its ``probability``, and ``probability of X`` for each X."""
 
     truncate: Keep = "start"
+    output_per = "example"
     kept = ("length", "texts", "truncate")
 
     def encode(self, texts: Texts) -> Encoded:

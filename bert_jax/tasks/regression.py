@@ -45,6 +45,7 @@ class Values(Predictor):
     """Texts: (sentence,) or (first, second). Answers: the value, under the name that it has in ``encoder.labels``."""
 
     truncate: Keep = "start"
+    output_per = "example"
     kept = ("length", "texts", "truncate")
 
     def encode(self, texts: Texts) -> Encoded:

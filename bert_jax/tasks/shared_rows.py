@@ -1,18 +1,22 @@
-"""Batches for training in which several short examples share a row: hardly any padding, and one or two shapes to compile.
+"""Batches in which several short examples share a row: hardly any padding, and one or two shapes to compile.
 
-A stretch of the random order (:mod:`bert_jax.tasks.batches`) is dealt out to its batches instead of cut: the longest examples
-first, each time the next ones to the batches with the fewest tokens. So every batch has short and long examples, and all have
-about the same number of tokens, which fill the same number of rows. Rows are those of :mod:`bert_jax.data.packing`: an
-example sees itself alone, its positions count from 0, heads of whole examples read each one's own [CLS], and those of tokens
-read all as ever. Of a question with choices each choice is such an example, and all of them are in one row, behind each other.
+Rows are those of :mod:`bert_jax.data.packing`: an example sees itself alone, its positions count from 0, heads of whole
+examples read each one's own [CLS], and those of tokens read all as ever. Of a question with choices each choice is such an
+example, and all of them are in one row, behind each other.
+
+For training, a stretch of the random order (:mod:`bert_jax.tasks.batches`) is dealt out to its batches instead of cut: the
+longest examples first, each time the next ones to the batches with the fewest tokens. So every batch has short and long
+examples, and all have about the same number of tokens, which fill the same number of rows. What is only to be answered comes
+in any order, in rows of one length and as many of them in every batch.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from bert_jax.data.best_fit import best_fit
-from bert_jax.tasks.batches import EVERY_SEED, IGNORED, PLANNED, Encoded, TrainBatches
+from bert_jax.tasks.batches import EVERY_SEED, IGNORED, PLANNED, Encoded, TrainBatches, filling
 
 STEP, COARSE = 8, 32  # row lengths are multiples of it; beyond ``LONGEST`` fewer are tried
 EXAMPLES, PARTS = 16_384, 16  # that shapes are chosen for, at most, and of how many stretches they are, at least
@@ -20,6 +24,8 @@ SHORTEST, LONGEST = 64, 256  # rows, unless an example is longer: in longer ones
 QUESTION = 1024  # tokens of all choices of a question, at most, for the same reason; ``LONGEST`` on average
 SECOND = 0.05  # share of the positions that a second shape must save
 WORTH = 1.1  # positions for each one by length: what one shape is worth, where each length has to be compiled
+ANSWERED = (64, 80, 96, 112, 128, 160, 192)  # tokens of rows that texts to be answered share; one of these for all of a file
+MOST = 16  # of them in a row, at most
 TOO_MUCH = 0.1  # padding, as a share of the positions, unless it is more by length as well
 
 
@@ -145,39 +151,79 @@ class SharedRows(TrainBatches):
 
     def _filled(self, chosen: np.ndarray, row_of: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
         """The wanted ones of the rows of ``shape``, of which each of the examples ``chosen`` goes to ``row_of``."""
-        rows, length, most = shape
-        part = rows // self._multiple
+        part = shape.rows // self._multiple
         mine = (self._parts[:, None] * part + np.arange(part)).reshape(-1)
-        batch = {"example": np.full((rows, most), IGNORED, np.int32)}
-        for name, arrays in self._texts.items():
-            batch[name] = np.full((rows, length), self.filling(name), arrays[0].dtype)
-        for name, values in self.data.rows.items():
-            empty = IGNORED if values.dtype.kind == "i" else np.nan
-            batch[name] = np.full((rows, most, *values.shape[1:]), empty, values.dtype)
-        for name in ("position_ids", "example_ids"):
-            batch[name] = np.zeros((rows, length), np.int32)
-        batch["example_starts"] = np.zeros((rows, most * self._choices), np.int32)
-        batch["attention_mask"] = np.zeros((rows, length), bool)
-
-        ends, held = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-        for example, row in zip(chosen, row_of, strict=True):
-            place = held[row]
-            batch["example"][row, place] = example
-            for name, values in self.data.rows.items():
-                batch[name][row, place] = values[example]
-            for choice in range(self._choices):
-                text, number, start = example * self._choices + choice, place * self._choices + choice, ends[row]
-                size = len(self._texts["input_ids"][text])
-                span = slice(start, start + size)
-                for name, arrays in self._texts.items():
-                    batch[name][row, span] = arrays[text]
-                batch["position_ids"][row, span] = np.arange(size)
-                batch["example_ids"][row, span] = number
-                batch["attention_mask"][row, span] = True
-                batch["example_starts"][row, number] = start if size else 0
-                ends[row] = span.stop
-            held[row] += 1
+        batch = _filled(self.data, self._texts, self._choices, chosen, row_of, shape, self.pad_id)
         return {name: values[mine] for name, values in batch.items()}
+
+
+def _filled(
+    data: Encoded, texts: dict[str, list[np.ndarray]], choices: int, chosen: np.ndarray, row_of: np.ndarray, shape: Shape,
+    pad_id: int,
+) -> dict[str, np.ndarray]:
+    """The batch of ``shape`` in which each of the examples ``chosen`` has its texts, as many as ``choices``, in ``row_of``."""
+    rows, length, most = shape
+    batch = {"example": np.full((rows, most), IGNORED, np.int32)}
+    for name, arrays in texts.items():
+        batch[name] = np.full((rows, length), filling(name, pad_id), arrays[0].dtype)
+    for name, values in data.rows.items():
+        empty = IGNORED if values.dtype.kind == "i" else np.nan
+        batch[name] = np.full((rows, most, *values.shape[1:]), empty, values.dtype)
+    for name in ("position_ids", "example_ids"):
+        batch[name] = np.zeros((rows, length), np.int32)
+    batch["example_starts"] = np.zeros((rows, most * choices), np.int32)
+    batch["attention_mask"] = np.zeros((rows, length), bool)
+
+    ends, held = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    for example, row in zip(chosen, row_of, strict=True):
+        place = held[row]
+        batch["example"][row, place] = example
+        for name, values in data.rows.items():
+            batch[name][row, place] = values[example]
+        for choice in range(choices):
+            text, number, start = example * choices + choice, place * choices + choice, ends[row]
+            size = len(texts["input_ids"][text])
+            span = slice(start, start + size)
+            for name, arrays in texts.items():
+                batch[name][row, span] = arrays[text]
+            batch["position_ids"][row, span] = np.arange(size)
+            batch["example_ids"][row, span] = number
+            batch["attention_mask"][row, span] = True
+            batch["example_starts"][row, number] = start if size else 0
+            ends[row] = span.stop
+        held[row] += 1
+    return batch
+
+
+def row_for_answers(sizes: np.ndarray, lengths: tuple[int, ...], width: int) -> int | None:
+    """Tokens of the rows, of those in ``ANSWERED``, in which texts cost least; None where a row for each costs less.
+
+    Args:
+      sizes: int64 [n], tokens of each text; those that are longer than a row have one of their own.
+      lengths: ascending, to which a text in a row of its own is padded, if all of its batch are as long.
+      width: D. With F = 4 D a layer multiplies 12 D^2 numbers a position, and attention 2 L D more.
+    """
+    def cost(length: np.ndarray | int) -> np.ndarray | float:
+        return length * (1 + length / (6 * width))
+
+    alone = cost(np.array(lengths)[np.searchsorted(lengths, sizes)])
+    costs: dict[int | None, float] = {None: alone.sum()}
+    for length in ANSWERED:
+        short = sizes <= length
+        if length <= lengths[-1] and short.any():
+            costs[length] = alone[~short].sum() + cost(length) * (best_fit(sizes[short], length, MOST).max() + 1)
+    return min(costs, key=costs.__getitem__)
+
+
+def batches_for_answers(
+    data: Encoded, chosen: np.ndarray, rows: int, length: int, pad_id: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The examples ``chosen``, each once, in batches as :class:`SharedRows` has them, [R, L] with R ``rows`` of ``length``."""
+    sizes = np.array([len(ids) for ids in data.tokens["input_ids"]])
+    row_of, shape = best_fit(sizes[chosen], length, MOST), Shape(rows, length, MOST)
+    for first in range(0, int(row_of.max(initial=-1)) + 1, rows):
+        here = (row_of >= first) & (row_of < first + rows)
+        yield _filled(data, data.tokens, 1, chosen[here], row_of[here] - first, shape, pad_id)
 
 
 def _one_by_one(data: Encoded) -> dict[str, list[np.ndarray]]:

@@ -48,6 +48,8 @@ class Tags(Predictor):
     """Texts: tuples of words. Answers: ``tags``, one a word; where they are of entities also ``entities``, a list of
     dictionaries: ``text`` (its words with blanks between), ``label``, and ``first`` and ``last`` word, numbered from 0."""
 
+    output_per = "token"
+
     def encode(self, texts: Texts) -> Encoded:
         """Sentences as their words with blanks between them. ``word_starts`` bool: the first piece of each word, the one that
         has its tag. What is longer than ``length`` takes several rows, cut between words; only a word that is longer by itself

@@ -1,0 +1,162 @@
+"""Answers about new text, streamed: bounded memory, few compiled shapes, rows in the order they came.
+
+Rows are taken in chunks of some batches. A chunk is tokenised in a thread of its own while the device computes the one before.
+Short texts, where there are many, share rows of one length; others are sorted by length and cut into batches of one size, each
+padded to one of a few lengths: once a length has come, it is never compiled again. What is computed is that of an evaluation
+(:mod:`bert_jax.tasks.base`).
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from bert_jax.errors import BertJaxError, each_warning_once
+from bert_jax.models import api
+from bert_jax.replicas import replicas
+from bert_jax.tasks.base import Outputs, Predictor
+from bert_jax.tasks.batches import IGNORED, Encoded, EvalBatches, WrongText
+from bert_jax.tasks.choice import Chooses
+from bert_jax.tasks.classification import Classifies
+from bert_jax.tasks.masked_words import FillsWords
+from bert_jax.tasks.question_answering import AnswersQuestions
+from bert_jax.tasks.regression import Values
+from bert_jax.tasks.shared_rows import batches_for_answers, row_for_answers
+from bert_jax.tasks.tagging import Tags
+from bert_jax.tasks.texts import ahead
+
+LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
+CHUNK = 32  # batches that are sorted by length together
+IN_FLIGHT = 2  # batches dispatched and not yet fetched
+
+# How many texts a row has, at least and at most, and what they are called.
+TAKEN: dict[type[Predictor], tuple[int, float, str]] = {
+    Classifies: (1, 2, "a text or a pair"), Values: (1, 2, "a text or a pair"), Tags: (1, float("inf"), "a sentence"),
+    AnswersQuestions: (2, 2, "a question and a context"), Chooses: (3, float("inf"), "a first text and two or more choices"),
+    FillsWords: (2, float("inf"), "a sentence with a mask, and words for it"),
+}
+
+
+def taken_by(predictor: Predictor) -> tuple[int, float, str]:
+    """How many texts a row of ``predictor`` has, at least and at most, and what they are called."""
+    if predictor.texts is not None:
+        return predictor.texts, predictor.texts, ("a text alone", "a pair")[predictor.texts - 1]
+    return TAKEN[next(kind for kind in type(predictor).__mro__ if kind in TAKEN)]
+
+
+def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor) -> str | None:
+    """What is wrong with the form of a row; ``first``: the row that came first."""
+    if not all(isinstance(part, str) for part in text):
+        return f"is {text!r}: strings are needed"
+    if not text or not all(part.strip() for part in text):
+        return "is empty, or nothing but white space: take it out"
+    (least, most, wanted), count = taken_by(predictor), f"{len(text)} text{'s' * (len(text) > 1)}"
+    if not least <= len(text) <= most:
+        return f"has {count}: the model needs {wanted}"
+    if isinstance(predictor, Classifies | Values) and len(text) != len(first):
+        return f"has {count}, the first one has {len(first)}: give texts alone, or pairs alone"
+    for part in text:
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            return f"has a lone surrogate at character {error.start}: decode it as UTF-8"
+    return None
+
+
+class Answering:
+    """A predictor and the few shapes of batches that it computes, each compiled once for all parameters of the same shapes."""
+
+    def __init__(self, predictor: Predictor, batch_size: int = 64):
+        """Raises: BertJaxError: a ``batch_size`` below 1."""
+        if batch_size < 1:
+            raise BertJaxError(f"batch_size is {batch_size}: it must be at least 1")
+        self.predictor, self.batch_size, self.replicas = predictor, batch_size, replicas()
+        self.lengths = tuple(length for length in LENGTHS if length < predictor.length) + (predictor.length,)
+
+    def stream(
+        self, params: api.Params, texts: Iterable[tuple[str, ...]], called: str = "text"
+    ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """Each of ``texts``, in their order, with its answer.
+
+        Args:
+          called: what messages have before the number of a text, which counts from 1.
+
+        Raises:
+          BertJaxError: see the predictor's ``encode``; a text without any character but white space, or of another form than
+            the predictor takes.
+        """
+        params = self.replicas.hold(params)
+        rows, shared = None, None  # rows of a batch, fewer where all there is does not fill one; what the first chunk decides
+        for chunk, encoded in ahead(self._encoded(iter(texts), called)):
+            if rows is None:
+                rows, shared = self.replicas.rows(self.batch_size, len(encoded.item)), self._shared(encoded)
+            outputs = self._outputs(params, encoded, rows, shared)
+            yield from zip(chunk, self.predictor.answers(chunk, encoded, outputs), strict=True)
+
+    def _encoded(
+        self, texts: Iterator[tuple[str, ...]], called: str
+    ) -> Iterator[tuple[list[tuple[str, ...]], Encoded]]:
+        before, first, said = 0, None, set()
+        size = CHUNK * self.batch_size * self.replicas.count
+        while chunk := list(itertools.islice(texts, size)):
+            first = first or chunk[0]
+            for number, text in enumerate(chunk, start=before + 1):
+                if problem := _problem(text, first, self.predictor):
+                    raise BertJaxError(f"{called} {number} {problem}")
+            try:
+                more = "; of what comes after these it is not said again" if len(chunk) == size else ""
+                with each_warning_once(said, more):  # and not around what yields: others warn meanwhile
+                    encoded = self.predictor.encode(chunk)
+            except WrongText as error:
+                raise BertJaxError(f"{called} {before + error.row + 1}: {error.problem}") from None
+            before += len(chunk)
+            yield chunk, encoded
+
+    def _outputs(self, params: api.Params, encoded: Encoded, rows: int, shared: int | None) -> Outputs:
+        """Of all rows of ``encoded``, in their order."""
+        made: dict[str, dict[int, np.ndarray]] = {}
+        pending: deque = deque()
+
+        def fetch() -> None:
+            batch, computed = pending.popleft()
+            places = np.argwhere(batch["example"] >= 0)
+            for name, values in jax.device_get(computed).items():
+                found = made.setdefault(name, {})
+                for place in map(tuple, places):
+                    k = int(batch["example"][place])
+                    if len(place) == 2 and self.predictor.output_per == "token":
+                        start = batch["example_starts"][place]
+                        found[k] = values[place[0], start : start + len(encoded.tokens["input_ids"][k])]
+                    else:
+                        found[k] = values[place]
+
+        for batch in self._batches(encoded, rows, shared):
+            pending.append((batch, self.replicas.run(self.predictor.run, params, batch)))
+            if len(pending) > IN_FLIGHT:
+                fetch()
+        while pending:
+            fetch()
+        return {name: [values[k] for k in range(len(encoded.item))] for name, values in made.items()}
+
+    def _shared(self, encoded: Encoded) -> int | None:
+        """Tokens of the rows that texts share, where they are enough and that costs less."""
+        if self.predictor.output_per is None or len(encoded.item) < self.batch_size * self.replicas.count:
+            return None
+        return row_for_answers(_sizes(encoded), self.lengths, self.predictor.config.hidden_width)
+
+    def _batches(self, encoded: Encoded, rows: int, shared: int | None) -> Iterator[dict[str, np.ndarray]]:
+        """Texts of up to ``shared`` tokens share rows, a quarter of them; of others each batch has ``rows``, by length."""
+        pad_id, long = self.predictor.tokenizer.pad_id, np.arange(len(encoded.item))
+        if shared:
+            short, long = np.flatnonzero(_sizes(encoded) <= shared), np.flatnonzero(_sizes(encoded) > shared)
+            yield from batches_for_answers(encoded, short, max(1, self.batch_size // 4) * self.replicas.count, shared, pad_id)
+        if len(long):
+            for batch in EvalBatches(encoded.subset(long), self.lengths, rows, None, pad_id, None):
+                yield batch | {"example": np.where(batch["example"] >= 0, long[batch["example"]], IGNORED).astype(np.int32)}
+
+
+def _sizes(encoded: Encoded) -> np.ndarray:
+    return np.array([ids.shape[-1] for ids in encoded.tokens["input_ids"]])
