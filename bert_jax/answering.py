@@ -9,11 +9,12 @@ padded to one of a few lengths: once a length has come, it is never compiled aga
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from bert_jax.data.best_fit import cheapest_row
 from bert_jax.errors import BertJaxError, each_warning_once
 from bert_jax.models import api
 from bert_jax.replicas import replicas
@@ -24,13 +25,14 @@ from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.masked_words import FillsWords
 from bert_jax.tasks.question_answering import AnswersQuestions
 from bert_jax.tasks.regression import Values
-from bert_jax.tasks.shared_rows import batches_for_answers, row_for_answers
+from bert_jax.tasks.shared_rows import batches_for_answers
 from bert_jax.tasks.tagging import Tags
 from bert_jax.tasks.texts import ahead
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
 CHUNK = 32  # batches that are sorted by length together
 IN_FLIGHT = 2  # batches dispatched and not yet fetched
+SAMPLE = 4096  # texts, at most, that decide in what rows all of them come
 
 # How many texts a row has, at least and at most, and what they are called.
 TAKEN: dict[type[Predictor], tuple[int, float, str]] = {
@@ -66,6 +68,14 @@ def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor
     return None
 
 
+class Shapes(NamedTuple):
+    """Rows of a batch in which each text has one of its own; tokens of rows that texts share, a quarter as many as the batch
+    size on each device. None: they share none."""
+
+    rows: int
+    shared: int | None
+
+
 class Answering:
     """A predictor and the few shapes of batches that it computes, each compiled once for all parameters of the same shapes."""
 
@@ -88,13 +98,45 @@ class Answering:
           BertJaxError: see the predictor's ``encode``; a text without any character but white space, or of another form than
             the predictor takes.
         """
-        params = self.replicas.hold(params)
-        rows, shared = None, None  # rows of a batch, fewer where all there is does not fill one; what the first chunk decides
+        params, shapes = self.replicas.hold(params), None
         for chunk, encoded in ahead(self._encoded(iter(texts), called)):
-            if rows is None:
-                rows, shared = self.replicas.rows(self.batch_size, len(encoded.item)), self._shared(encoded)
-            outputs = self._outputs(params, encoded, rows, shared)
-            yield from zip(chunk, self.predictor.answers(chunk, encoded, outputs), strict=True)
+            shapes = shapes or self.shapes(encoded)  # what the first chunk decides: a last one compiles no others
+            yield from zip(chunk, self.predictor.answers(chunk, encoded, self.outputs(params, encoded, shapes)), strict=True)
+
+    def shapes(self, encoded: Encoded) -> Shapes:
+        """Those that suit ``encoded``, and what is like it."""
+        count, shared = len(encoded.item), None
+        if self.predictor.output_per is not None and count >= self.batch_size * self.replicas.count:
+            some = _sizes(encoded)[:: -(-count // SAMPLE)]
+            alone = np.array(self.lengths)[np.searchsorted(self.lengths, some)]
+            shared = cheapest_row(some, alone, self.predictor.length, self.predictor.config.hidden_width)
+        return Shapes(self.replicas.rows(self.batch_size, count), shared)
+
+    def outputs(self, params: api.Params, encoded: Encoded, shapes: Shapes) -> Outputs:
+        """What the predictor computes of each row of ``encoded``, in their order."""
+        params, made = self.replicas.hold(params), {}
+        pending: deque = deque()
+
+        def fetch() -> None:
+            batch, computed = pending.popleft()
+            places = np.argwhere(batch["example"] >= 0)
+            for name, values in jax.device_get(computed).items():
+                found = made.setdefault(name, {})
+                for place in map(tuple, places):
+                    k = int(batch["example"][place])
+                    if len(place) == 2 and self.predictor.output_per == "token":
+                        start = batch["example_starts"][place]
+                        found[k] = values[place[0], start : start + len(encoded.tokens["input_ids"][k])]
+                    else:
+                        found[k] = values[place]
+
+        for batch in self._batches(encoded, shapes):
+            pending.append((batch, self.replicas.run(self.predictor.run, params, batch)))
+            if len(pending) > IN_FLIGHT:
+                fetch()
+        while pending:
+            fetch()
+        return {name: [values[k] for k in range(len(encoded.item))] for name, values in made.items()}
 
     def _encoded(
         self, texts: Iterator[tuple[str, ...]], called: str
@@ -115,41 +157,9 @@ class Answering:
             before += len(chunk)
             yield chunk, encoded
 
-    def _outputs(self, params: api.Params, encoded: Encoded, rows: int, shared: int | None) -> Outputs:
-        """Of all rows of ``encoded``, in their order."""
-        made: dict[str, dict[int, np.ndarray]] = {}
-        pending: deque = deque()
-
-        def fetch() -> None:
-            batch, computed = pending.popleft()
-            places = np.argwhere(batch["example"] >= 0)
-            for name, values in jax.device_get(computed).items():
-                found = made.setdefault(name, {})
-                for place in map(tuple, places):
-                    k = int(batch["example"][place])
-                    if len(place) == 2 and self.predictor.output_per == "token":
-                        start = batch["example_starts"][place]
-                        found[k] = values[place[0], start : start + len(encoded.tokens["input_ids"][k])]
-                    else:
-                        found[k] = values[place]
-
-        for batch in self._batches(encoded, rows, shared):
-            pending.append((batch, self.replicas.run(self.predictor.run, params, batch)))
-            if len(pending) > IN_FLIGHT:
-                fetch()
-        while pending:
-            fetch()
-        return {name: [values[k] for k in range(len(encoded.item))] for name, values in made.items()}
-
-    def _shared(self, encoded: Encoded) -> int | None:
-        """Tokens of the rows that texts share, where they are enough and that costs less."""
-        if self.predictor.output_per is None or len(encoded.item) < self.batch_size * self.replicas.count:
-            return None
-        return row_for_answers(_sizes(encoded), self.lengths, self.predictor.config.hidden_width)
-
-    def _batches(self, encoded: Encoded, rows: int, shared: int | None) -> Iterator[dict[str, np.ndarray]]:
-        """Texts of up to ``shared`` tokens share rows, a quarter of them; of others each batch has ``rows``, by length."""
+    def _batches(self, encoded: Encoded, shapes: Shapes) -> Iterator[dict[str, np.ndarray]]:
         pad_id, long = self.predictor.tokenizer.pad_id, np.arange(len(encoded.item))
+        rows, shared = shapes
         if shared:
             short, long = np.flatnonzero(_sizes(encoded) <= shared), np.flatnonzero(_sizes(encoded) > shared)
             yield from batches_for_answers(encoded, short, max(1, self.batch_size // 4) * self.replicas.count, shared, pad_id)

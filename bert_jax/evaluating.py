@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_jax.answering import LENGTHS
+from bert_jax.answering import Answering
 from bert_jax.compilation import keep_programs
 from bert_jax.errors import BertJaxError
 from bert_jax.files import read_json
@@ -26,7 +26,6 @@ from bert_jax.tasks import (
     Tagging,
     finetuning_task,
 )
-from bert_jax.tasks.base import predict
 from bert_jax.tasks.datasets import InPlace, Named
 from bert_jax.tasks.race import Race
 from bert_jax.tasks.tables import Source, Table
@@ -84,16 +83,15 @@ def evaluate(
         config = dataclasses.replace(config, null_threshold=null_threshold)
     if isinstance(config, Regression):  # what is loaded gives the value itself
         config = dataclasses.replace(config, offset=0.0, scale=1.0)
-    found, task = {}, None
+    found, task, answering = {}, None, None
     for seed, folder in tracked(sorted(folders.items()), "evaluating"):
         model = load(folder)
         if task is None:  # seeds differ in their parameters alone, so that one program serves them all
             task = finetuning_task(dataclasses.replace(config, encoder=model.config), model)
             encoded = task.evaluation  # labels that are not known are said at once
-        limit = task.predictor.length
-        lengths = tuple(length for length in LENGTHS if length < limit) + (limit,)
-        answers, outputs = predict(task.predictor, model.params, task.heldout.texts, lengths, batch_size, encoded)
-        found[seed] = task.score(task.heldout, answers, outputs)
+            answering = Answering(task.predictor, batch_size)
+        outputs = answering.outputs(model.params, encoded, answering.shapes(encoded))
+        found[seed] = task.score(task.heldout, task.predictor.answers(task.heldout.texts, encoded, outputs), outputs)
     scores = gather(found, config.encoder.labels if isinstance(config, Classification) else ())
     return scores._replace(note=f"{len(task.heldout.texts):,} examples of {data}. {scores.note}".rstrip())
 

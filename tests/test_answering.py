@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from bert_jax import answering, predicting
+from bert_jax.data import best_fit
 from bert_jax.model import Model, load
 from bert_jax.models import api
-from bert_jax.tasks import shared_rows
 from bert_jax.tasks.base import finetuned_encoder, predict
 from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.regression import Values
@@ -71,7 +71,7 @@ def test_answers_are_those_of_rows_of_their_own(kind, longer, monkeypatch):
     answers = [str(answer) for answer in wanted]
     assert len(set(answers)) > 50, "texts have answers of their own"
     (shared,) = {shape for shape in seen if shape[0] == 2}  # a quarter of the batch size
-    assert shared[1] in shared_rows.ANSWERED and seen.count(shared) > 10
+    assert shared[1] in best_fit.ROWS and seen.count(shared) > 10
 
 
 def test_there_is_hardly_any_padding(longer, monkeypatch):
@@ -101,17 +101,6 @@ def test_shapes_are_compiled_once_in_a_stream(longer):
     for _ in answering.Answering(ready.predictor, 4).stream(ready.params, iter(rows_of(Tags, 600, 12))):
         sizes.append(ready.predictor.run._cache_size())
     assert set(sizes) == {1}
-
-
-def test_the_row_that_costs_least_is_taken():
-    """Two examples of 54 tokens fill a row of 112 best; attention over long rows costs more where the encoder is narrow."""
-    lengths = answering.LENGTHS[:12]
-    assert shared_rows.row_for_answers(np.full(100, 54), lengths, 384) == 112
-    assert shared_rows.row_for_answers(np.full(100, 4), lengths, 384) == 64
-    assert shared_rows.row_for_answers(np.full(100, 250), lengths, 384) is None, "longer than any"
-    assert shared_rows.row_for_answers(np.full(100, 128), lengths, 384) is None, "no two of them share a row"
-    assert shared_rows.row_for_answers(np.full(100, 10), (8, 16, 32), 384) is None, "the position table has fewer"
-    assert [shared_rows.row_for_answers(np.full(120, 38), lengths, width) for width in (64, 10_000)] == [80, 192]
 
 
 def test_several_devices_have_equal_parts(longer, monkeypatch):

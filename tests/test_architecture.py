@@ -91,7 +91,7 @@ ALLOWED = {
     ),
     "bert_jax.planning": ("bert_jax.models", "bert_jax.objectives", "bert_jax.parallel", "bert_jax.training"),
     "bert_jax.reporting": ("bert_jax.progress", "bert_jax.tasks", "bert_jax.task"),
-    "bert_jax.answering": ("bert_jax.models", "bert_jax.replicas", "bert_jax.tasks"),
+    "bert_jax.answering": ("bert_jax.data.best_fit", "bert_jax.models", "bert_jax.replicas", "bert_jax.tasks"),
     "bert_jax.predicting": (
         "bert_jax.answering",
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers.normalizers import Lowercase
 
-from bert_jax.data.best_fit import best_fit
+from bert_jax.data.best_fit import MOST, best_fit, cheapest_row
 from bert_jax.embedding.settings import Pooling, SentenceSettings
 from bert_jax.errors import BertJaxError, check_several
 from bert_jax.models import api
@@ -26,7 +26,6 @@ from bert_jax.tokenizers import Tokenizer
 logger = logging.getLogger("bert_jax")
 
 _ENCODER = ("embeddings", "attention", "feed_forward", "lora", "mix")  # the parameters that the states heads read depend on
-_ROW, _SHARED = 64, 16  # tokens of a row that short texts share, and how many of them at most
 _TOKENISED_AT_ONCE = 4096  # texts: a portion is tokenised while the device computes the one before
 _IN_FLIGHT = 2  # batches dispatched and not yet fetched: the host prepares one while the device computes another
 
@@ -86,12 +85,12 @@ def embed(
     """One vector per text, in the order of ``texts``: float32 [n, D * number of poolings], of the states that heads read
     (:class:`bert_jax.models.api.Outputs`: K times as wide where K layers are concatenated).
 
-    Texts are tokenised in a thread, some thousands at a time, while the device computes those before. Short ones share rows of
-    64 tokens, in which each sees itself alone: one shape, and hardly any padding. Longer ones, and those of a call with few
-    of them, are sorted by length, so that a batch holds texts of about one length; it is padded to one of a few lengths, and
-    each of those compiles once in a process. ``[MASK]`` and its like in a text are the special tokens, as they are in
-    sentence-transformers. Texts of more than ``settings.max_length`` tokens (or than the position table has rows) are cut; one
-    warning line says how many.
+    Texts are tokenised in a thread, some thousands at a time, while the device computes those before. Short ones share rows, of
+    a length that suits the first thousands, in which each sees itself alone: one shape, and hardly any padding. Longer ones,
+    and those of a call with few of them, are sorted by length, so that a batch holds texts of about one length; it is padded to
+    one of a few lengths, and each of those compiles once in a process. ``[MASK]`` and its like in a text are the special
+    tokens, as they are in sentence-transformers. Texts of more than ``settings.max_length`` tokens (or than the position table
+    has rows) are cut; one warning line says how many.
 
     Args:
       params, config: an encoder; its heads are not run. Give arrays on the device where calls are many and small.
@@ -110,7 +109,6 @@ def embed(
     if not texts:
         return vectors
     limit = settings.max_length if config.positions == "relative" else min(settings.max_length, config.max_length)
-    length = min(_ROW, limit)
     first = 0  # the first position that is pooled
     if opening and not settings.include_prompt:
         alone = tokenizer.build(_encode(tokenizer, [opening], settings.lowercase)[0])[0]
@@ -143,9 +141,14 @@ def embed(
 
         ids: dict[int, np.ndarray] = {}
         short, long, cut = [], [], 0  # texts that wait for others
+        length = 0  # of rows that texts share
         for start, portion in portions:
             if (largest := max((int(one.max()) for one, _ in portion if len(one)), default=0)) >= config.vocab_size:
                 raise BertJaxError(f"token id {largest} is beyond the vocabulary of {config.vocab_size}: not its tokenizer")
+            if not start and len(portion) >= together:
+                sizes = np.array([len(one) for one, _ in portion if len(one)])
+                alone = np.array([min(_round_up(size), limit) for size in sizes.tolist()])
+                length = (cheapest_row(sizes, alone, limit, config.hidden_width) if len(sizes) else None) or 0
             for number, (one, whole) in enumerate(portion, start):
                 ids[number] = one
                 (short if 0 < len(one) <= length else long).append(number)
@@ -252,11 +255,11 @@ def _shared_rows(
     ids: Mapping[int, np.ndarray], texts: list[int], length: int, pad_id: int, rows: int
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
     """(indices of ``texts`` [B, P], -1: none; (ids int32 [B, L], lengths int32 [B, P])); B is always ``rows``, L ``length``."""
-    row_of = best_fit(np.array([len(ids[k]) for k in texts]), length, _SHARED)
+    row_of = best_fit(np.array([len(ids[k]) for k in texts]), length, MOST)
     order = np.argsort(row_of, kind="stable")
     together = np.split(np.array(texts)[order], np.flatnonzero(np.diff(row_of[order])) + 1)
     for start in range(0, len(together), rows):
-        chosen, lengths = np.full((rows, _SHARED), -1), np.zeros((rows, _SHARED), np.int32)
+        chosen, lengths = np.full((rows, MOST), -1), np.zeros((rows, MOST), np.int32)
         padded = np.full((rows, length), pad_id, np.int32)
         for k, row in enumerate(together[start : start + rows]):
             joined = np.concatenate([ids[text] for text in row])

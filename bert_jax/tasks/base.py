@@ -361,17 +361,15 @@ def _labelled_rows(source: Source) -> Rows:
 
 
 def predict(
-    predictor: Predictor, params: api.Params, texts: Texts, lengths: tuple[int, ...], batch_size: int = 64,
-    encoded: Encoded | None = None,
+    predictor: Predictor, params: api.Params, texts: Texts, lengths: tuple[int, ...], batch_size: int = 64
 ) -> tuple[list[dict[str, Any]], Outputs]:
     """The answers about ``texts``, in their order, and the outputs behind them.
 
     Args:
       batch_size: rows of each device at once.
-      encoded: ``texts``, where they are encoded already.
     """
     devices = replicas()
-    encoded = predictor.encode(texts) if encoded is None else encoded
+    encoded = predictor.encode(texts)
     params, rows = devices.hold(params), batch_size * devices.count
     batches = EvalBatches(encoded, lengths, rows, None, predictor.tokenizer.pad_id, None)
     made: Outputs = {}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bert_jax.data.best_fit import best_fit
+from bert_jax.data.best_fit import MOST, best_fit
 from bert_jax.tasks.batches import EVERY_SEED, IGNORED, PLANNED, Encoded, TrainBatches, filling
 
 STEP, COARSE = 8, 32  # row lengths are multiples of it; beyond ``LONGEST`` fewer are tried
@@ -24,8 +24,6 @@ SHORTEST, LONGEST = 64, 256  # rows, unless an example is longer: in longer ones
 QUESTION = 1024  # tokens of all choices of a question, at most, for the same reason; ``LONGEST`` on average
 SECOND = 0.05  # share of the positions that a second shape must save
 WORTH = 1.1  # positions for each one by length: what one shape is worth, where each length has to be compiled
-ANSWERED = (64, 80, 96, 112, 128, 160, 192)  # tokens of rows that texts to be answered share; one of these for all of a file
-MOST = 16  # of them in a row, at most
 TOO_MUCH = 0.1  # padding, as a share of the positions, unless it is more by length as well
 
 
@@ -193,26 +191,6 @@ def _filled(
             ends[row] = span.stop
         held[row] += 1
     return batch
-
-
-def row_for_answers(sizes: np.ndarray, lengths: tuple[int, ...], width: int) -> int | None:
-    """Tokens of the rows, of those in ``ANSWERED``, in which texts cost least; None where a row for each costs less.
-
-    Args:
-      sizes: int64 [n], tokens of each text; those that are longer than a row have one of their own.
-      lengths: ascending, to which a text in a row of its own is padded, if all of its batch are as long.
-      width: D. With F = 4 D a layer multiplies 12 D^2 numbers a position, and attention 2 L D more.
-    """
-    def cost(length: np.ndarray | int) -> np.ndarray | float:
-        return length * (1 + length / (6 * width))
-
-    alone = cost(np.array(lengths)[np.searchsorted(lengths, sizes)])
-    costs: dict[int | None, float] = {None: alone.sum()}
-    for length in ANSWERED:
-        short = sizes <= length
-        if length <= lengths[-1] and short.any():
-            costs[length] = alone[~short].sum() + cost(length) * (best_fit(sizes[short], length, MOST).max() + 1)
-    return min(costs, key=costs.__getitem__)
 
 
 def batches_for_answers(
