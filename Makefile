@@ -15,7 +15,7 @@ help:
 	@echo "make test-beam  that Apache Beam prepares the same store, in an environment of its own"
 	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"
-	@echo "make bench  training step and sentence embeddings against PyTorch and ONNX Runtime, and docs/results/performance.md"
+	@echo "make bench  training step, sentence embeddings and classes against PyTorch and ONNX Runtime, and docs/results/performance.md"
 	@echo "make peers  environments for two more contestants of make bench: the last Flax BERT of transformers, keras-hub"
 	@echo "make bench-quick  two of its ratios in two minutes, beside the committed ones"
 
@@ -73,6 +73,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/weights.py all-MiniLM-L6-v2
 	$(BIN)/python benchmarks/step.py --out benchmarks/results/step_cpu.json
 	$(BIN)/python benchmarks/encode.py --out benchmarks/results/encode_cpu.json
+	$(BIN)/python benchmarks/predict.py --out benchmarks/results/predict_cpu.json
 	$(BIN)/python benchmarks/performance.py
 
 bench-quick: $(VENV)/.dev

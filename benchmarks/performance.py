@@ -39,6 +39,11 @@ PREPARE_LABELS = {
 ENCODE_LABELS = {"ours": "ours", "torch": "sentence-transformers",
                  "onnxruntime": "ONNX Runtime, sorted by length, tokenizers library"}
 
+PREDICT_LABELS = {
+    "ours": "ours", "pipeline": "transformers' pipeline", "pipeline-sorted": "transformers' pipeline, texts sorted by length",
+    "onnxruntime": "ONNX Runtime, sorted by length, tokenizers library",
+}
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """In Markdown."""
@@ -150,17 +155,26 @@ def training_step(found: Mapping) -> str:
 
 
 def sentence_vectors(found: Mapping) -> str:
+    return of_texts(found, "sentences", ENCODE_LABELS, "Against the faster of the two that is {:.2f} x (target 1.0).")
+
+
+def classes_of_texts(found: Mapping) -> str:
+    return of_texts(found, "texts", PREDICT_LABELS, "Against the fastest of the others that is {:.2f} x.")
+
+
+def of_texts(found: Mapping, unit: str, labels: Mapping[str, str], said: str) -> str:
+    """A table for each kind of text. ``said``: of the ratio to the fastest of the others."""
     contest, parts = Contest(found["runs"]), []
     for what in contest.measured:
         rows = []
-        for name, label in ENCODE_LABELS.items():
-            cells = contest.cells(what, name, lambda row: f"{row['sentences_per_second']:.0f}")
+        for name, label in labels.items():
+            cells = contest.cells(what, name, lambda row: f"{row[f'{unit}_per_second']:.0f}")
             first = contest.row(what, name)
             rows.append([label, *cells, f"{first[1]['first_seconds']:.1f} s" if first else ""])
-        best = contest.best(what, [name for name in ENCODE_LABELS if name != "ours"])
-        parts.append(table([what, "sentences/s", "ours over it", "first call, all sentences"], rows))
+        best = contest.best(what, [name for name in labels if name != "ours"])
+        parts.append(table([what, f"{unit}/s", "ours over it", f"first call, all {unit}"], rows))
         if best:
-            parts.append(f"Against the faster of the two that is {best[0]:.2f} x (target 1.0).")
+            parts.append(said.format(best[0]))
     return "\n\n".join([*parts, contest.described()])
 
 
@@ -285,7 +299,8 @@ def _readings(seconds: Sequence[float], digits: int) -> list[str]:
 
 # name of the markers -> file of results, what makes the text of it
 SECTIONS: dict[str, tuple[str, Callable[[Mapping], str]]] = {
-    "step": ("step_cpu", training_step), "encode": ("encode_cpu", sentence_vectors), "quick": ("quick", quick_ratios),
+    "step": ("step_cpu", training_step), "encode": ("encode_cpu", sentence_vectors),
+    "predict": ("predict_cpu", classes_of_texts), "quick": ("quick", quick_ratios),
     "finetuning": ("finetuning_cpu", fine_tuning), "loader": ("loader_cpu", loader), "waiting": ("loader_cpu", waiting),
     "preparing": ("prepare_cpu", preparing), "saving": ("saving", saving), "starting": ("starting", starting),
 }

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.contest import contest, keep, order, ratio
+from benchmarks.contest import Times, contest, keep, order, rates, ratio
 
 CONTESTANT = """
 import sys, time
@@ -96,3 +96,15 @@ def test_ratios_are_taken_round_by_round():
 def test_one_that_does_not_start_ends_all(contestant, tmp_path):
     with pytest.raises(SystemExit, match="broken has ended with status 4"):
         contest(contestant, ["ours", "broken"], [str(tmp_path / "log")], 1, 1)
+
+
+def test_rates_are_of_contestants_that_say_the_same():
+    said = {"vectors": [[0.1, 0.2], [0.3, 0.4]]}
+    found = {"ours": Times(9.0, [2.0, 1.0, 4.0], said, []), "peer": Times(5.0, [4.0, 4.0, 4.0], said, [])}
+    rows = rates(found, 100, "texts", "vectors", 1e-4)
+    assert rows["ours"] == {"texts_per_second": 50.0, "first_seconds": 9.0, "ours_over_it": (1.0, 1.0, 1.0),
+                            "turns": [2.0, 1.0, 4.0]}
+    assert rows["peer"]["texts_per_second"] == 25.0 and rows["peer"]["ours_over_it"] == (2.0, 1.0, 4.0)
+    found["peer"] = found["peer"]._replace(said={"vectors": [[0.1, 0.2], [0.3, 0.4002]]})
+    with pytest.raises(SystemExit, match="the vectors of peer differ from ours by 2.0e-04"):
+        rates(found, 100, "texts", "vectors", 1e-4)
