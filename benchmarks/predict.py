@@ -13,6 +13,7 @@ a batch. The probabilities of all agree within 1e-4, or the benchmark ends.
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ PEERS = ("pipeline", "pipeline-sorted", "onnxruntime")
 MODEL, LENGTH, CLOSE = encode.MODEL, 128, 1e-4
 PROBE = 40  # texts whose probabilities are compared
 LABELS = ("no", "yes")
+HEAD = 0.5  # standard deviation of the head's weights: large, so that texts differ in their answers
 TEXTS = {"sentences": 4_000, "pairs": 1_000}
 SHARED = ROOT.parent / "shared/data"
 
@@ -52,7 +54,7 @@ def texts_of(kind: str, data: Path, count: int) -> list:
 
 def classifier() -> Path:
     """A folder that transformers opens: the encoder with a classifier that has learnt nothing, made once."""
-    target = ROOT / "runs/predict" / f"{MODEL}-classifier"
+    target = ROOT / "runs/predict" / f"{MODEL}-{HEAD}"
     if not target.exists():
         import jax
 
@@ -62,7 +64,7 @@ def classifier() -> Path:
 
         model = bert_jax.load(weights.weights_dir() / MODEL)
         config = finetuned_encoder(model.config, LABELS)
-        params = api.init(config, jax.random.key(0))
+        params = api.init(dataclasses.replace(config, init_std=HEAD), jax.random.key(0))
         params |= {name: value for name, value in model.params.items() if name in params}
         target.parent.mkdir(parents=True, exist_ok=True)
         bert_jax.save(model._replace(params=params, config=config, sentence=None), target)
@@ -71,7 +73,7 @@ def classifier() -> Path:
 
 def exported() -> Path:
     """The ONNX file of the classifier."""
-    target = ROOT / "runs/predict" / f"{MODEL}-classifier-onnx"
+    target = ROOT / "runs/predict" / f"{MODEL}-{HEAD}-onnx"
     if not target.exists():
         import bert_jax
 

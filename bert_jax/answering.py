@@ -98,19 +98,28 @@ class Answering:
           BertJaxError: see the predictor's ``encode``; a text without any character but white space, or of another form than
             the predictor takes.
         """
-        params, shapes = self.replicas.hold(params), None
+        params, shapes, first = self.replicas.hold(params), None, 0
         for chunk, encoded in ahead(self._encoded(iter(texts), called)):
-            shapes = shapes or self.shapes(encoded)  # what the first chunk decides: a last one compiles no others
+            if shapes is None or len(chunk) == first:  # a last chunk of a few compiles nothing of its own
+                shapes = self.shapes(encoded, shapes)
+            first = first or len(chunk)
             yield from zip(chunk, self.predictor.answers(chunk, encoded, self.outputs(params, encoded, shapes)), strict=True)
 
-    def shapes(self, encoded: Encoded) -> Shapes:
-        """Those that suit ``encoded``, and what is like it."""
+    def shapes(self, encoded: Encoded, before: Shapes | None = None) -> Shapes:
+        """Those that suit ``encoded``, and what is like it. ``before``: of what came before it."""
         count, shared = len(encoded.item), None
+        rows = before.rows if before else self.replicas.rows(self.batch_size, count)
         if self.predictor.output_per is not None and count >= self.batch_size * self.replicas.count:
             some = _sizes(encoded)[:: -(-count // SAMPLE)]
             alone = np.array(self.lengths)[np.searchsorted(self.lengths, some)]
-            shared = cheapest_row(some, alone, self.predictor.length, self.predictor.config.hidden_width)
-        return Shapes(self.replicas.rows(self.batch_size, count), shared)
+            shared = cheapest_row(
+                some, alone, self._shared_rows, rows, self.predictor.config.hidden_width, before.shared if before else None
+            )
+        return Shapes(rows, shared)
+
+    @property
+    def _shared_rows(self) -> int:
+        return max(1, self.batch_size // 4) * self.replicas.count
 
     def outputs(self, params: api.Params, encoded: Encoded, shapes: Shapes) -> Outputs:
         """What the predictor computes of each row of ``encoded``, in their order."""
@@ -162,7 +171,7 @@ class Answering:
         rows, shared = shapes
         if shared:
             short, long = np.flatnonzero(_sizes(encoded) <= shared), np.flatnonzero(_sizes(encoded) > shared)
-            yield from batches_for_answers(encoded, short, max(1, self.batch_size // 4) * self.replicas.count, shared, pad_id)
+            yield from batches_for_answers(encoded, short, self._shared_rows, shared, pad_id)
         if len(long):
             for batch in EvalBatches(encoded.subset(long), self.lengths, rows, None, pad_id, None):
                 yield batch | {"example": np.where(batch["example"] >= 0, long[batch["example"]], IGNORED).astype(np.int32)}

@@ -8,6 +8,9 @@ import pytest
 
 from bert_jax import answering, predicting
 from bert_jax.data import best_fit
+from bert_jax.embedding import sentence
+from bert_jax.embedding.sentence import embed
+from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.tasks.base import finetuned_encoder, predict
@@ -72,6 +75,57 @@ def test_answers_are_those_of_rows_of_their_own(kind, longer, monkeypatch):
     assert len(set(answers)) > 50, "texts have answers of their own"
     (shared,) = {shape for shape in seen if shape[0] == 2}  # a quarter of the batch size
     assert shared[1] in best_fit.ROWS and seen.count(shared) > 10
+
+
+def test_a_chunk_of_long_texts_alone_comes_after_short_ones(longer, monkeypatch):
+    ready = longer(Classifies)
+    rows = rows_of(Classifies, 256, 12) + [("cat " * 195,), ("dog " * 195,)]
+    seen = shapes_of(ready, monkeypatch)
+    found = list(answering.Answering(ready.predictor, 8).stream(ready.params, iter(rows)))
+    assert len(found) == 258 and seen[-1] == (8, 200) and found[-1][1] != found[-2][1]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_labelled_examples_as_an_evaluation_has_them(kind, longer):
+    ready, rows = longer(kind), rows_of(kind, 200, 12)
+    encoded = ready.predictor.encode(rows)
+    wanted = answering.Answering(ready.predictor, 8)
+    wanted = wanted.outputs(ready.params, encoded, wanted.shapes(encoded)._replace(shared=None))
+    labels = {Classifies: {"label": np.zeros(200, np.int32)}, Values: {"value": np.zeros(200, np.float32)}, Tags: {}}[kind]
+    tags = {"labels": [np.zeros(len(ids), np.int32) for ids in encoded.tokens["input_ids"]]} if kind is Tags else {}
+    labelled = encoded._replace(rows=labels, tokens=encoded.tokens | tags)
+    several = answering.Answering(ready.predictor, 8)
+    shapes = several.shapes(labelled)
+    found = several.outputs(ready.params, labelled, shapes)
+    assert shapes.shared and found.keys() == wanted.keys()
+    for name, values in found.items():
+        for one, other, ids in zip(values, wanted[name], encoded.tokens["input_ids"], strict=True):
+            np.testing.assert_allclose(one, other[: len(ids)] if kind is Tags else other, atol=1e-4)
+
+
+def test_a_stream_changes_its_row_where_that_saves_much(longer, monkeypatch):
+    """Sorted by length: the first chunks have rows that would cost later ones a tenth more."""
+    ready = longer(Classifies)
+    rows = [(f"{'cat ' * words}",) for words in np.sort(np.random.default_rng(0).integers(1, 60, 4 * 32 * 32))]
+    seen = shapes_of(ready, monkeypatch)
+    found = list(answering.Answering(ready.predictor, 32).stream(ready.params, iter(rows)))
+    assert len(found) == len(rows) and 2 <= len({shape for shape in seen if shape[0] == 8}) <= 4
+
+
+def test_vectors_of_passages(longer):
+    """Passages of some fifty tokens share rows that hold two or three; vectors are those of calls with one text."""
+    ready = longer(Classifies)
+    texts = [" ".join(row[0].split() * 4) for row in rows_of(Classifies, 1200, 20)]
+    settings = SentenceSettings(("mean", "cls"))
+
+    def run(texts, batch_size):
+        return embed(ready.params, ready.predictor.config, ready.predictor.tokenizer, settings, texts, batch_size=batch_size)
+
+    before = sentence._sentence_vectors._cache_size()
+    vectors = run(texts, 32)
+    assert 1 <= sentence._sentence_vectors._cache_size() - before <= 4  # and three lengths at most of what is left over
+    for k in (0, 1, 600, 1199):
+        np.testing.assert_allclose(vectors[k], run(texts[k : k + 1], 1)[0], atol=1e-4)
 
 
 def test_there_is_hardly_any_padding(longer, monkeypatch):

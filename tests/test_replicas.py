@@ -20,7 +20,7 @@ from bert_jax.tasks.base import finetuned_encoder
 
 WORDS = "cat dog bird mat road tree red".split()
 TALK = "all-reduce|all-gather|all-to-all|collective-permute"
-USERS = ("bert_jax.predicting", "bert_jax.tasks.base", "bert_jax.embedding.sentence")
+USERS = ("bert_jax.answering", "bert_jax.predicting", "bert_jax.tasks.base", "bert_jax.embedding.sentence")
 
 
 @pytest.fixture
@@ -88,8 +88,21 @@ def test_evaluations(tiny_checkpoint, spread):
     assert set(split) == {(3, 3)}
 
 
+@pytest.fixture(params=(64, None), ids=("shared", "alone"))
+def row(request, monkeypatch):
+    """Texts share rows of 64 tokens, which they would not by themselves in an encoder so narrow, or they do not."""
+    for name in ("bert_jax.answering", "bert_jax.embedding.sentence"):
+        monkeypatch.setattr(importlib.import_module(name), "cheapest_row", lambda *_: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("kind", ("classes", "tags"))
+def test_predictions_of_texts_that_share_rows(tiny_checkpoint, spread, kind, row):
+    test_predictions(tiny_checkpoint, spread, kind)
+
+
 @pytest.mark.parametrize("batch_size", (1, 8))
-def test_vectors(tiny_checkpoint, spread, batch_size):
+def test_vectors(tiny_checkpoint, spread, batch_size, row):
     model = bert_jax.load(tiny_checkpoint)._replace(sentence=SentenceSettings(("mean", "max")))
     rows = [*texts(40), "", "cat " * 60]
     wanted = bert_jax.embed(model, rows)

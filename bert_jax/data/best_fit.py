@@ -2,9 +2,10 @@
 
 import numpy as np
 
-ROWS = (64, 80, 96, 112, 128, 160, 192)  # tokens of rows that texts share; one of these for all of a file
+ROWS = (64, 80, 96, 112, 128, 160, 192)  # tokens of rows that texts share; one of these for many texts
+FEW, ROWS_OF_FEW = 1000, (64, 128)  # of fewer texts: each call would choose another one, and compile it
 MOST = 16  # texts in such a row, at most
-SAVED = 0.01  # of the cost: what sharing must save
+SAVED = 0.03  # of the cost: what another choice must save
 
 
 def best_fit(sizes: np.ndarray, length: int, most: int) -> np.ndarray:
@@ -38,23 +39,28 @@ def best_fit(sizes: np.ndarray, length: int, most: int) -> np.ndarray:
     return row_of
 
 
-def cheapest_row(sizes: np.ndarray, alone: np.ndarray, longest: int, width: int) -> int | None:
-    """Tokens of the rows, of those in ``ROWS``, in which texts that need no gradient cost least, up to ``MOST`` of them in one;
-    None where a row for each costs less.
+def cheapest_row(
+    sizes: np.ndarray, alone: np.ndarray, rows: int, rows_alone: int, width: int, before: int | None = None
+) -> int | None:
+    """Tokens of the rows in which texts that need no gradient cost least, up to ``MOST`` of them in one; None where a row for
+    each costs less. What was chosen ``before`` stays unless something else saves ``SAVED``.
 
     Args:
-      sizes, alone: int64 [n], tokens of each text, at least 1, and positions of a row that it has to itself, padded. Those that
+      sizes, alone: int64 [n], tokens of each text, at least 1, and positions of a row that it has to itself, padded. Texts that
         are longer than a shared row have one to themselves.
-      longest: what rows may have at most. width: D. With F = 4 D a layer multiplies 12 D^2 numbers a position, and attention
-        2 L D more.
+      rows, rows_alone: of a batch of rows that texts share, and of one in which they do not; every batch has all of them.
+      width: D. With F = 4 D a layer multiplies 12 D^2 numbers a position, and attention 2 L D more.
     """
     def cost(length: np.ndarray | int) -> np.ndarray | float:
         return length * (1 + length / (6 * width))
 
-    costs: dict[int | None, float] = {None: (1 - SAVED) * cost(alone).sum()}
-    for length in ROWS:
+    def cost_alone(which: np.ndarray) -> float:  # of a batch that of its longest
+        return rows_alone * float(cost(np.sort(alone[which])[::-1][::rows_alone]).sum())
+
+    costs = {None: cost_alone(np.ones(len(sizes), bool))}
+    for length in ROWS if len(sizes) >= FEW else ROWS_OF_FEW:
         short = sizes <= length
-        if length <= longest and short.any():
-            shared = best_fit(sizes[short], length, MOST).max() + 1
-            costs[length] = cost(alone[~short]).sum() + cost(length) * shared
-    return min(costs, key=costs.__getitem__)
+        if short.any():
+            batches = -(-(int(best_fit(sizes[short], length, MOST).max()) + 1) // rows)
+            costs[length] = cost_alone(~short) + batches * rows * cost(length)
+    return min(costs, key=lambda length: costs[length] * (1 - SAVED if length == before else 1))

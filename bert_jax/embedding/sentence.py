@@ -120,7 +120,7 @@ def embed(
     with Progress("embedding", len(texts), progress) as bar, contextlib.closing(portions):
         devices = replicas()
         encoder = devices.hold({part: params[part] for part in _ENCODER if part in params})
-        together = batch_size * devices.count
+        together, shared = batch_size * devices.count, max(1, batch_size // 4) * devices.count
         run = functools.partial(
             _sentence_vectors, first=first, config=config, pooling=settings.pooling, normalize=settings.normalize
         )
@@ -145,16 +145,16 @@ def embed(
         for start, portion in portions:
             if (largest := max((int(one.max()) for one, _ in portion if len(one)), default=0)) >= config.vocab_size:
                 raise BertJaxError(f"token id {largest} is beyond the vocabulary of {config.vocab_size}: not its tokenizer")
-            if not start and len(portion) >= together:
-                sizes = np.array([len(one) for one, _ in portion if len(one)])
-                alone = np.array([min(_round_up(size), limit) for size in sizes.tolist()])
-                length = (cheapest_row(sizes, alone, limit, config.hidden_width) if len(sizes) else None) or 0
+            if not start and len(texts) >= together:
+                sizes = np.array([len(one) for one, _ in portion if len(one)], int)
+                alone = np.array([min(_round_up(size), limit) for size in sizes.tolist()], int)
+                length = cheapest_row(sizes, alone, shared, together, config.hidden_width) or 0
             for number, (one, whole) in enumerate(portion, start):
                 ids[number] = one
                 (short if 0 < len(one) <= length else long).append(number)
                 cut += not whole
             if len(short) >= together:
-                compute(_shared_rows(ids, short, length, tokenizer.pad_id, max(1, batch_size // 4) * devices.count))
+                compute(_shared_rows(ids, short, length, tokenizer.pad_id, shared))
                 short = []
             if len(long) >= _TOKENISED_AT_ONCE:
                 compute(_batches(ids, long, tokenizer.pad_id, devices.rows(batch_size, len(long)), limit))
@@ -189,7 +189,8 @@ def _sentence_vectors(
         ends = jnp.cumsum(lengths, axis=1)
         inside = (places < ends[:, :, None]) & (places >= (ends - lengths)[:, :, None])  # [B, P, L]
         example = (places >= ends[:, :, None]).sum(axis=1)
-        positions = places - jnp.where(inside, (ends - lengths)[:, :, None], 0).sum(axis=1)
+        begin = jnp.where(inside, (ends - lengths)[:, :, None], 0).sum(axis=1)
+        positions = jnp.where(inside.any(axis=1), places - begin, 0)  # what is no text may be beyond the position table
         batch = {"input_ids": ids, "attention_mask": inside.any(axis=1), "example_ids": example}
         if config.positions == "absolute":  # relative ones are the same wherever a text begins
             batch["position_ids"] = positions

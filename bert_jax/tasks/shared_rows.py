@@ -199,8 +199,9 @@ def batches_for_answers(
     """The examples ``chosen``, each once, in batches as :class:`SharedRows` has them, [R, L] with R ``rows`` of ``length``."""
     sizes = np.array([len(ids) for ids in data.tokens["input_ids"]])
     row_of, shape = best_fit(sizes[chosen], length, MOST), Shape(rows, length, MOST)
-    for first in range(0, int(row_of.max(initial=-1)) + 1, rows):
-        here = (row_of >= first) & (row_of < first + rows)
+    order = np.argsort(row_of, kind="stable")
+    firsts = np.arange(0, int(row_of.max(initial=-1)) + 1, rows)
+    for first, here in zip(firsts, np.split(order, np.searchsorted(row_of[order], firsts[1:])), strict=False):  # none: none
         yield _filled(data, data.tokens, 1, chosen[here], row_of[here] - first, shape, pad_id)
 
 
