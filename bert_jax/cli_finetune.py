@@ -65,7 +65,8 @@ def add(command) -> None:
                      help="*.tsv or *.jsonl, must not exist; of SQuAD's form also *.json, {id: text} for its official scripts; "
                           "default: TSV on standard output")
     add_threshold(sub)
-    sub.add_argument("--batch-size", type=int, default=64, help="rows that a device computes at once")
+    sub.add_argument("--batch-size", type=int, default=64,
+                     help="texts that a device computes at once, or four times the rows that short ones share")
 
 
 def add_threshold(sub) -> None:

@@ -51,7 +51,7 @@ def evaluate(
         data of that name were, else from TFDS).
       texts, label: the columns of a file, see :func:`bert_jax.training.recipe.own_data`; none: they have the names that those
         of the training data had, or are where the form says.
-      batch_size: rows that a device computes at once.
+      batch_size: examples that a device computes at once, or four times the rows that short ones share.
       null_threshold: of questions about contexts, in place of ``task.null_threshold``, such as the best_f1_threshold that the
         evaluation of other data came to.
 

@@ -65,7 +65,7 @@ def predict(
         and again: a path is read, and its shapes compiled, once a call, and a loaded model's parameters brought to the device.
       texts: strings, or tuples: (first, second) for pairs, (question, context), (first, choice, choice, ...), words to tag
         (of a string, what is between its blanks).
-      batch_size: rows that a device computes at once.
+      batch_size: texts that a device computes at once, or four times the rows that short ones share.
 
     Returns:
       Dictionaries: ``label``, ``probability`` and ``probability of X`` of classes; the value of a regression under its name;
