@@ -49,10 +49,10 @@ def cheapest_row(
       sizes, alone: int64 [n], tokens of each text, at least 1, and positions of a row that it has to itself, padded. Texts that
         are longer than a shared row have one to themselves.
       rows, rows_alone: of a batch of rows that texts share, and of one in which they do not; every batch has all of them.
-      width: D. With F = 4 D a layer multiplies 12 D^2 numbers a position, and attention 2 L D more.
+      width: D. With F = 4 D a layer multiplies 12 D^2 numbers a position, attention 2 L D more, and its softmax takes as long.
     """
     def cost(length: np.ndarray | int) -> np.ndarray | float:
-        return length * (1 + length / (6 * width))
+        return length * (1 + length / (3 * width))
 
     def cost_alone(which: np.ndarray) -> float:  # of a batch that of its longest
         return rows_alone * float(cost(np.sort(alone[which])[::-1][::rows_alone]).sum())

@@ -38,5 +38,5 @@ def test_batches_are_computed_whole():
 def test_what_was_chosen_before_stays_unless_more_is_saved():
     """Of 38 tokens each, in rows of 80, 112, 128, 160 and 192: 41.4, 58.7, 45.0, 42.8 and 41.6, and alone 49.0."""
     sizes = np.full(1200, 38)
-    rows = {before: cheapest_row(sizes, sizes + 10, 1, 1, 384, before) for before in (None, 80, 112, 128, 160, 192)}
+    rows = {before: cheapest_row(sizes, sizes + 10, 1, 1, 768, before) for before in (None, 80, 112, 128, 160, 192)}
     assert rows == {None: 80, 80: 80, 112: 80, 128: 80, 160: 80, 192: 192}
