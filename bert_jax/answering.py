@@ -35,7 +35,7 @@ IN_FLIGHT = 2  # batches dispatched and not yet fetched
 SAMPLE = 4096  # texts, at most, that decide in what rows all of them come
 
 # How many texts a row has, at least and at most, and what they are called.
-TAKEN: dict[type[Predictor], tuple[int, float, str]] = {
+_TAKEN: dict[type[Predictor], tuple[int, float, str]] = {
     Classifies: (1, 2, "a text or a pair"), Values: (1, 2, "a text or a pair"), Tags: (1, float("inf"), "a sentence"),
     AnswersQuestions: (2, 2, "a question and a context"), Chooses: (3, float("inf"), "a first text and two or more choices"),
     FillsWords: (2, float("inf"), "a sentence with a mask, and words for it"),
@@ -46,7 +46,7 @@ def taken_by(predictor: Predictor) -> tuple[int, float, str]:
     """How many texts a row of ``predictor`` has, at least and at most, and what they are called."""
     if predictor.texts is not None:
         return predictor.texts, predictor.texts, ("a text alone", "a pair")[predictor.texts - 1]
-    return TAKEN[next(kind for kind in type(predictor).__mro__ if kind in TAKEN)]
+    return _TAKEN[next(kind for kind in type(predictor).__mro__ if kind in _TAKEN)]
 
 
 def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor) -> str | None:
@@ -98,11 +98,8 @@ class Answering:
           BertJaxError: see the predictor's ``encode``; a text without any character but white space, or of another form than
             the predictor takes.
         """
-        params, shapes, first = self.replicas.hold(params), None, 0
-        for chunk, encoded in ahead(self._encoded(iter(texts), called)):
-            if shapes is None or len(chunk) == first:  # a last chunk of a few compiles nothing of its own
-                shapes = self.shapes(encoded, shapes)
-            first = first or len(chunk)
+        params = self.replicas.hold(params)
+        for chunk, encoded, shapes in ahead(self._encoded(iter(texts), called)):
             yield from zip(chunk, self.predictor.answers(chunk, encoded, self.outputs(params, encoded, shapes)), strict=True)
 
     def shapes(self, encoded: Encoded, before: Shapes | None = None) -> Shapes:
@@ -149,8 +146,8 @@ class Answering:
 
     def _encoded(
         self, texts: Iterator[tuple[str, ...]], called: str
-    ) -> Iterator[tuple[list[tuple[str, ...]], Encoded]]:
-        before, first, said = 0, None, set()
+    ) -> Iterator[tuple[list[tuple[str, ...]], Encoded, Shapes]]:
+        before, first, said, shapes = 0, None, set(), None
         size = CHUNK * self.batch_size * self.replicas.count
         while chunk := list(itertools.islice(texts, size)):
             first = first or chunk[0]
@@ -164,7 +161,9 @@ class Answering:
             except WrongText as error:
                 raise BertJaxError(f"{called} {before + error.row + 1}: {error.problem}") from None
             before += len(chunk)
-            yield chunk, encoded
+            if shapes is None or len(chunk) == size:  # a last chunk of a few compiles nothing of its own
+                shapes = self.shapes(encoded, shapes)
+            yield chunk, encoded, shapes
 
     def _batches(self, encoded: Encoded, shapes: Shapes) -> Iterator[dict[str, np.ndarray]]:
         pad_id, long = self.predictor.tokenizer.pad_id, np.arange(len(encoded.item))

@@ -83,14 +83,15 @@ def evaluate(
         config = dataclasses.replace(config, null_threshold=null_threshold)
     if isinstance(config, Regression):  # what is loaded gives the value itself
         config = dataclasses.replace(config, offset=0.0, scale=1.0)
-    found, task, answering = {}, None, None
+    found, task = {}, None
     for seed, folder in tracked(sorted(folders.items()), "evaluating"):
         model = load(folder)
         if task is None:  # seeds differ in their parameters alone, so that one program serves them all
             task = finetuning_task(dataclasses.replace(config, encoder=model.config), model)
             encoded = task.evaluation  # labels that are not known are said at once
             answering = Answering(task.predictor, batch_size)
-        outputs = answering.outputs(model.params, encoded, answering.shapes(encoded))
+            shapes = answering.shapes(encoded)
+        outputs = answering.outputs(model.params, encoded, shapes)
         found[seed] = task.score(task.heldout, task.predictor.answers(task.heldout.texts, encoded, outputs), outputs)
     scores = gather(found, config.encoder.labels if isinstance(config, Classification) else ())
     return scores._replace(note=f"{len(task.heldout.texts):,} examples of {data}. {scores.note}".rstrip())
