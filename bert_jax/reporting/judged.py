@@ -41,6 +41,9 @@ class Judged(NamedTuple):
     more: Mapping[str, Any] = MappingProxyType({})
 
 
+Answered = tuple[list[dict[str, Any]], list[Judged]]  # about all held-out texts, and beside what is right
+
+
 def columns(task: AnyFinetuning) -> tuple[str, ...]:
     """Names of the texts of a :class:`Judged`."""
     if isinstance(task, QuestionAnswering):

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import cli, finetuning, predicting
+from bert_jax import cli, predicting
+from bert_jax.answering import Answering
 from bert_jax.errors import BertJaxError
 from bert_jax.finetuning import fit, primary_score
 from bert_jax.parallel.mesh import make_mesh
@@ -119,8 +120,8 @@ def test_what_every_kind_leaves(kind, run):
 
 def test_the_report_takes_what_was_answered_after_training(tiny_checkpoint, tmp_path, monkeypatch):
     asked = []
-    stream = finetuning.Answering.stream
-    monkeypatch.setattr(finetuning.Answering, "stream", lambda *words: asked.append(1) or stream(*words))
+    stream = Answering.stream
+    monkeypatch.setattr(Answering, "stream", lambda *words: asked.append(1) or stream(*words))
     words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
              str(tmp_path / "run"), "--export", "best"]
     assert cli.main([*words, "--seeds", "1"]) == 0 and len(asked) == 1

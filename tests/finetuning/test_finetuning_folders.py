@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import bert_jax
-from bert_jax import cli, finetuning
+from bert_jax import cli
 from bert_jax.errors import BertJaxError
 from bert_jax.files import locked
+from bert_jax.finetuning import report
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.training import record
 from bert_jax.training import step as step_module
@@ -130,7 +131,7 @@ def test_this_csv_in_one_command(label, kind, tiny_checkpoint, tmp_path, capfd):
     ("/home/ann/two\nlines/x", "x"), ("task.note=1/2", "task.note=1/2"),
 ])
 def test_arguments_are_published_without_folders(argument, published):
-    assert finetuning._without_folders(argument) == published
+    assert report._without_folders(argument) == published
 
 
 def test_data_that_has_changed_is_refused_before_a_seed_trains_on_it(tiny_checkpoint, tmp_path, capfd):
