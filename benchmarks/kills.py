@@ -61,29 +61,41 @@ def start(
     """Starts ``bert-jax pretrain`` as a cluster on this machine, or as one process.
 
     Args:
-      settings: for --set. devices: of each process. notes: folder for what ``note_examples`` writes, a file an attempt.
-      preludes: Python that a process runs first. code: the folder that holds the package.
+      settings: for --set. notes: folder for what ``note_examples`` writes, a file an attempt.
+    """
+    command = ["pretrain", "--config", str(config), "--data", str(store), "--workdir", str(workdir)]
+    for setting in settings:
+        command += ["--set", setting]
+    attempt = len(list(notes.glob("0-*"))) if notes else 0
+    firsts = dict(preludes or {})
+    for index in range(processes if notes else 0):
+        notes.mkdir(parents=True, exist_ok=True)
+        (notes / f"{index}-{attempt:03d}").touch()
+        noting = f"import kills\nkills.note_examples({str(notes / f'{index}-{attempt:03d}')!r})"
+        firsts[index] = f"{firsts.get(index, '')}\n{noting}"
+    return cluster(command, processes, devices=devices, preludes=firsts, code=code)
+
+
+def cluster(
+    command: list[str], processes: int, *, devices: int = 1, preludes: dict[int, str] | None = None, code: pathlib.Path = ROOT
+) -> list[subprocess.Popen]:
+    """Starts ``bert-jax`` with the words of ``command`` as a cluster on this machine, or as one process.
+
+    Args:
+      devices: of each process. preludes: Python that a process runs first. code: the folder that holds the package.
     """
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    command = ["pretrain", "--config", str(config), "--data", str(store), "--workdir", str(workdir)]
-    for setting in settings:
-        command += ["--set", setting]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(code), str(ROOT / "benchmarks")]), "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",
     }
-    attempt = len(list(notes.glob("0-*"))) if notes else 0
     started = []
     for index in range(processes):
         place = ["--coordinator", f"localhost:{port}", "--processes", str(processes), "--process", str(index)]
-        lines = ["import gc, sys", "gc.set_threshold(50_000, 20, 10)", (preludes or {}).get(index, "")]
-        if notes:
-            notes.mkdir(parents=True, exist_ok=True)
-            (notes / f"{index}-{attempt:03d}").touch()
-            lines += ["import kills", f"kills.note_examples({str(notes / f'{index}-{attempt:03d}')!r})"]
-        lines += ["from bert_jax.cli import main", f"sys.exit(main({command + (place if processes > 1 else [])!r}))"]
+        lines = ["import gc, sys", "gc.set_threshold(50_000, 20, 10)", (preludes or {}).get(index, ""),
+                 "from bert_jax.cli import main", f"sys.exit(main({command + (place if processes > 1 else [])!r}))"]
         started.append(subprocess.Popen(
             [sys.executable, "-c", "\n".join(lines)], env=environment, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bert_jax import cli_finetune
+from bert_jax import cli_cluster, cli_finetune
 from bert_jax.errors import BertJaxError, exit_status, out_of_memory
 
 if TYPE_CHECKING:
@@ -138,12 +138,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="start from the weights of this checkpoint (whatever convert reads) instead of from scratch")
     sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments",
                      help="change a field of the configuration, as in --set train.steps=1000; may be repeated")
-
-    sub.add_argument("--distributed", action="store_true",
-                     help="this is one of several processes, as Cloud TPU, GKE, SLURM or Open MPI describe them; start all")
-    sub.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where nothing describes the processes")
-    sub.add_argument("--processes", type=int, metavar="N", help="how many, with --coordinator")
-    sub.add_argument("--process", type=int, metavar="I", help="which one this is, from 0, with --coordinator")
+    cli_cluster.add(sub)
     sub.add_argument("--profiler-port", type=int, metavar="PORT", help="let a profiler (xprof, TensorBoard) connect here")
 
     sub = command("plan", _plan, "say what a run needs on a TPU slice that you do not have",
@@ -295,16 +290,14 @@ def _annotate(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int | None:
-    place = (arguments.coordinator, arguments.processes, arguments.process)
-    distributed = arguments.distributed or place != (None, None, None)
     import jax
 
     from bert_jax import config
-    from bert_jax.parallel.cluster import TEMPORARY, alone, connect
+    from bert_jax.parallel.cluster import TEMPORARY
     from bert_jax.training.pretrain import load_config, pretrain
 
     init = [f"task.init={json.dumps(arguments.init)}"] if arguments.init else []
-    with connect(*place) if distributed else alone() as cluster:
+    with cli_cluster.joined(arguments) as cluster:
         experiment = config.override(load_config(arguments.config), arguments.assignments + init)
         if arguments.profiler_port is not None:
             jax.profiler.start_server(arguments.profiler_port)

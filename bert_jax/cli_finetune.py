@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 
+from bert_jax import cli_cluster
 from bert_jax.errors import BertJaxError, each_warning_once
 
 _OWN = ("texts", "label", "heldout", "kind", "epochs")  # options that go with --data
@@ -48,6 +49,8 @@ def add(command) -> None:
     sub.add_argument("--epochs", type=float, default=None,
                      help="with --data: passes over it; default: 3, of small data what 200 updates take, at most 20")
 
+    cli_cluster.add(sub)
+
     sub = command("predict", _predict, "answer about new texts with a fine-tuned model",
                   "Classes, values, tags, answers or choices for every row of a file, in its order, with memory that does not "
                   "grow. What is written appears whole or not at all.")
@@ -76,8 +79,18 @@ def add_threshold(sub) -> None:
                           "the configuration it was trained by")
 
 
-@each_warning_once()
 def _finetune(arguments: argparse.Namespace) -> int | None:
+    if arguments.data is None:
+        if given := [name for name in _OWN if getattr(arguments, name) is not None]:
+            raise BertJaxError(f"--{given[0]} goes with --data; a configuration says it itself (change it with --set)")
+    elif arguments.checkpoint is None:
+        raise BertJaxError("--data needs --checkpoint as well")
+    with cli_cluster.joined(arguments) as cluster:
+        return _finetune_in(cluster, arguments)
+
+
+@each_warning_once()
+def _finetune_in(cluster, arguments: argparse.Namespace) -> int | None:
     from rich.console import Console
 
     from bert_jax.finetuning import CARD, EXPORTED, PAGE, check_assignments, finetune, fit
@@ -89,12 +102,8 @@ def _finetune(arguments: argparse.Namespace) -> int | None:
     from bert_jax.training.recipe import described, own_data, paths_of, recipe
 
     if arguments.data is None:
-        if given := [name for name in _OWN if getattr(arguments, name) is not None]:
-            raise BertJaxError(f"--{given[0]} goes with --data; a configuration says it itself (change it with --set)")
         experiment, model = fit(load_config(arguments.config), arguments.checkpoint, arguments.assignments)
     else:
-        if arguments.checkpoint is None:
-            raise BertJaxError("--data needs --checkpoint as well")
         check_assignments(arguments.assignments, arguments.checkpoint)
         if arguments.epochs is not None and "train.steps" in paths_of(arguments.assignments):
             raise BertJaxError("--epochs and --set train.steps both say how long to train: leave one out")
@@ -107,17 +116,19 @@ def _finetune(arguments: argparse.Namespace) -> int | None:
         experiment = recipe(
             model, arguments.checkpoint, *sources, kind=kind, epochs=arguments.epochs, assignments=arguments.assignments
         )
-        Console(stderr=True, soft_wrap=True).print(described(experiment), highlight=False, markup=False)
+        console = Console(stderr=True, soft_wrap=True, quiet=not cluster.first)
+        console.print(described(experiment), highlight=False, markup=False)
     seeds = (5 if arguments.data is None else 1) if arguments.seeds is None else arguments.seeds
     command = ["bert-jax", *(arguments.command_line or sys.argv[1:])]
     done = finetune(
         experiment, arguments.workdir, seeds=seeds, at_once=arguments.at_once, model=model, export=arguments.export,
-        command=command,
+        command=command, cluster=cluster,
     )
     if not done.finished:
         return TEMPORARY
-    table.show(done.scores, Console())
-    print(f"{arguments.workdir}: {PAGE}, {CARD}, {EXPORTED}/; bert-jax predict {arguments.workdir} --input FILE")
+    if cluster.first:
+        table.show(done.scores, Console())
+        print(f"{arguments.workdir}: {PAGE}, {CARD}, {EXPORTED}/; bert-jax predict {arguments.workdir} --input FILE")
     return None
 
 

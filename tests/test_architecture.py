@@ -99,7 +99,8 @@ ALLOWED = {
     ),
     "bert_jax.finetuning": (
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
-        "bert_jax.reporting", "bert_jax.answering", "bert_jax.predicting", "bert_jax.training", "bert_jax.warm_start",
+        "bert_jax.reporting", "bert_jax.answering", "bert_jax.parallel", "bert_jax.predicting", "bert_jax.training",
+        "bert_jax.warm_start",
     ),
     "bert_jax.evaluating": (
         "bert_jax.answering", "bert_jax.finetuning", "bert_jax.model", "bert_jax.predicting", "bert_jax.progress",
@@ -127,7 +128,8 @@ def test_dependencies_point_one_way(part):
 
 def test_no_part_is_forgotten():
     rest = {name_of(path) for path in FILES if not any(within(name_of(path), part) for part in ALLOWED)}
-    assert rest <= {"bert_jax", "bert_jax.__main__", "bert_jax.cli", "bert_jax.cli_finetune", "bert_jax.demo"}, rest
+    assert rest <= {"bert_jax", "bert_jax.__main__", "bert_jax.cli", "bert_jax.cli_cluster", "bert_jax.cli_finetune",
+                    "bert_jax.demo"}, rest
     for path in FILES:
         if not within(name_of(path), "bert_jax.cli", "bert_jax.__main__"):
             assert "bert_jax.cli" not in imports(path, inside_functions=True), f"{path} imports the command line"

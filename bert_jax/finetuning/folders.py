@@ -14,7 +14,7 @@ import numpy as np
 from bert_jax import config as configuration
 from bert_jax.convert.reading import flatten
 from bert_jax.errors import BertJaxError
-from bert_jax.files import read_json
+from bert_jax.files import read_json, write_json
 from bert_jax.model import CHECKPOINTS, EXPERIMENT, EXPORTED, PLAN, Model
 from bert_jax.reporting import table
 from bert_jax.training.experiment import Experiment
@@ -63,6 +63,14 @@ def check(workdir: Path, plan: dict[str, Any]) -> None:
         raise BertJaxError(f"{workdir} exists and is no work directory of finetune: choose another --workdir")
 
 
+def begin(workdir: Path, plan: dict[str, Any]) -> list[str]:
+    """Writes the plan. Returns which of its file and of ``workdir`` are new, in the order in which they can be taken away."""
+    new = [str(path) for path in (workdir / PLAN, workdir) if not path.exists()]
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / PLAN, plan)
+    return new
+
+
 def finished_seeds(workdir: Path) -> dict[int, dict[str, Any]]:
     """The results of the seeds of a fine-tuning that are finished."""
     folders = {path.parent.name.removeprefix("seed-"): path for path in workdir.glob(f"seed-*/{RESULT}")}
@@ -70,13 +78,13 @@ def finished_seeds(workdir: Path) -> dict[int, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def leaving_no_refusal(workdir: Path, new: Sequence[Path]) -> Iterator[None]:
+def leaving_no_refusal(workdir: Path, new: Sequence[str]) -> Iterator[None]:
     """What is refused before it has trained takes away what is ``new``: the plan, and ``workdir`` where it was absent."""
     try:
         yield
     except BertJaxError:
         if new and [path.name for path in workdir.iterdir()] == [PLAN]:
-            for path in new:
+            for path in map(Path, new):
                 path.rmdir() if path == workdir else path.unlink()
         raise
 

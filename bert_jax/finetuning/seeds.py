@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 from rich.console import Console
 
 from bert_jax import config as configuration
@@ -18,8 +17,10 @@ from bert_jax.errors import BertJaxError, each_warning_once
 from bert_jax.files import check_local, read_json, write_json
 from bert_jax.finetuning import folders, report
 from bert_jax.finetuning.fitting import check_kind, fit
-from bert_jax.model import EXPORTED, PLAN, Model
+from bert_jax.model import EXPORTED, Model
 from bert_jax.models import api
+from bert_jax.parallel.cluster import Cluster
+from bert_jax.parallel.mesh import on_host
 from bert_jax.reporting import judged, table
 from bert_jax.tasks import Classification, Tagging, finetuning_task
 from bert_jax.tasks.base import FinetuningTask
@@ -49,7 +50,7 @@ class Finetuned(NamedTuple):
 @each_warning_once()
 def finetune(
     experiment: Experiment, workdir: Path | str, *, seeds: int = 5, at_once: int = 1, model: Model | None = None,
-    export: Export = "first", command: Sequence[str] = (),
+    export: Export = "first", command: Sequence[str] = (), cluster: Cluster | None = None,
 ) -> Finetuned:
     """Fine-tunes ``experiment`` with as many seeds, from ``train.seed`` on, or goes on with what is in ``workdir``. Seeds that
     are finished there count too, be ``seeds`` fewer.
@@ -60,30 +61,41 @@ def finetune(
       model: of an experiment that :func:`fit` made, what it gave with it; None: it is fitted here.
       export: whose model is written: that of the first seed, or of the best by the held-out data, which flatters it.
       command: the words of what was called, for the report.
+      cluster: the processes that train each seed together, all of which call this; None for this one alone. What they leave
+        is the first one's to write, and so are the answers about the held-out data.
 
     Raises:
-      BertJaxError: see :func:`bert_jax.training.train.train`; ``workdir`` holds something else, or was begun with other data.
+      BertJaxError: see :func:`bert_jax.training.train.train`; ``workdir`` holds something else, or was begun with other data;
+        a process of the ``cluster`` has another experiment, data, start or devices.
     """
     check_kind(experiment)
     check_local(workdir)
-    with kept_from_others(Path(workdir)):
-        return _finetune(experiment, Path(workdir), seeds, at_once, model, export, command)
-
-
-def _finetune(
-    experiment: Experiment, workdir: Path, seeds: int, at_once: int, model: Model | None, export: Export, command: Sequence[str]
-) -> Finetuned:
-    console = Console(stderr=True)
+    cluster, workdir = cluster or Cluster(), Path(workdir)
     for name, value in (("seeds", seeds), ("at_once", at_once)):
         if value < 1:
             raise BertJaxError(f"{name} is {value}: it must be at least 1")
+    if at_once > 1 and cluster.count > 1:
+        raise BertJaxError(f"at_once is {at_once}: one process trains seeds together, and there are {cluster.count}")
     if model is None:
         experiment, model = fit(experiment)
-    numbers = range(experiment.train.seed, experiment.train.seed + seeds)
     task = finetuning_task(experiment.task, model)
-    identity = task.identity() | {"start (task.init)": folders.digest(model)}
-    plan = {"experiment": configuration.to_json(experiment), "identity": identity}
-    folders.check(workdir, plan)
+    plan = {"experiment": configuration.to_json(experiment),
+            "identity": task.identity() | {"start (task.init)": folders.digest(model)}}
+    # Before the folder is touched: the first process cannot clear up what it leaves when another one's refusal ends it.
+    cluster.agree("fine-tuning", {"seeds": seeds, "export": export, "experiment": plan["experiment"]})
+    cluster.agree("data", plan["identity"])
+    cluster.agree_on_devices()
+    with kept_from_others(workdir, cluster.first):
+        return _finetune(task, experiment, plan, workdir, seeds, at_once, model, export, command, cluster)
+
+
+def _finetune(
+    task: FinetuningTask, experiment: Experiment, plan: dict[str, Any], workdir: Path, seeds: int, at_once: int, model: Model,
+    export: Export, command: Sequence[str], cluster: Cluster,
+) -> Finetuned:
+    console = Console(stderr=True, quiet=not cluster.first)
+    numbers = range(experiment.train.seed, experiment.train.seed + seeds)
+    cluster.from_first(lambda: folders.check(workdir, plan))
     console.print("tokenising the data")
     _ = task.training, task.evaluation  # what is wrong with the data is said before anything is written
     if (scored := report.scored(task, experiment)) < len(task.heldout.texts):
@@ -93,52 +105,61 @@ def _finetune(
         logger.warning("optimizer.bias_correction is off, as pre-training has it: fine-tuning is worse and less stable without "
                        "(Mosbach et al. 2021): --set optimizer.bias_correction=true")
     answering = Answering(task.predictor, experiment.train.eval_size)
-    new = [path for path in (workdir / PLAN, workdir) if not path.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / PLAN, plan)
-    results = folders.finished_seeds(workdir)
+    new = cluster.from_first(lambda: folders.begin(workdir, plan))
+    results = {int(seed): found for seed, found in cluster.from_first(lambda: folders.finished_seeds(workdir)).items()}
     if others_there := sorted(results.keys() - set(numbers)):
         console.print(f"with seeds {', '.join(map(str, others_there))}, which are finished here", highlight=False)
     report.warn_of_form(task.config.encoder, model.origin, workdir / EXPORTED)
     kept: dict[int, tuple[api.Params, judged.Answered]] = {}  # of the one seed that may be exported
     primary = primary_score(experiment)
-    for group in folders.groups(numbers, at_once, workdir):
+    for group in cluster.from_first(lambda: folders.groups(numbers, at_once, workdir)):
         console.print(f"seeds {', '.join(map(str, group))} together", highlight=False)
-        with folders.leaving_no_refusal(workdir, new):
+        with folders.leaving_no_refusal(workdir, new if cluster.first else []):
             finished = _together(task, experiment, group, workdir)
         if not finished:
             return Finetuned(False, None, workdir)
-    for seed in numbers:
+
+    def run(seed: int) -> tuple[api.Params, judged.Answered] | None:
+        """Trains a seed, or reads it again; what it says of the held-out data, in the first process; None if asked to stop."""
         folder = workdir / f"seed-{seed}"
+        with folders.leaving_no_refusal(workdir, new if cluster.first else []):
+            params, results[seed] = _run(task, _with_seed(experiment, seed), folder, cluster)
+        if params is None:
+            return None
+        found = _answers(task, answering, params, folder) if cluster.first else ([], [])
+        return params, found
+
+    for seed in numbers:
         if seed in results:
             continue
         if seeds > 1:
             console.print(f"seed {seed}, {seed - numbers[0] + 1} of {seeds}", highlight=False)
-        with folders.leaving_no_refusal(workdir, new):
-            params, results[seed] = _run(task, _with_seed(experiment, seed), folder)
-        if params is None:
+        if (found := run(seed)) is None:
             return Finetuned(False, None, workdir)
-        found = _answers(task, answering, params, folder)
-        write_json(folder / folders.RESULT, results[seed])
+        if cluster.first:
+            write_json(workdir / f"seed-{seed}" / folders.RESULT, results[seed])
         if seed == numbers[0] or (export == "best" and _better(results, primary) == seed):
-            kept = {seed: (params, found)}
+            kept = {seed: found}
+    chosen = _better(results, primary) if export == "best" else numbers[0]
+    if chosen not in kept:
+        before = results[chosen]
+        if (found := run(chosen)) is None:
+            return Finetuned(False, None, workdir)
+        kept, results[chosen] = {chosen: found}, before
     results = dict(sorted(results.items()))
     labels = task.config.encoder.labels if isinstance(task.config, Classification) else ()
     scores = table.gather({seed: result["scores"] for seed, result in results.items()}, labels, experiment.train.best)
-    chosen = _better(results, primary) if export == "best" else numbers[0]
-    if chosen not in kept:
-        folder = workdir / f"seed-{chosen}"
-        params, _ = _run(task, _with_seed(experiment, chosen), folder)
-        if params is None:
-            return Finetuned(False, None, workdir)
-        kept = {chosen: (params, _answers(task, answering, params, folder))}
-    before = read_json(workdir / table.SCORES).get("exported_seed") if (workdir / table.SCORES).is_file() else chosen
-    if before != chosen:
-        console.print(f"{workdir / EXPORTED} was that of seed {before}, now of seed {chosen}", highlight=False, markup=False,
-                      soft_wrap=True)
-    console.print("writing the report")
-    chosen_by = primary if export == "best" else None
-    report.write(task, experiment, scores, results, chosen, chosen_by, model, *kept[chosen], workdir, command)
+
+    def finish() -> None:
+        before = read_json(workdir / table.SCORES).get("exported_seed") if (workdir / table.SCORES).is_file() else chosen
+        if before != chosen:
+            console.print(f"{workdir / EXPORTED} was that of seed {before}, now of seed {chosen}", highlight=False,
+                          markup=False, soft_wrap=True)
+        console.print("writing the report")
+        chosen_by = primary if export == "best" else None
+        report.write(task, experiment, scores, results, chosen, chosen_by, model, *kept[chosen], workdir, command)
+
+    cluster.from_first(finish)  # for which the others wait: who leaves early would be missed
     return Finetuned(True, scores, workdir)
 
 
@@ -181,15 +202,20 @@ def _together(task: FinetuningTask, experiment: Experiment, seeds: Sequence[int]
     return True
 
 
-def _run(task: FinetuningTask, experiment: Experiment, folder: Path) -> tuple[api.Params | None, dict[str, Any]]:
+def _run(
+    task: FinetuningTask, experiment: Experiment, folder: Path, cluster: Cluster
+) -> tuple[api.Params | None, dict[str, Any]]:
     """Host parameters as they are exported, and scores with their time; None after a request to stop."""
-    result = train(task, experiment, folder)
+    result = train(task, experiment, folder, cluster)
     if not result.finished:
         return None, {}
-    rows = record.read(folder / record.METRICS)
-    found = {"seed": experiment.train.seed, "step": result.step, "scores": result.evaluation,
-             "seconds": max((row["time"] for row in rows), default=0.0)}
-    return jax.device_get(task.finished(result.params)), found
+
+    def found() -> dict[str, Any]:
+        rows = record.read(folder / record.METRICS)
+        return {"seed": experiment.train.seed, "step": result.step, "scores": result.evaluation,
+                "seconds": max((row["time"] for row in rows), default=0.0)}
+
+    return on_host(task.finished(result.params)), cluster.from_first(found)
 
 
 def _answers(task: FinetuningTask, answering: Answering, params: api.Params, folder: Path) -> judged.Answered:

@@ -88,6 +88,11 @@ class Cluster:
             raise BertJaxError(f"another {what} than {self._name(0)}: {path} is {there} there, {here} here")
         self._meet(f"{what}, agreed")
 
+    def agree_on_devices(self) -> None:
+        """Raises BertJaxError where process 0 has others, or another number of them."""
+        devices = jax.local_devices()
+        self.agree("machine", {"kind of device": devices[0].device_kind, "number of devices": len(devices)})
+
     def from_first(self, compute: Callable[[], Any]) -> Any:
         """What ``compute`` returns on process 0, as JSON; the others wait for it, and do not compute."""
         if self.count == 1:

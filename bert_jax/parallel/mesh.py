@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bert_jax.errors import BertJaxError
@@ -180,6 +180,16 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
         return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, of_device)
 
     return {name: place(rows) for name, rows in batch.items()}
+
+
+def on_host(tree: Any) -> Any:
+    """Its arrays, all of each, in the memory of this process. Where they lie on devices of several processes, all of these have
+    to ask at once."""
+    def reachable(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        here = not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated
+        return array if here else multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.device_get(jax.tree.map(reachable, tree))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

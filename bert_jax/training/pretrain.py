@@ -65,8 +65,7 @@ def pretrain(
     cluster.agree("experiment", configuration.to_json(experiment))
     task = PretrainingTask(experiment.task, TokenStore(data, verify=cluster.first_on_host))
     cluster.agree("data", task.identity())
-    devices = jax.local_devices()
-    cluster.agree("machine", {"kind of device": devices[0].device_kind, "number of devices": len(devices)})
+    cluster.agree_on_devices()
     return train(task, _as_begun(experiment, Path(workdir), cluster), workdir, cluster, source=str(data))
 
 
