@@ -124,7 +124,7 @@ def measure(cell: str, setting: processes.Setting) -> None:
     from bert_jax.checkpoint import Checkpoints
     from bert_jax.model import load
     from bert_jax.tasks import finetuning_task
-    from bert_jax.tasks.base import predict
+    from bert_jax.tasks.answering import Answering
     from bert_jax.tasks.tables import Table
     from bert_jax.training.pretrain import load_config
     from bert_jax.training.record import read
@@ -165,8 +165,8 @@ def measure(cell: str, setting: processes.Setting) -> None:
     if not result.finished:
         sys.exit(processes.CONTINUES)
     began = time.monotonic()
-    answers, _ = predict(task.predictor, task.finished(result.params), test.read().texts, experiment.task.lengths, 32)
-    predicted = np.clip([100 * answer["yield"] for answer in answers], 0, 100)  # as upstream does
+    answers = Answering(task.predictor, 32).stream(task.finished(result.params), test.read().texts)
+    predicted = np.clip([100 * answer["yield"] for _, answer in answers], 0, 100)  # as upstream does
     measured = 100 * np.array([float(label) for label in test.read().labels])
     record = read(work / "metrics.jsonl")
     found = {

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_jax.answering import Answering
 from bert_jax.compilation import keep_programs
 from bert_jax.errors import BertJaxError
 from bert_jax.files import read_json
@@ -26,6 +25,7 @@ from bert_jax.tasks import (
     Tagging,
     finetuning_task,
 )
+from bert_jax.tasks.answering import Answering
 from bert_jax.tasks.datasets import InPlace, Named
 from bert_jax.tasks.race import Race
 from bert_jax.tasks.tables import Source, Table

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from bert_jax import config as configuration
 from bert_jax import model as models
-from bert_jax.answering import Answering, taken_by
 from bert_jax.compilation import keep_programs
 from bert_jax.convert.reading import PREDICTOR
 from bert_jax.convert.settings import CONFIG
@@ -23,6 +22,7 @@ from bert_jax.models.config import EncoderConfig
 from bert_jax.replicas import replicas
 from bert_jax.reporting import answers
 from bert_jax.tasks import AnyFinetuning, finetuning_task
+from bert_jax.tasks.answering import Answering, taken_by
 from bert_jax.tasks.base import Predictor
 from bert_jax.tasks.batches import Keep
 from bert_jax.tasks.choice import Chooses, Questions

@@ -69,7 +69,7 @@ ALLOWED = {
     "bert_jax.tasks": (
         "bert_jax.functional", "bert_jax.task", "bert_jax.models", "bert_jax.tokenizers", "bert_jax.model",
         "bert_jax.data.randomness", "bert_jax.data.sources", "bert_jax.data.best_fit", "bert_jax.warm_start",
-        "bert_jax.replicas",
+        "bert_jax.replicas", "bert_jax.progress",
     ),
     "bert_jax.embedding": (
         "bert_jax.progress", "bert_jax.config", "bert_jax.functional", "bert_jax.models", "bert_jax.tokenizers",
@@ -91,19 +91,17 @@ ALLOWED = {
     ),
     "bert_jax.planning": ("bert_jax.models", "bert_jax.objectives", "bert_jax.parallel", "bert_jax.training"),
     "bert_jax.reporting": ("bert_jax.progress", "bert_jax.tasks", "bert_jax.task"),
-    "bert_jax.answering": ("bert_jax.data.best_fit", "bert_jax.models", "bert_jax.replicas", "bert_jax.tasks"),
     "bert_jax.predicting": (
-        "bert_jax.answering",
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
         "bert_jax.tokenizers", "bert_jax.reporting.answers", "bert_jax.compilation", "bert_jax.replicas",
     ),
     "bert_jax.finetuning": (
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
-        "bert_jax.reporting", "bert_jax.answering", "bert_jax.parallel", "bert_jax.predicting", "bert_jax.training",
+        "bert_jax.reporting", "bert_jax.parallel", "bert_jax.predicting", "bert_jax.training",
         "bert_jax.warm_start",
     ),
     "bert_jax.evaluating": (
-        "bert_jax.answering", "bert_jax.finetuning", "bert_jax.model", "bert_jax.predicting", "bert_jax.progress",
+        "bert_jax.finetuning", "bert_jax.model", "bert_jax.predicting", "bert_jax.progress",
         "bert_jax.reporting", "bert_jax.tasks", "bert_jax.training.recipe", "bert_jax.compilation",
     ),
     "bert_jax.fill_mask": ("bert_jax.models", "bert_jax.tokenizers", "bert_jax.compilation"),

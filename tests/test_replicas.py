@@ -15,12 +15,12 @@ from bert_jax.models import api
 from bert_jax.parallel.mesh import RULES, batch_sharding, replicated
 from bert_jax.planning.chips import target
 from bert_jax.replicas import Replicas, over, replicas
-from bert_jax.tasks import base
+from bert_jax.tasks.answering import Answering
 from bert_jax.tasks.base import finetuned_encoder
 
 WORDS = "cat dog bird mat road tree red".split()
 TALK = "all-reduce|all-gather|all-to-all|collective-permute"
-USERS = ("bert_jax.answering", "bert_jax.predicting", "bert_jax.tasks.base", "bert_jax.embedding.sentence")
+USERS = ("bert_jax.tasks.answering", "bert_jax.predicting", "bert_jax.embedding.sentence")
 
 
 @pytest.fixture
@@ -78,20 +78,25 @@ def test_predictions(tiny_checkpoint, spread, kind):
 
 def test_evaluations(tiny_checkpoint, spread):
     model = model_with(tiny_checkpoint, ("red", "blue"), "pooler", "classifier")
-    predictor, rows = predicting.of_model(model).predictor, [(text,) for text in texts(50)]
-    wanted, outputs = base.predict(predictor, model.params, rows, (16, 32), 4)
+    predictor = predicting.of_model(model).predictor
+    encoded = predictor.encode([(text,) for text in texts(50)])
+
+    def outputs():
+        answering = Answering(predictor, 4)
+        return answering.outputs(model.params, encoded, answering.shapes(encoded))
+
+    wanted = outputs()
     split = spread()
-    found, others = base.predict(predictor, model.params, rows, (16, 32), 4)
-    assert [one["label"] for one in found] == [one["label"] for one in wanted]
-    for name in outputs:
-        np.testing.assert_allclose(others[name], outputs[name], atol=1e-5)
+    found = outputs()
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
     assert set(split) == {(3, 3)}
 
 
 @pytest.fixture(params=(64, None), ids=("shared", "alone"))
 def row(request, monkeypatch):
     """Texts share rows of 64 tokens, which they would not by themselves in an encoder so narrow, or they do not."""
-    for name in ("bert_jax.answering", "bert_jax.embedding.sentence"):
+    for name in ("bert_jax.tasks.answering", "bert_jax.embedding.sentence"):
         monkeypatch.setattr(importlib.import_module(name), "cheapest_row", lambda *_: request.param)
     return request.param
 

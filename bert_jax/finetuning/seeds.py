@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 
 from bert_jax import config as configuration
-from bert_jax.answering import Answering
 from bert_jax.errors import BertJaxError, each_warning_once
 from bert_jax.files import check_local, read_json, write_json
 from bert_jax.finetuning import folders, report
@@ -23,6 +22,7 @@ from bert_jax.parallel.cluster import Cluster
 from bert_jax.parallel.mesh import on_host
 from bert_jax.reporting import judged, table
 from bert_jax.tasks import Classification, Tagging, finetuning_task
+from bert_jax.tasks.answering import Answering
 from bert_jax.tasks.base import FinetuningTask
 from bert_jax.tasks.columns import entities
 from bert_jax.tasks.datasets import Named

@@ -17,7 +17,6 @@ from bert_jax.errors import BertJaxError
 from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig, Head
-from bert_jax.replicas import replicas
 from bert_jax.task import Batch, Losses, Objective, Ratio, plain_gradient
 from bert_jax.tasks.batches import IGNORED, Encoded, EvalBatches, TrainBatches, WrongText
 from bert_jax.tasks.datasets import Named
@@ -116,11 +115,14 @@ class Predictor:
         of kinds that take one or two; None: that is not known.
       output_per: what :meth:`outputs` has, of rows that examples share, for each of them: something for each of the P examples
         [R, P, ...], or for each of the L tokens [R, L, ...], as it would be in a row of its own; None: examples share no rows.
+      taken: how many texts an example has, at least and at most, and what they are called. alike: whether all have as many.
       kept: names of attributes that are kept beside the weights of an exported model.
     """
 
     texts: int | None = None
     output_per: ClassVar[Literal["example", "token"] | None] = None
+    taken: ClassVar[tuple[int, float, str]]
+    alike: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ("length",)
 
     def __init__(self, config: EncoderConfig, tokenizer: Tokenizer, length: int):
@@ -358,27 +360,3 @@ def _labelled_rows(source: Source) -> Rows:
     if not rows.labels:
         raise BertJaxError(f"{source.path} has no labels: training and evaluation need them")
     return rows
-
-
-def predict(
-    predictor: Predictor, params: api.Params, texts: Texts, lengths: tuple[int, ...], batch_size: int = 64
-) -> tuple[list[dict[str, Any]], Outputs]:
-    """The answers about ``texts``, in their order, and the outputs behind them.
-
-    Args:
-      batch_size: rows of each device at once.
-    """
-    devices = replicas()
-    encoded = predictor.encode(texts)
-    params, rows = devices.hold(params), batch_size * devices.count
-    batches = EvalBatches(encoded, lengths, rows, None, predictor.tokenizer.pad_id, None)
-    made: Outputs = {}
-    computed = ((batch["example"] >= 0, devices.run(predictor.run, params, batch)) for batch in batches)
-    ahead = next(computed, None)
-    while ahead is not None:
-        (there, outputs), ahead = ahead, next(computed, None)  # the next one is made while this one is computed
-        for name, rows in jax.device_get(outputs).items():
-            made.setdefault(name, []).extend(rows[there])
-    places = np.argsort(batches.order)
-    outputs = {name: [rows[k] for k in places] for name, rows in made.items()}
-    return predictor.answers(texts, encoded, outputs), outputs

@@ -118,6 +118,7 @@ class Chooses(Predictor):
     """Texts: (first text, choice, choice, ...). Answers: ``choice``, its number from 0, its ``text`` and ``probability``."""
 
     truncate: Keep = "start"
+    taken = (3, float("inf"), "a first text and two or more choices")
     kept = ("length", "truncate")
 
     def encode(self, texts: Texts) -> Encoded:

@@ -61,6 +61,7 @@ class Classifies(Predictor):
 
     truncate: Keep = "start"
     output_per = "example"
+    taken, alike = (1, 2, "a text or a pair"), True
     kept = ("length", "texts", "truncate")
 
     def encode(self, texts: Texts) -> Encoded:

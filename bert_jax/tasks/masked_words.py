@@ -22,9 +22,11 @@ from bert_jax.errors import BertJaxError
 from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig, Head
+from bert_jax.progress import tracked
 from bert_jax.task import Batch, Losses, Ratio
-from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts, predict
-from bert_jax.tasks.batches import IGNORED, Encoded, logger
+from bert_jax.tasks.answering import Answering
+from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
+from bert_jax.tasks.batches import IGNORED, Encoded, WrongText, logger
 from bert_jax.tasks.tables import Rows, Table
 from bert_jax.tokenizers import Tokenizer
 
@@ -94,6 +96,8 @@ class MaskedWords(Finetuning):
 class FillsWords(Predictor):
     """Texts: (sentence with one mask, word, word, ...). Answers: the best ``word``, its ``probability`` among these words, and
     ``log probability of X`` for each, in nats and among the whole vocabulary."""
+
+    taken = (2, float("inf"), "a sentence with a mask, and words for it")
 
     def encode(self, texts: Texts) -> Encoded:
         """``candidates`` int32 [n, C], -1 where a sentence has fewer, are the pieces of the words. A sentence that is too long
@@ -186,6 +190,8 @@ class ScoresSentences(Predictor):
     """Texts: (sentence, sentence, ...). Answers: ``log_probabilities``, the pseudo-log-likelihood of each, in nats; the number
     of the largest from 0, ``best``, and its ``text``."""
 
+    taken = (1, float("inf"), "sentences")
+
     def encode(self, texts: Texts) -> Encoded:
         """A row for every token of every sentence, special ones not counted: ``position`` int32 [n] says which. All rows of a
         sentence are the same arrays, and the mask comes in on the device.
@@ -203,7 +209,8 @@ class ScoresSentences(Predictor):
             built, segments = self.tokenizer.build(ids)
             if not len(ids) or len(built) > self.length:
                 size = f"{len(built)} tokens, more than {self.length}" if len(ids) else "no tokens"
-                raise BertJaxError(f"sentence {number + 1} has {size}: it cannot be scored")
+                text = int(np.searchsorted(np.cumsum(counts), number, side="right"))
+                raise WrongText(text, f"sentence {number - sum(counts[:text]) + 1} of it has {size}: it cannot be scored")
             positions.append(np.flatnonzero(self.tokenizer.build(np.full(len(ids), -1))[0] < 0))
             sizes.append(len(ids))
             tokens["input_ids"] += [built] * len(ids)
@@ -242,23 +249,22 @@ class MinimalPairs(NamedTuple):
     bad: np.ndarray
 
 
-def score_minimal_pairs(
-    model: Model, pairs: Sequence[tuple[str, str]], lengths: tuple[int, ...] = (16, 32, 64), batch_size: int = 64
-) -> MinimalPairs:
+def score_minimal_pairs(model: Model, pairs: Sequence[tuple[str, str]], batch_size: int = 64) -> MinimalPairs:
     """How often a model finds the first sentence of a pair likelier than the second: acceptability without training (Warstadt
-    et al. 2020, BLiMP; by pseudo-log-likelihood as Salazar et al. 2020). A program is compiled for each of ``lengths``.
+    et al. 2020, BLiMP; by pseudo-log-likelihood as Salazar et al. 2020). One of ``batch_size`` rows is a sentence with one of
+    its tokens masked.
 
     Raises:
-      BertJaxError: the model has no masked-language-model head or no tokenizer, a sentence is longer than the longest of
-        ``lengths``, or empty.
+      BertJaxError: the model has no masked-language-model head or no tokenizer, there are no pairs, a sentence is empty, or
+        longer than the model's position table.
     """
     if model.tokenizer is None or "mlm" not in model.params:
         raise BertJaxError("this checkpoint has no masked-language-model head, or no tokenizer: both are needed to score")
-    if max(lengths) > model.config.max_length:
-        raise BertJaxError(f"lengths {lengths}: at most the position table, {model.config.max_length}")
-    predictor = ScoresSentences(model.config, model.tokenizer, max(lengths))
-    answers, _ = predict(predictor, model.params, pairs, lengths, batch_size)
-    good, bad = np.array([answer["log_probabilities"] for answer in answers]).T
+    if not pairs:
+        raise BertJaxError("there are no pairs to score")
+    predictor = ScoresSentences(model.config, model.tokenizer, model.config.max_length)
+    answers = tracked(Answering(predictor, batch_size).stream(model.params, pairs, "pair"), "scoring", len(pairs))
+    good, bad = np.array([answer["log_probabilities"] for _, answer in answers]).T
     return MinimalPairs(float((good > bad).mean()), good, bad)
 
 
@@ -281,11 +287,10 @@ def read_blimp(folder: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def score_paradigms(
-    model: Model, paradigms: Mapping[str, Sequence[tuple[str, str]]], lengths: tuple[int, ...] = (16, 32, 64),
-    batch_size: int = 64,
+    model: Model, paradigms: Mapping[str, Sequence[tuple[str, str]]], batch_size: int = 64
 ) -> dict[str, float]:
     """The accuracy of each paradigm (:func:`read_blimp`), all of them in one go."""
-    scored = score_minimal_pairs(model, [pair for pairs in paradigms.values() for pair in pairs], lengths, batch_size)
+    scored = score_minimal_pairs(model, [pair for pairs in paradigms.values() for pair in pairs], batch_size)
     hits = np.split(scored.good > scored.bad, np.cumsum([len(pairs) for pairs in paradigms.values()])[:-1])
     return {name: float(part.mean()) for name, part in zip(paradigms, hits, strict=True)}
 

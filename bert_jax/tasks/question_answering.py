@@ -83,6 +83,7 @@ class AnswersQuestions(Predictor):
     there; ``score``, the sum of its two logits, and ``null_score``, the same of the null in the window where it is lowest. With
     a threshold, ``span`` is the best text in any case, and where there is no answer ``text`` is empty and ``start`` -1."""
 
+    taken = (2, 2, "a question and a context")
     kept = ("length", "stride", "question_tokens", "answer_tokens", "null_threshold")
 
     def __init__(

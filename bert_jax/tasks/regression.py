@@ -46,6 +46,7 @@ class Values(Predictor):
 
     truncate: Keep = "start"
     output_per = "example"
+    taken, alike = (1, 2, "a text or a pair"), True
     kept = ("length", "texts", "truncate")
 
     def encode(self, texts: Texts) -> Encoded:

@@ -49,6 +49,7 @@ class Tags(Predictor):
     dictionaries: ``text`` (its words with blanks between), ``label``, and ``first`` and ``last`` word, numbered from 0."""
 
     output_per = "token"
+    taken = (1, float("inf"), "a sentence")
 
     def encode(self, texts: Texts) -> Encoded:
         """Sentences as their words with blanks between them. ``word_starts`` bool: the first piece of each word, the one that

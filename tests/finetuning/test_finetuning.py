@@ -18,13 +18,13 @@ import pytest
 
 import bert_jax
 from bert_jax import cli, predicting
-from bert_jax.answering import Answering
 from bert_jax.errors import BertJaxError
-from bert_jax.finetuning import fit, primary_score
+from bert_jax.finetuning import fit, primary_score, seeds
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.reporting import card
 from bert_jax.tasks import finetuning_task, squad
-from bert_jax.tasks.base import predict, without_anchors
+from bert_jax.tasks.answering import Answering
+from bert_jax.tasks.base import without_anchors
 from bert_jax.tasks.datasets import Named
 from bert_jax.tasks.squad import Squad
 from bert_jax.training import step as step_module
@@ -32,6 +32,7 @@ from bert_jax.training import train as train_module
 from bert_jax.training.experiment import Experiment
 from bert_jax.training.pretrain import load_config
 from tests.finetuning_runs import WORDS, make, sentences
+from tests.tasks.plain_answers import predict
 from tests.tasks.tiny_tasks import make_task
 
 
@@ -409,7 +410,7 @@ def test_what_transformers_does_not_have_is_written_in_our_form(run, tiny_checkp
         assert "model: in the form of bert_jax, not for transformers: heads that read" in caplog.text, "said first"
         return train_module.train(*words, **options)
 
-    monkeypatch.setattr(finetuning, "train", train_once)
+    monkeypatch.setattr(seeds, "train", train_once)
     config = str(run("Classification").parent / "Classification.py")
     assert cli.main(["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--workdir",
                      str(tmp_path / "mix"), "--set", "task.encoder.read_layers=[1,2]"]) == 0
@@ -431,7 +432,7 @@ def test_a_configuration_need_not_repeat_the_encoder(run, tiny_checkpoint, tmp_p
     with pytest.raises(BertJaxError, match="--set task.encoder.layers: the checkpoint decides"):
         fit(experiment, str(tiny_checkpoint), ["task.encoder.layers=3"])
     with pytest.raises(BertJaxError, match="the task is Pretraining: finetune runs Classification"):
-        fit(load_config(pathlib.Path(__file__).parent / "tiny_bert.py"))
+        fit(load_config(pathlib.Path(__file__).parents[1] / "tiny_bert.py"))
 
 
 def test_what_is_set_must_fit_the_checkpoint_and_not_the_configuration(run, tiny_checkpoint):

@@ -16,13 +16,13 @@ from bert_jax.errors import BertJaxError
 from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.tasks.base import predict
 from bert_jax.tasks.choice import Choice, ChoiceTask, Chooses, Questions, swag
 from bert_jax.tasks.race import Race
 from bert_jax.tasks.tables import Rows
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
+from tests.tasks.plain_answers import predict
 from tests.tasks.tiny_tasks import finetune
 
 WORDS = "cat dog bird mat sat ran on the red blue one two".split()

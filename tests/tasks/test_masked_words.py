@@ -16,7 +16,6 @@ from bert_jax.fill_mask import fill_mask
 from bert_jax.model import Model, load
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.tasks.base import predict
 from bert_jax.tasks.masked_words import (
     Cloze,
     FillsWords,
@@ -31,6 +30,7 @@ from bert_jax.tasks.tables import Rows, Table
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
+from tests.tasks.plain_answers import predict
 from tests.tasks.tiny_tasks import finetune
 
 WORDS = "cat dog bird mat sat ran on the red blue one two it was good bad".split()
@@ -73,7 +73,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 def test_sentences_are_scored_as_by_a_slow_loop(theirs):
     """Every token masked alone, the others seen; also a sentence of one token, and a literal [MASK], which is text."""
     pairs = list(zip(sentences(9), sentences(9, seed=1), strict=True))
-    scored = score_minimal_pairs(make_model(), pairs, lengths=(8, 24), batch_size=8)
+    scored = score_minimal_pairs(make_model(), pairs, batch_size=8)
     good, bad = zip(*pairs, strict=True)
     for sentence, found in zip(good + bad, [*scored.good, *scored.bad], strict=True):
         ids, _ = TOKENIZER.build(TOKENIZER.encode(sentence).ids)
@@ -91,8 +91,8 @@ def test_a_program_for_each_length(monkeypatch):
     traced, apply = [], api.apply
     monkeypatch.setattr(api, "apply", lambda *args, **rest: traced.append(args[2]["input_ids"].shape) or apply(*args, **rest))
     pairs = [(sentence, sentence) for sentence in sentences(30)]
-    score_minimal_pairs(make_model(), pairs, lengths=(4, 8, 16), batch_size=16)
-    assert sorted(traced) == [(16, 4), (16, 8), (16, 16)]
+    score_minimal_pairs(make_model(), pairs, batch_size=16)
+    assert sorted(traced) == [(16, 8), (16, 16)]
 
 
 def test_rows_of_a_sentence_are_one_array():
@@ -205,9 +205,9 @@ def test_blimp(tmp_path):
         lines = [{"sentence_good": good, "sentence_bad": bad, "UID": name} for good, bad in pairs]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     paradigms = read_blimp(str(tmp_path))
-    scored = score_paradigms(make_model(), paradigms, (24,), 16)
+    scored = score_paradigms(make_model(), paradigms, 16)
     for name, pairs in paradigms.items():
-        assert scored[name] == score_minimal_pairs(make_model(), pairs, (24,), 16).accuracy
+        assert scored[name] == score_minimal_pairs(make_model(), pairs, 16).accuracy
     (tmp_path / "three.jsonl").write_text('{"sentence_good": "x"}\n')
     with pytest.raises(BertJaxError, match="three.jsonl: no JSON lines with sentence_good and sentence_bad"):
         read_blimp(str(tmp_path))
@@ -231,13 +231,16 @@ def test_what_is_refused(tmp_path):
     ):
         with pytest.raises(BertJaxError, match=message):
             fills.encode(texts)
-    for texts, message in (([], "no sentences"), ([("it", "")], "2 has no tokens"), ([("it " * 7,)], "9 tokens, more than 8")):
+    for texts, message in (([], "no sentences"), ([("it", "")], "row 1: sentence 2 of it has no tokens"),
+                           ([("it " * 7,)], "9 tokens, more than 8")):
         with pytest.raises(BertJaxError, match=message):
             scores.encode(texts)
     with pytest.raises(BertJaxError, match="leaves no room"):
         FillsWords(ENCODER, TOKENIZER, 2).encode([("[MASK]", "cat")])
-    with pytest.raises(BertJaxError, match="position table, 24"):
-        score_minimal_pairs(make_model(), [("it", "it")], (64,))
+    for pairs, message in (([("it", "it"), ("it", "it " * 23)], "pair 2: sentence 2 of it has 25 tokens, more than 24"),
+                           ([("it", "it"), (" ", "it")], "pair 2 is empty"), ([], "no pairs")):
+        with pytest.raises(BertJaxError, match=message):
+            score_minimal_pairs(make_model(), pairs)
     with pytest.raises(BertJaxError, match="no masked-language-model head"):
         score_minimal_pairs(make_model()._replace(params={}), [("it", "it")])
     table = make_table(tmp_path, 4)

@@ -20,7 +20,7 @@ from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
 from bert_jax.tasks import finetuning_task
 from bert_jax.tasks import question_answering as qa
-from bert_jax.tasks.base import finetuned_encoder, predict
+from bert_jax.tasks.base import finetuned_encoder
 from bert_jax.tasks.batches import Encoded, EvalBatches
 from bert_jax.tasks.question_answering import BEGINS, ENDS, NOWHERE, NULL, AnswersQuestions, QuestionAnswering
 from bert_jax.tasks.squad import Answer, Gold, Squad
@@ -28,6 +28,7 @@ from bert_jax.tasks.tables import Rows
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
+from tests.tasks.plain_answers import predict
 from tests.tasks.tiny_tasks import finetune
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -18,7 +18,6 @@ from bert_jax.errors import BertJaxError
 from bert_jax.model import Model, load, save
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.tasks.base import predict
 from bert_jax.tasks.columns import Columns, to_iob2
 from bert_jax.tasks.tables import Rows
 from bert_jax.tasks.tagging import Tagging, TaggingTask, Tags, pieces_of_words, scores, spans, windows
@@ -26,6 +25,7 @@ from bert_jax.tokenizers.pipeline import PipelineTokenizer
 from bert_jax.tokenizers.wordpiece import SPECIALS, WordPieceTokenizer
 from bert_jax.training.experiment import Experiment, TrainConfig
 from bert_jax.training.optimizer import AdamW
+from tests.tasks.plain_answers import predict
 from tests.tasks.tiny_tasks import finetune
 
 LETTERS = "abcdefgh"

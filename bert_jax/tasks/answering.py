@@ -20,13 +20,7 @@ from bert_jax.models import api
 from bert_jax.replicas import replicas
 from bert_jax.tasks.base import Outputs, Predictor
 from bert_jax.tasks.batches import IGNORED, Encoded, EvalBatches, WrongText
-from bert_jax.tasks.choice import Chooses
-from bert_jax.tasks.classification import Classifies
-from bert_jax.tasks.masked_words import FillsWords
-from bert_jax.tasks.question_answering import AnswersQuestions
-from bert_jax.tasks.regression import Values
 from bert_jax.tasks.shared_rows import batches_for_answers
-from bert_jax.tasks.tagging import Tags
 from bert_jax.tasks.texts import ahead
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
@@ -34,19 +28,12 @@ CHUNK = 32  # batches that are sorted by length together
 IN_FLIGHT = 2  # batches dispatched and not yet fetched
 SAMPLE = 4096  # texts, at most, that decide in what rows all of them come
 
-# How many texts a row has, at least and at most, and what they are called.
-_TAKEN: dict[type[Predictor], tuple[int, float, str]] = {
-    Classifies: (1, 2, "a text or a pair"), Values: (1, 2, "a text or a pair"), Tags: (1, float("inf"), "a sentence"),
-    AnswersQuestions: (2, 2, "a question and a context"), Chooses: (3, float("inf"), "a first text and two or more choices"),
-    FillsWords: (2, float("inf"), "a sentence with a mask, and words for it"),
-}
-
 
 def taken_by(predictor: Predictor) -> tuple[int, float, str]:
     """How many texts a row of ``predictor`` has, at least and at most, and what they are called."""
     if predictor.texts is not None:
         return predictor.texts, predictor.texts, ("a text alone", "a pair")[predictor.texts - 1]
-    return _TAKEN[next(kind for kind in type(predictor).__mro__ if kind in _TAKEN)]
+    return predictor.taken
 
 
 def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor) -> str | None:
@@ -58,7 +45,7 @@ def _problem(text: tuple[str, ...], first: tuple[str, ...], predictor: Predictor
     (least, most, wanted), count = taken_by(predictor), f"{len(text)} text{'s' * (len(text) > 1)}"
     if not least <= len(text) <= most:
         return f"has {count}: the model needs {wanted}"
-    if isinstance(predictor, Classifies | Values) and len(text) != len(first):
+    if predictor.alike and len(text) != len(first):
         return f"has {count}, the first one has {len(first)}: give texts alone, or pairs alone"
     for part in text:
         try:

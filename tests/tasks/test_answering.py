@@ -6,17 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax import answering, predicting
+from bert_jax import predicting
 from bert_jax.data import best_fit
 from bert_jax.embedding import sentence
 from bert_jax.embedding.sentence import embed
 from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.model import Model, load
 from bert_jax.models import api
-from bert_jax.tasks.base import finetuned_encoder, predict
+from bert_jax.tasks import answering
+from bert_jax.tasks.base import finetuned_encoder
 from bert_jax.tasks.classification import Classifies
 from bert_jax.tasks.regression import Values
 from bert_jax.tasks.tagging import Tags
+from tests.tasks.plain_answers import predict
 
 WORDS = "cat dog bird mat road tree red".split()
 KINDS = {
