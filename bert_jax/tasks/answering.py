@@ -23,7 +23,8 @@ from bert_jax.tasks.batches import IGNORED, Encoded, EvalBatches, WrongText
 from bert_jax.tasks.shared_rows import batches_for_answers
 from bert_jax.tasks.texts import ahead
 
-LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # a few, none much longer than the one before
+# Few, since each is compiled, and none much longer than the one before; the same for all data, so that a cache has them.
+LENGTHS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 CHUNK = 32  # batches that are sorted by length together
 IN_FLIGHT = 2  # batches dispatched and not yet fetched
 SAMPLE = 4096  # texts, at most, that decide in what rows all of them come
