@@ -97,7 +97,7 @@ ALLOWED = {
     ),
     "bert_jax.finetuning": (
         "bert_jax.config", "bert_jax.convert", "bert_jax.model", "bert_jax.models", "bert_jax.tasks",
-        "bert_jax.reporting", "bert_jax.parallel", "bert_jax.predicting", "bert_jax.training",
+        "bert_jax.reporting", "bert_jax.parallel", "bert_jax.predicting", "bert_jax.progress", "bert_jax.training",
         "bert_jax.warm_start",
     ),
     "bert_jax.evaluating": (

@@ -20,6 +20,7 @@ from bert_jax.model import EXPORTED, Model
 from bert_jax.models import api
 from bert_jax.parallel.cluster import Cluster
 from bert_jax.parallel.mesh import on_host
+from bert_jax.progress import tracked
 from bert_jax.reporting import judged, table
 from bert_jax.tasks import Classification, Tagging, finetuning_task
 from bert_jax.tasks.answering import Answering
@@ -220,7 +221,8 @@ def _run(
 
 def _answers(task: FinetuningTask, answering: Answering, params: api.Params, folder: Path) -> judged.Answered:
     """The answers of a run; they are written beside it."""
-    answers = [answer for _, answer in answering.stream(params, task.heldout.texts)]
+    texts = task.heldout.texts
+    answers = [answer for _, answer in tracked(answering.stream(params, texts), "answering", len(texts))]
     found = judged.judge(task.config, task.heldout, answers)
     judged.write(folder / PREDICTIONS, judged.columns(task.config), found)
     if official := judged.by_id(found):
