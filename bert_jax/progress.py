@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from rich import progress as rich_progress
 from rich.console import Console
@@ -28,11 +28,16 @@ class Progress:
       doing: what is done, in a word or two: "reading texts".
       total: the work, in whatever :meth:`advance` counts; None or 0: not known.
       show: False shows nothing at all.
+
+    Attributes:
+      quiet: of the class: nothing is shown in this process, which leaves that to another one.
     """
+
+    quiet: ClassVar[bool] = False
 
     def __init__(self, doing: str, total: float | None = None, show: bool = True):
         self._console = Console(stderr=True)
-        self._show = show
+        self._show = show and not self.quiet
         self._lock, self._over = threading.Lock(), threading.Event()
         self._watch = threading.Thread(target=self._bar_appears if self._console.is_terminal else self._lines, daemon=True)
         self._said = False  # whether a line was

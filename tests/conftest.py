@@ -39,7 +39,7 @@ WORDS = "the a cat dog bird sat ran sang on in under mat road tree he she it sai
 # Files of minutes, handed out first, so that no worker is left alone with one at the end.
 LONGEST = (
     "test_multihost", "test_babysit", "test_job", "test_own_machines", "test_rehearsal", "test_create_delete",  # these wait
-    "test_every_mesh", "test_plan", "test_remesh", "test_together", "test_resume", "test_finetuning",
+    "test_several_processes", "test_every_mesh", "test_plan", "test_remesh", "test_together", "test_resume", "test_finetuning",
     "test_finetuning_folders", "test_train", "test_notebook", "test_published_recipes", "test_mixout", "test_smart",
     "test_readme", "test_hlo", "test_resume_turns", "test_objective_runs", "test_electra_export", "test_replaced_tokens",
     "test_best", "test_recipe",

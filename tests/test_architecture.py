@@ -60,7 +60,7 @@ ALLOWED = {
     "bert_jax.replicas": ("bert_jax.models", "bert_jax.parallel"),
     "bert_jax.tokenizers": ("bert_jax.progress", "bert_jax.config"),
     "bert_jax.data": ("bert_jax.progress", "bert_jax.config", "bert_jax.tokenizers"),
-    "bert_jax.parallel": ("bert_jax.config",),
+    "bert_jax.parallel": ("bert_jax.config", "bert_jax.progress"),
     "bert_jax.objectives": (
         "bert_jax.config", "bert_jax.functional", "bert_jax.task", "bert_jax.models", "bert_jax.tokenizers",
         "bert_jax.data", "bert_jax.model", "bert_jax.warm_start",

@@ -18,7 +18,7 @@ from bert_jax.finetuning import folders, report
 from bert_jax.finetuning.fitting import check_kind, fit
 from bert_jax.model import EXPORTED, Model
 from bert_jax.models import api
-from bert_jax.parallel.cluster import Cluster
+from bert_jax.parallel.cluster import Cluster, checked
 from bert_jax.parallel.mesh import on_host
 from bert_jax.progress import tracked
 from bert_jax.reporting import judged, table
@@ -71,7 +71,7 @@ def finetune(
     """
     check_kind(experiment)
     check_local(workdir)
-    cluster, workdir = cluster or Cluster(), Path(workdir)
+    cluster, workdir = checked(cluster), Path(workdir)
     for name, value in (("seeds", seeds), ("at_once", at_once)):
         if value < 1:
             raise BertJaxError(f"{name} is {value}: it must be at least 1")
@@ -86,6 +86,8 @@ def finetune(
     cluster.agree("fine-tuning", {"seeds": seeds, "export": export, "experiment": plan["experiment"]})
     cluster.agree("data", plan["identity"])
     cluster.agree_on_devices()
+    if cluster.count > 1:  # batches are of what each process makes of the texts
+        cluster.agree("tokenisation", {"training": task.training.digest(), "held-out": task.evaluation.digest()})
     with kept_from_others(workdir, cluster.first):
         return _finetune(task, experiment, plan, workdir, seeds, at_once, model, export, command, cluster)
 
@@ -113,7 +115,11 @@ def _finetune(
     report.warn_of_form(task.config.encoder, model.origin, workdir / EXPORTED)
     kept: dict[int, tuple[api.Params, judged.Answered]] = {}  # of the one seed that may be exported
     primary = primary_score(experiment)
-    for group in cluster.from_first(lambda: folders.groups(numbers, at_once, workdir)):
+    together = cluster.from_first(lambda: folders.groups(numbers, at_once, workdir))
+    if together and cluster.count > 1:
+        raise BertJaxError(f"{workdir}: seeds {', '.join(map(str, together[0]))} were begun together (--at-once), which one "
+                           "process has to finish: start it without the others")
+    for group in together:
         console.print(f"seeds {', '.join(map(str, group))} together", highlight=False)
         with folders.leaving_no_refusal(workdir, new if cluster.first else []):
             finished = _together(task, experiment, group, workdir)
@@ -206,7 +212,7 @@ def _together(task: FinetuningTask, experiment: Experiment, seeds: Sequence[int]
 def _run(
     task: FinetuningTask, experiment: Experiment, folder: Path, cluster: Cluster
 ) -> tuple[api.Params | None, dict[str, Any]]:
-    """Host parameters as they are exported, and scores with their time; None after a request to stop."""
+    """Host parameters as they are exported, in the first process, and scores with their time; None after a request to stop."""
     result = train(task, experiment, folder, cluster)
     if not result.finished:
         return None, {}
@@ -216,7 +222,7 @@ def _run(
         return {"seed": experiment.train.seed, "step": result.step, "scores": result.evaluation,
                 "seconds": max((row["time"] for row in rows), default=0.0)}
 
-    return on_host(task.finished(result.params)), cluster.from_first(found)
+    return on_host(task.finished(result.params), wanted=cluster.first), cluster.from_first(found)
 
 
 def _answers(task: FinetuningTask, answering: Answering, params: api.Params, folder: Path) -> judged.Answered:

@@ -33,6 +33,7 @@ from jax.experimental import multihost_utils
 from bert_jax.config import differences
 from bert_jax.errors import BertJaxError, exit_status, out_of_memory
 from bert_jax.parallel.agreement import Agreement
+from bert_jax.progress import Progress
 
 log = logging.getLogger("bert_jax.cluster")
 
@@ -66,8 +67,9 @@ class Cluster:
         self._agreement: Agreement | None = None
         self._over = threading.Event()  # ending in good order
         self._ending = threading.Lock()  # taken, and never given back, by the thread that ends this process
-        self._stop = False
+        self._stop = self._agreed = False  # a request to stop has come here; all have agreed on one
         self._asked = itertools.count()  # times that a stop was asked about
+        self._compared = itertools.count()  # times that facts were
         self._heard = time.monotonic()  # when the store last answered
 
     @property
@@ -82,11 +84,12 @@ class Cluster:
         """
         if self.count == 1:
             return
-        self._put(f"facts/{what}/{self.index}", json.dumps(facts))
-        theirs, ours = (json.loads(self._get(f"facts/{what}/{index}")) for index in (0, self.index))
+        place = f"facts/{next(self._compared)}"  # of its own: a second run in these processes compares the same again
+        self._put(f"{place}/{self.index}", json.dumps(facts))
+        theirs, ours = (json.loads(self._get(f"{place}/{index}")) for index in (0, self.index))
         for path, there, here in differences(theirs, ours):
             raise BertJaxError(f"another {what} than {self._name(0)}: {path} is {there} there, {here} here")
-        self._meet(f"{what}, agreed")
+        self._meet(f"{place}, agreed")
 
     def agree_on_devices(self) -> None:
         """Raises BertJaxError where process 0 has others, or another number of them."""
@@ -107,8 +110,11 @@ class Cluster:
         SIGTERM, which is also what a maintenance notice becomes on GKE and on a TPU VM that is shut down.
         """
         # By how often it was asked, not by the step: the service counts from 0, and where SIGTERM comes before the first time
-        # it settles on 1, which the steps of a run that goes on have passed.
-        return self._stop if self.count == 1 else multihost_utils.reached_preemption_sync_point(next(self._asked))
+        # it settles on 1, which the steps of a run that goes on have passed. It says so once, which may be at the last step of
+        # one of several runs: it holds for the next one.
+        if self.count > 1 and not self._agreed:
+            self._agreed = multihost_utils.reached_preemption_sync_point(next(self._asked))
+        return self._agreed if self.count > 1 else self._stop
 
     @contextlib.contextmanager
     def heeding_signals(self) -> Iterator[None]:
@@ -266,6 +272,19 @@ class Cluster:
             os._exit(TEMPORARY)
 
 
+def checked(cluster: Cluster | None) -> Cluster:
+    """``cluster``, or this process alone where there is none.
+
+    Raises:
+      BertJaxError: jax has another number of processes.
+    """
+    cluster = cluster or Cluster()
+    if cluster.count != jax.process_count():
+        raise BertJaxError(f"jax has {jax.process_count()} processes, this one was told of {cluster.count}: give the cluster "
+                           "of bert_jax.parallel.cluster.connect, which starts them")
+    return cluster
+
+
 @contextlib.contextmanager
 def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> Iterator[Cluster]:
     """Joins the processes of a run for the length of a ``with`` block, whose exceptions end all of them.
@@ -413,11 +432,12 @@ def _on_abort(act: Callable[[], None]) -> Any:
 
 
 def _prefix_logs(cluster: Cluster) -> None:
-    """Says whose a log line is; of the other processes only errors, and what concerns the cluster, are shown."""
+    """Says whose a log line is; of the other processes only errors, and what concerns the cluster, are shown, no progress."""
     if cluster.count == 1:
         return
     for handler in logging.getLogger().handlers:
         handler.setFormatter(logging.Formatter(f"bert-jax: {cluster.name.replace('%', '%%')}: %(levelname)s: %(message)s"))
     if not cluster.first:
+        Progress.quiet = True
         logging.getLogger("bert_jax").setLevel(logging.ERROR)
         log.setLevel(logging.WARNING)

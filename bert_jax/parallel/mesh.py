@@ -182,12 +182,14 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     return {name: place(rows) for name, rows in batch.items()}
 
 
-def on_host(tree: Any) -> Any:
+def on_host(tree: Any, wanted: bool = True) -> Any:
     """Its arrays, all of each, in the memory of this process. Where they lie on devices of several processes, all of these have
-    to ask at once."""
-    def reachable(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-        here = not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated
-        return array if here else multihost_utils.process_allgather(array, tiled=True)
+    to ask at once, and those that do not want them are given None for each."""
+
+    def reachable(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray | None:
+        if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+            array = multihost_utils.process_allgather(array, tiled=True)
+        return array if wanted else None
 
     return jax.device_get(jax.tree.map(reachable, tree))
 

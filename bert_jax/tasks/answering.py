@@ -136,7 +136,7 @@ class Answering:
         self, texts: Iterator[tuple[str, ...]], called: str
     ) -> Iterator[tuple[list[tuple[str, ...]], Encoded, Shapes]]:
         before, first, said, shapes = 0, None, set(), None
-        size = CHUNK * self.batch_size * self.replicas.count
+        size = -(-CHUNK * self.batch_size * self.replicas.count // self.predictor.rows_each)
         while chunk := list(itertools.islice(texts, size)):
             first = first or chunk[0]
             for number, text in enumerate(chunk, start=before + 1):

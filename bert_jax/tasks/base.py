@@ -116,6 +116,7 @@ class Predictor:
       output_per: what :meth:`outputs` has, of rows that examples share, for each of them: something for each of the P examples
         [R, P, ...], or for each of the L tokens [R, L, ...], as it would be in a row of its own; None: examples share no rows.
       taken: how many texts an example has, at least and at most, and what they are called. alike: whether all have as many.
+      rows_each: rows of the encoder that an example takes, about.
       kept: names of attributes that are kept beside the weights of an exported model.
     """
 
@@ -123,6 +124,7 @@ class Predictor:
     output_per: ClassVar[Literal["example", "token"] | None] = None
     taken: ClassVar[tuple[int, float, str]]
     alike: ClassVar[bool] = False
+    rows_each: ClassVar[int] = 1
     kept: ClassVar[tuple[str, ...]] = ("length",)
 
     def __init__(self, config: EncoderConfig, tokenizer: Tokenizer, length: int):

@@ -10,6 +10,7 @@ Which examples a batch has is the seed's matter. How long the batches are that f
 nearly so: seeds share what is compiled, and train side by side (:mod:`bert_jax.training.together`).
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -56,6 +57,16 @@ class Encoded(NamedTuple):
     tokens: dict[str, list[np.ndarray]]
     rows: dict[str, np.ndarray]
     item: np.ndarray
+
+    def digest(self) -> str:
+        """Of all its arrays: the same where batches are."""
+        found = hashlib.blake2b(digest_size=16)
+        whole = {name: [array] for name, array in {**self.rows, "item": self.item}.items()}
+        for name, arrays in [*self.tokens.items(), *whole.items()]:
+            found.update(name.encode())
+            for array in arrays:
+                found.update(f"{array.dtype} {array.shape} ".encode() + array.tobytes())
+        return found.hexdigest()
 
     def subset(self, chosen: np.ndarray) -> "Encoded":
         """Some examples, ascending; their items count from 0."""

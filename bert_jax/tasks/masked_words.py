@@ -22,7 +22,7 @@ from bert_jax.errors import BertJaxError
 from bert_jax.model import Model
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig, Head
-from bert_jax.progress import tracked
+from bert_jax.progress import Progress, tracked
 from bert_jax.task import Batch, Losses, Ratio
 from bert_jax.tasks.answering import Answering
 from bert_jax.tasks.base import Finetuning, FinetuningTask, Outputs, Predictor, Texts
@@ -191,6 +191,7 @@ class ScoresSentences(Predictor):
     of the largest from 0, ``best``, and its ``text``."""
 
     taken = (1, float("inf"), "sentences")
+    rows_each = 16  # two sentences, of eight tokens each
 
     def encode(self, texts: Texts) -> Encoded:
         """A row for every token of every sentence, special ones not counted: ``position`` int32 [n] says which. All rows of a
@@ -255,16 +256,32 @@ def score_minimal_pairs(model: Model, pairs: Sequence[tuple[str, str]], batch_si
     its tokens masked.
 
     Raises:
-      BertJaxError: the model has no masked-language-model head or no tokenizer, there are no pairs, a sentence is empty, or
-        longer than the model's position table.
+      BertJaxError: the model has no masked-language-model head or no tokenizer, there are no pairs, one is no pair, or a
+        sentence is empty, or longer than the model takes.
     """
+    return _scored(_scorer(model, batch_size), model, pairs, "pair", show=True)
+
+
+def _scorer(model: Model, batch_size: int) -> Answering:
     if model.tokenizer is None or "mlm" not in model.params:
         raise BertJaxError("this checkpoint has no masked-language-model head, or no tokenizer: both are needed to score")
-    if not pairs:
-        raise BertJaxError("there are no pairs to score")
     predictor = ScoresSentences(model.config, model.tokenizer, model.config.max_length)
-    answers = tracked(Answering(predictor, batch_size).stream(model.params, pairs, "pair"), "scoring", len(pairs))
-    good, bad = np.array([answer["log_probabilities"] for _, answer in answers]).T
+    predictor.texts = 2
+    return Answering(predictor, batch_size)
+
+
+def _scored(
+    scorer: Answering, model: Model, pairs: Sequence[tuple[str, str]], called: str, show: bool = False
+) -> MinimalPairs:
+    """``called``: what messages have before the number of a pair. ``show``: progress."""
+    if not len(pairs):
+        raise BertJaxError(f"{called} 1 is not there: there are no pairs to score")
+    found = []
+    with Progress("scoring pairs", len(pairs), show) as progress:
+        for _, answer in scorer.stream(model.params, map(tuple, pairs), called):
+            found.append(answer["log_probabilities"])
+            progress.advance()
+    good, bad = np.array(found).T
     return MinimalPairs(float((good > bad).mean()), good, bad)
 
 
@@ -289,10 +306,11 @@ def read_blimp(folder: str) -> dict[str, list[tuple[str, str]]]:
 def score_paradigms(
     model: Model, paradigms: Mapping[str, Sequence[tuple[str, str]]], batch_size: int = 64
 ) -> dict[str, float]:
-    """The accuracy of each paradigm (:func:`read_blimp`), all of them in one go."""
-    scored = score_minimal_pairs(model, [pair for pairs in paradigms.values() for pair in pairs], batch_size)
-    hits = np.split(scored.good > scored.bad, np.cumsum([len(pairs) for pairs in paradigms.values()])[:-1])
-    return {name: float(part.mean()) for name, part in zip(paradigms, hits, strict=True)}
+    """The accuracy of each paradigm (:func:`read_blimp`). A pair that cannot be scored is named by paradigm and number."""
+    scorer = _scorer(model, batch_size)
+    model = model._replace(params=scorer.replicas.hold(model.params))  # once for all
+    named = tracked(paradigms.items(), "scoring paradigms")
+    return {name: _scored(scorer, model, pairs, f"{name}: pair").accuracy for name, pairs in named}
 
 
 def masked_inputs(config: EncoderConfig, tokenizer: Tokenizer, batch: Batch, input_ids: Array) -> Batch:

@@ -27,7 +27,7 @@ from bert_jax.compilation import keep_programs
 from bert_jax.errors import BertJaxError
 from bert_jax.files import check_local
 from bert_jax.model import CHECKPOINTS, EXPERIMENT
-from bert_jax.parallel.cluster import Cluster
+from bert_jax.parallel.cluster import Cluster, checked
 from bert_jax.parallel.mesh import batch_sharding, batch_shards, check_rows, local_rows, make_mesh, to_devices
 from bert_jax.task import Params, Ratio, Task
 from bert_jax.training import together, workdirs
@@ -73,11 +73,8 @@ def train(
         hosts, the loss is not finite, a checkpoint cannot be written, or several runs with ``train.best`` or processes.
     """
     keep_programs()
-    workdir, cluster = Path(workdir), cluster or Cluster()
+    workdir, cluster = Path(workdir), checked(cluster)
     check_local(workdir)
-    if cluster.count != jax.process_count():
-        raise BertJaxError(f"jax has {jax.process_count()} processes, train was told of {cluster.count}: give it the cluster "
-                           "of bert_jax.parallel.cluster.connect, which starts them")
     with workdirs.kept_from_others(workdir, cluster.first):
         return _train(task, experiment, workdir, cluster, runs or {}, source)
 
@@ -195,7 +192,8 @@ def _train(
 
     def evaluated() -> dict[str, float]:
         if not seeds:
-            return evaluate(task, eval_step, state.params, mesh, heldout)
+            found = evaluate(task, eval_step, state.params, mesh, heldout)
+            return cluster.from_first(lambda: found)  # the best is the same for all, whatever their processors round to
         return together.evaluation({
             seed: evaluate(task, eval_step, together.own(run, state.params), mesh, heldout)
             for run, seed in enumerate(seeds)

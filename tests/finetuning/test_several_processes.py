@@ -103,6 +103,19 @@ def test_they_stop_together_and_one_process_goes_on(command, launch, tmp_path):
     assert (tmp_path / "run" / "seed-1" / "result.json").exists()
 
 
+@pytest.mark.slow
+def test_seeds_that_were_begun_together_are_for_one_process(command, launch, tmp_path):
+    words = command("Classification", tmp_path / "run", "--seeds", "2")
+    long = ["--set", "train.steps=600", "--set", "train.save_every=600", "--set", "train.eval_every=600"]
+    processes = launch([*words, *long, "--at-once", "2"], 1, devices=2)
+    kills.wait_for_step(tmp_path / "run" / "seeds-0-1", 5, processes)
+    processes[0].send_signal(signal.SIGTERM)
+    assert [status for status, _ in kills.finish(processes)] == [75]
+    results = kills.finish(launch([*words, *long], 2))
+    assert [status for status, _ in results] == [1, 1], results
+    assert "seeds 0, 1 were begun together (--at-once), which one process has to finish" in results[0][1] + results[1][1]
+
+
 REFUSALS = {
     "data": ("from bert_jax.tasks.base import FinetuningTask as T; i = T.identity\n"
              "T.identity = lambda s: i(s) | {'data': 'abc'}", [], 1,
@@ -110,12 +123,13 @@ REFUSALS = {
     "seeds": ("import bert_jax.finetuning as f; fine = f.finetune\n"
               "f.finetune = lambda *a, **k: fine(*a, **{**k, 'seeds': 3})", [], 1,
               "another fine-tuning than process 0 on .*: seeds is 1 there, 3 here"),
+    "tokens": ("from bert_jax.tasks.batches import Encoded; Encoded.digest = lambda self: 'abc'", [], 1,
+               "another tokenisation than process 0 on .*: training is .* there, abc here"),
     "at once": ("", ["--at-once", "2"], 0, "at_once is 2: one process trains seeds together, and there are 2"),
 }
 
 
-@pytest.mark.parametrize("case", [pytest.param("data", marks=pytest.mark.slow), pytest.param("seeds", marks=pytest.mark.slow),
-                                  "at once"])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "at once")) for case in REFUSALS])
 def test_refusals_leave_nothing(command, launch, tmp_path, case):
     prelude, words, index, said = REFUSALS[case]
     processes = launch(command("Classification", tmp_path / "run", "--seeds", "1", *words), 2, preludes={1: prelude})

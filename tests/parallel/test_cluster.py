@@ -70,6 +70,17 @@ def test_equal_facts_pass():
     assert together(3, lambda c: c.agree("experiment", {"train": {"steps": 3}, "init": None})) == [None] * 3
 
 
+def test_the_same_is_compared_again_by_a_second_run():
+    """As by fine-tunings one after another: what the first one said is not what the second one reads."""
+    def act(c):
+        c.agree("data", {"digest": "one"})
+        c._meet = lambda where: None
+        c.agree("data", {"digest": "two" if c.index == 0 else "three"})
+
+    first, second = together(2, act)
+    assert first is None and str(second).endswith(": digest is two there, three here")
+
+
 def test_the_process_that_differs_is_named():
     def act(c):
         c._meet = lambda where: None  # process 0 would wait for the other one, and be ended by the thread that watches
@@ -235,6 +246,13 @@ def test_the_service_that_agrees_on_a_stop_counts_from_0(monkeypatch):
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda number: asked.append(number) or False)
     c = Cluster(object(), 0, 2)
     assert not c.stop_at(5000) and not c.stop_at(5001) and asked == [0, 1]
+
+
+def test_a_stop_that_was_agreed_on_holds_for_the_next_run(monkeypatch):
+    """The service says so once, perhaps at the last step of a seed."""
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda number: number == 1)
+    c = Cluster(object(), 0, 2)
+    assert [c.stop_at(step) for step in (7, 8, 0, 1)] == [False, True, True, True]
 
 
 @pytest.mark.parametrize(("variables", "words"), [

@@ -95,6 +95,18 @@ def test_a_program_for_each_length(monkeypatch):
     assert sorted(traced) == [(16, 8), (16, 12), (16, 16)]
 
 
+def test_sentences_are_scored_chunk_by_chunk(monkeypatch):
+    """A pair takes many rows: a sixteenth as many texts are read at once as where each is one."""
+    taken, pairs = [], np.array([(sentence, sentence) for sentence in sentences(12)])
+    encode = ScoresSentences.encode
+    monkeypatch.setattr(ScoresSentences, "encode", lambda self, texts: taken.append(len(texts)) or encode(self, texts))
+    whole = score_minimal_pairs(make_model(), pairs, batch_size=8)
+    assert taken == [12]
+    parts = score_minimal_pairs(make_model(), pairs, batch_size=2)
+    assert taken[1:] == [4, 4, 4]
+    np.testing.assert_allclose(parts.good, whole.good, rtol=1e-5)
+
+
 def test_rows_of_a_sentence_are_one_array():
     encoded = ScoresSentences(ENCODER, TOKENIZER, 24).encode([("the cat", "one two red"), ("it",)])
     assert encoded.item.tolist() == [0] * 5 + [1] and encoded.rows["sentence"].tolist() == [0, 0, 1, 1, 1, 2]
@@ -238,9 +250,12 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(BertJaxError, match="leaves no room"):
         FillsWords(ENCODER, TOKENIZER, 2).encode([("[MASK]", "cat")])
     for pairs, message in (([("it", "it"), ("it", "it " * 23)], "pair 2: sentence 2 of it has 25 tokens, more than 24"),
-                           ([("it", "it"), (" ", "it")], "pair 2 is empty"), ([], "no pairs")):
+                           ([("it", "it"), (" ", "it")], "pair 2 is empty"), ([], "no pairs"),
+                           ([("it", "it"), ("it", "it", "it")], "pair 2 has 3 texts: the model needs a pair")):
         with pytest.raises(BertJaxError, match=message):
             score_minimal_pairs(make_model(), pairs)
+    with pytest.raises(BertJaxError, match="island: pair 2 is empty"):
+        score_paradigms(make_model(), {"fine": [("it", "it")], "island": [("it", "it"), ("", "it")]})
     with pytest.raises(BertJaxError, match="no masked-language-model head"):
         score_minimal_pairs(make_model()._replace(params={}), [("it", "it")])
     table = make_table(tmp_path, 4)

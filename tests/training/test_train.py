@@ -358,7 +358,7 @@ def test_processes_without_a_cluster_are_refused(tmp_path, monkeypatch, tiny_exp
     """Each of them would take itself for the first."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     experiment = tiny_experiment("bert")
-    with pytest.raises(BertJaxError, match="jax has 2 processes, train was told of 1: give it the cluster"):
+    with pytest.raises(BertJaxError, match="jax has 2 processes, this one was told of 1: give the cluster of"):
         train_module.train(PretrainingTask(experiment.task, TokenStore(tiny_store)), experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
