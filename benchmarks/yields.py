@@ -132,7 +132,8 @@ def measure(cell: str, setting: processes.Setting) -> None:
 
     logging.basicConfig(format="%(message)s")
     size, data, directory, _ = setting
-    path, (start, split) = directory / f"{cell}.json", cell.split("-")
+    path, (start, split, *others) = directory / f"{cell}.json", cell.split("-")
+    seed = int(others[0]) if others else 0
     if processes.found(path, dataclasses.asdict(size)):
         return
     folder = prepare(start, directory, data)
@@ -150,7 +151,7 @@ def measure(cell: str, setting: processes.Setting) -> None:
             group_by_length=size.group_by_length, offset=statistics.mean(values), scale=statistics.stdev(values),
         ),
         optimizer=dataclasses.replace(recipe.optimizer, learning_rate=rate),
-        train=dataclasses.replace(recipe.train, steps=size.steps, eval_every=size.steps),
+        train=dataclasses.replace(recipe.train, steps=size.steps, eval_every=size.steps, seed=seed),
     )
     dropping = dataclasses.replace(experiment, task=dataclasses.replace(
         experiment.task, encoder=dataclasses.replace(encoder, dropout=dropout, attention_dropout=ATTENTION_DROPOUT)
@@ -170,7 +171,8 @@ def measure(cell: str, setting: processes.Setting) -> None:
     measured = 100 * np.array([float(label) for label in test.read().labels])
     record = read(work / "metrics.jsonl")
     found = {
-        "size": dataclasses.asdict(size), "start": start, "split": int(split), "r2": r2_score(measured, predicted),
+        "size": dataclasses.asdict(size), "start": start, "split": int(split), "seed": seed,
+        "r2": r2_score(measured, predicted),
         "rmse": float(np.sqrt(np.square(measured - predicted).mean())), "mae": mean_absolute_error(measured, predicted),
         "seconds": max(row["time"] for row in record),
         "prediction_seconds": time.monotonic() - began,
@@ -183,16 +185,20 @@ def measure(cell: str, setting: processes.Setting) -> None:
 
 
 def stages(setting: processes.Setting, arguments: argparse.Namespace) -> list[processes.Stage]:
-    """Every split in a process of its own."""
-    splits = processes.chosen(arguments.splits, map(str, SPLITS))
+    """Every split with a seed in a process of its own; ``START-SPLIT`` is that with seed 0."""
+    splits, seeds = processes.chosen(arguments.splits, map(str, SPLITS)), (arguments.seeds or "0").split(",")
+    if not all(map(str.isdecimal, seeds)):
+        sys.exit(f"--seeds {arguments.seeds}: numbers with commas between are needed")
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # what prepares loads a model, and leaves the GPU to the splits
     prepare(arguments.start, setting.directory, setting.data)
-    return [processes.Stage(arguments.jobs, [[f"{arguments.start}-{split}"] for split in splits])]
+    cells = [f"{arguments.start}-{split}" + f"-{int(seed)}" * (int(seed) > 0) for seed in seeds for split in splits]
+    return [processes.Stage(arguments.jobs, [[cell] for cell in cells])]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", choices=STARTS, default="ft", help="what is fine-tuned; default: %(default)s")
     parser.add_argument("--splits", help="with commas between; default: all five")
+    parser.add_argument("--seeds", help="of head, order and dropout, with commas between; default: 0")
 
 
 def report(directory: Path) -> None:
@@ -210,16 +216,20 @@ def report(directory: Path) -> None:
             continue
         name, dropout, rate = STARTS[start]
         lines += [f"## From {name}, dropout {dropout}, learning rate {rate:g}", "",
-                  "| split | R2 | upstream's R2 | RMSE | upstream's RMSE | MAE | seconds of training |", "|---" * 7 + "|"]
+                  "| split | seed | R2 | upstream's R2 | RMSE | upstream's RMSE | MAE | seconds of training |",
+                  "|---" * 8 + "|"]
         for row in mine:
             published = UPSTREAM[row["split"]]
-            lines.append(f"| {row['split']} | {row['r2']:.4f} | {published['r2']:.4f} | {row['rmse']:.2f} | "
-                         f"{published['rmse']:.2f} | {row['mae']:.2f} | {row['seconds']:,.0f} |")
-        ours, theirs = ([r["r2"] for r in mine], [UPSTREAM[r["split"]]["r2"] for r in mine])
-        if len(mine) > 1:
-            lines.append(f"| mean | {statistics.mean(ours):.4f} | {statistics.mean(theirs):.4f} | | | | |")
+            lines.append(f"| {row['split']} | {row.get('seed', 0)} | {row['r2']:.4f} | {published['r2']:.4f} | "
+                         f"{row['rmse']:.2f} | {published['rmse']:.2f} | {row['mae']:.2f} | {row['seconds']:,.0f} |")
+        measured_splits = sorted({row["split"] for row in mine})
+        ours = [statistics.mean(row["r2"] for row in mine if row["split"] == split) for split in measured_splits]
+        theirs = [UPSTREAM[split]["r2"] for split in measured_splits]
+        if len(ours) > 1:
+            means = f"{statistics.mean(ours):.4f} | {statistics.mean(theirs):.4f}"
+            lines.append(f"| mean of {len(ours)} splits | | {means} | | | | |")
         lines.append("")
-        missing = [str(split) for split in SPLITS if split not in {row["split"] for row in mine}]
+        missing = [str(split) for split in SPLITS if split not in measured_splits]
         if missing:
             lines += [f"Not measured yet: split {', '.join(missing)}.", ""]
         else:
@@ -239,13 +249,19 @@ def _draw(rows: list[dict], picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(rows), figsize=(3 * len(rows), 3.4), sharey=True, sharex=True, squeeze=False)
-    for panel, row in zip(axes[0], rows, strict=True):
+    across = min(len(rows), 5)
+    down = -(-len(rows) // across)
+    figure, axes = pyplot.subplots(down, across, figsize=(3 * across, 3.4 * down), sharey=True, sharex=True, squeeze=False)
+    for panel in axes.flat[len(rows) :]:
+        panel.set_axis_off()
+    for panel, row in zip(axes.flat, rows, strict=False):  # the last row may have fewer
         panel.plot(row["predicted"], row["measured"], ".", alpha=0.2, markersize=3, rasterized=True)
         panel.plot([0, 100], [0, 100], "k--", linewidth=0.8)
-        panel.set(title=f"{row['start']}, split {row['split']}: R2 {row['r2']:.3f}", xlabel="predicted yield, %")
+        other = f", seed {row['seed']}" if row.get("seed") else ""
+        panel.set(title=f"{row['start']}, split {row['split']}{other}: R2 {row['r2']:.3f}", xlabel="predicted yield, %")
         panel.title.set_fontsize(9)
-    axes[0][0].set_ylabel("measured yield, %")
+    for panels in axes:
+        panels[0].set_ylabel("measured yield, %")
     figure.tight_layout()
     figure.savefig(picture, dpi=90)
     pyplot.close(figure)
@@ -256,7 +272,8 @@ INTRODUCTION = """# Reaction yields
 A reaction BERT (12 layers, D 256, rxnfp) fine-tuned to predict the yield of Suzuki couplings from their SMILES: 4,032 rows to
 train on, 1,728 to test on, five random splits, all as in rxn4chemistry/rxn_yields. R2, and root mean square and mean absolute
 errors in percent of yield, on the test rows, of predictions clipped to 0 to 100%, with the last parameters; nothing was chosen
-by the test rows. The recipe and its sources: `configs/finetune/suzuki_yields.py`. Upstream is one run a split, and so is this.
+by the test rows. The recipe and its sources: `configs/finetune/suzuki_yields.py`. Upstream is one run a split; here
+a split has one run for each seed that the table has, and the mean over splits is of their means.
 
 Upstream's published figures (its notebook 04) belong to models that began with `bert_ft`, not with `bert_pretrained`: the
 `model_args.json` beside each of them says so, with dropout 0.7542 and learning rate 9.116e-5, which were tuned on one of the
