@@ -15,9 +15,9 @@ Chips:   one chip or GPU; two CPU cores take hours a split.
 Figure:  upstream's notebook 04 prints R2 0.8078 on split 0 (0.8311 0.8394 0.8208 0.8171 on 1 to 4), of predictions clipped to
          0 to 100% (the r2 of finetune is of predictions as they are; benchmarks/yields.py clips them). With dropout in all
          epochs, on an H100: 0.0133 0.0163 0.0001 -0.0034 -0.0061, nothing learnt. Without it from the second epoch on: 0.8051
-         on split 0, 0.8359 on 1, 0.8353 on 2, 0.7699 on 3, two cores (docs/results/yields_full.md); on split 0 0.7840 where batches hold
-         reactions of about equal length (the same to four digits when the second epoch began with fresh moments, and
-         attention had no dropout in the first).
+         on split 0, 0.8359 on 1, 0.8353 on 2, 0.7699 on 3, two cores (docs/results/yields_full.md); on split 0 0.7840 where
+         batches hold reactions of about equal length (the same to four digits when the second epoch began with fresh moments,
+         and attention had no dropout in the first).
 """
 
 from bert_jax.models.config import EncoderConfig
