@@ -83,9 +83,15 @@ def small_race(folder: pathlib.Path) -> list[str]:
     return [f"{path}={folder}" for path in PATHS]
 
 
+def small_cloze(folder: pathlib.Path) -> list[str]:
+    (folder / "x.tsv").write_text("sentence\tlabel\nthe cat sat .\t0\nit ran .\t1\n")
+    paths = [f"task.{part}.table.path={folder / 'x.tsv'}" for part in ("data", "heldout")]
+    return [*paths, "task.data.table.rows=[0,2]", *(f'task.{part}.words=["cat","dog"]' for part in ("data", "heldout"))]
+
+
 # Assignments with small files for a recipe; None: as it stands, from TFDS.
 SMALL = {name: None for name in ("mnli", "qnli", "qqp", "stsb", "wnli", "xnli", "paws_x", "conll2003")} | {
-    "squad_2": small_squad, "swag": small_swag, "race": small_race}
+    "squad_2": small_squad, "swag": small_swag, "race": small_race, "sst2_cloze": small_cloze}
 
 
 # Recipes that read files, the data set of TFDS that may stand in their place, and its split to evaluate on.
