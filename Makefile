@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 # Large pages for the heap of glibc: page faults cost a quarter of a training step on CPU without them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-fast test-beam peers weights lint bench bench-quick clean help
+.PHONY: demo test test-slow test-beam peers weights lint bench bench-quick clean help
 
 help:
 	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
-	@echo "make test   all tests (half an hour on two quiet cores); make test-fast leaves out the slow ones"
+	@echo "make test   the tests; make test-slow runs the others, which take seconds each"
 	@echo "make test-beam  that Apache Beam prepares the same store, in an environment of its own"
 	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"
@@ -35,10 +35,10 @@ demo: $(VENV)/.core
 	$(BIN)/bert-jax demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-
-test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 # Apache Beam wants an older protobuf and sentencepiece than the rest, so it has an environment of its own.
 $(VENV)-beam/.done: pyproject.toml

@@ -36,6 +36,7 @@ def contestant(tmp_path, request):
     return str(path)
 
 
+@pytest.mark.slow
 def test_they_take_turns(contestant, tmp_path):
     found = contest(contestant, ["ours", "slow"], [str(tmp_path / "log")], 3, 2)
     turns = ["ours 2", "slow 2", "slow 2", "ours 2", "ours 2", "slow 2"]

@@ -107,6 +107,7 @@ def test_dropout_is_left_out_where_the_case_says_so():
     assert rates == [0.1, 0.0]
 
 
+@pytest.mark.slow
 def test_a_process_is_killed_with_what_it_has_begun(tmp_path):
     code = f"""
         import subprocess, sys, time
@@ -138,6 +139,7 @@ def test_the_command_says_what_it_left_out(tmp_path):
     assert done.stdout.strip() == "left out, the same command continues: ours test 8, torch test 8"
 
 
+@pytest.mark.slow
 def test_our_side_needs_nothing_that_an_image_lacks():
     code = f"""
         import json, sys

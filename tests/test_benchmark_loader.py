@@ -51,6 +51,7 @@ def test_batches_are_watched_where_the_loop_takes_them():
     assert all(asked <= given for asked, given in zip(watched.asked, watched.given, strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_is_watched_after_it_has_compiled(store, monkeypatch):
     monkeypatch.setitem(loader.step.MODELS, "tiny", (1, 64, 8))
     monkeypatch.setattr(loader, "WARM", 1)

@@ -26,6 +26,7 @@ def test_the_texts_are_those_of_the_files(data_dir):
         predict.texts_of("sentences", data_dir, 67_350)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [TEXTS, PAIRS], ids=["sentences", "pairs"])
 def test_everybody_says_the_same(given, tiny_checkpoint, tmp_path, monkeypatch):
     import jax

@@ -21,6 +21,7 @@ def text(tmp_path):
     return tmp_path / "books.txt"
 
 
+@pytest.mark.slow
 def test_the_library_takes_turns(text, data_dir, tmp_path, request):
     vocabulary = data_dir / "vocab/bert-base-uncased-vocab.txt"
     out = tmp_path / "out.json"

@@ -156,6 +156,7 @@ def seen(tmp_path_factory):
     return folder, [json.loads(out.splitlines()[-1]) for out, _ in ended]
 
 
+@pytest.mark.slow
 def test_what_one_process_saved_two_read(seen):
     for process in seen[1]:
         assert process["devices"] == 4

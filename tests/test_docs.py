@@ -60,6 +60,7 @@ def test_code_of_the_objectives_runs():
     assert table >= {kind.__name__ for kind in OBJECTIVES}, "an objective is missing in the table"
 
 
+@pytest.mark.slow
 def test_commands_and_code_run(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     done = []

@@ -68,6 +68,7 @@ def test_sentence_transformers_opens_it(run, tmp_path):
     assert bert_jax.load(tmp_path / "out").sentence == settings
 
 
+@pytest.mark.slow
 def test_it_comes_back_and_goes_on(run, tiny_store, tmp_path):
     """Through PyTorch's own save: the second run begins where the first ended, and ends lower."""
     assert cli.main(["convert", "--from", str(run), "--to", str(tmp_path / "there")]) == 0

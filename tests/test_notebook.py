@@ -13,6 +13,7 @@ SMALLER = {
 }
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_shows_what_it_made(tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")

@@ -58,6 +58,7 @@ def electra(one_device, tiny_store, tmp_path_factory):
     return workdir, pretrain(experiment(), tiny_store, workdir)
 
 
+@pytest.mark.slow
 def test_both_losses_fall(electra):
     workdir, result = electra
     rows = [row for row in read(workdir / "metrics.jsonl") if row["kind"] == "train"]
@@ -190,6 +191,7 @@ class Throwaway(Objective):
         return {"loss": Ratio(jnp.square(outputs.logits[self.name]).sum(), jnp.float32(outputs.hidden.shape[0]))}
 
 
+@pytest.mark.slow
 def test_heads_of_objectives_stay_behind(one_device, tiny_store, tmp_path):
     encoder = dataclasses.replace(ENCODER, with_heads=("mlm",))
     told = experiment(encoder, (MaskedLM(), Throwaway()), steps=2)

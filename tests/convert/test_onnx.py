@@ -116,6 +116,7 @@ def test_the_directory_is_one_of_hugging_face(packages, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "m"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit(packages, tmp_path, monkeypatch, caplog):
     """Multiple choice takes another kind of batch, so it stays behind; large weights lie beside the graph."""
     model = random_model(dataclasses.replace(ENCODER, with_heads=("pooler", "choice")))

@@ -119,6 +119,7 @@ def test_what_every_kind_leaves(kind, run):
     assert bert_jax.load(folder / "model").config.hidden_width == 32
 
 
+@pytest.mark.slow
 def test_the_report_takes_what_was_answered_after_training(tiny_checkpoint, tmp_path, monkeypatch):
     asked = []
     stream = Answering.stream
@@ -256,6 +257,7 @@ def test_transformers_pipelines_answer_the_same(kind, run):
             assert np.exp(answer["log probability of red"]) == pytest.approx(theirs["red"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_seeds_at_once_come_to_the_same_table(run, tiny_checkpoint, tmp_path):
     config, folder = run("Classification").parent / "Classification.py", tmp_path / "run"
     arguments = ["finetune", "--config", str(config), "--checkpoint", str(tiny_checkpoint), "--workdir", str(folder)]
@@ -362,6 +364,7 @@ def test_the_best_seed_is_exported_where_asked(run, tiny_checkpoint, tmp_path):
     assert np.sqrt(np.mean(np.square(np.subtract(values, wanted)))) == pytest.approx(min(seeds.values()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_single_seed_answers_too_and_lora_is_merged(run, tiny_checkpoint, tmp_path):
     folder = run("Regression")
     wanted = [answer["value"] for answer in bert_jax.predict(folder, texts())]
@@ -405,6 +408,7 @@ def test_a_second_stage_of_a_regression_begins_with_the_values_of_the_first(firs
     assert rmse == pytest.approx(np.sqrt(np.mean(np.square(np.subtract(wanted, labels)))), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_what_transformers_does_not_have_is_written_in_our_form(run, tiny_checkpoint, tmp_path, caplog, monkeypatch):
     def train_once(*words, **options):
         assert "model: in the form of bert_jax, not for transformers: heads that read" in caplog.text, "said first"
@@ -483,6 +487,7 @@ def test_the_exported_folder_alone_answers_as_the_work_directory(kind, kept, run
             list(bert_jax.predict(folder / "model", [("cat", "dog")]))
 
 
+@pytest.mark.slow
 def test_the_folder_of_unanswerable_questions_says_so_too(run, tiny_checkpoint, tmp_path):
     config = str(run("QuestionAnswering").parent / "QuestionAnswering.py")
     words = ["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--workdir",

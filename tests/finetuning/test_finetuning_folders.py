@@ -27,6 +27,7 @@ def one_device(monkeypatch):
     monkeypatch.setattr(train_module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_a_wrong_score_is_refused_before_training_and_the_folder_stays_free(before, tiny_checkpoint, tmp_path, capfd):
     config, folder = make("Classification", tmp_path), tmp_path / "run"
@@ -48,6 +49,7 @@ def test_scores_of_a_part_of_the_held_out_data_are_said_to_be(tiny_checkpoint, t
     assert " and measured on 8 of " in (tmp_path / "run" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_adam_without_bias_correction_is_warned_of(tiny_checkpoint, tmp_path, caplog):
     """It is the default of what pre-training has, and a configuration of one's own may not say it."""
     path, said = make("Classification", tmp_path), "optimizer.bias_correction is off, as pre-training has it"
@@ -58,6 +60,7 @@ def test_adam_without_bias_correction_is_warned_of(tiny_checkpoint, tmp_path, ca
         assert sum(said in message for message in caplog.messages) == (name == "without")
 
 
+@pytest.mark.slow
 def test_fewer_seeds_lose_none_and_what_is_replaced_is_said(tiny_checkpoint, tmp_path, capfd):
     folder = tmp_path / "run"
     arguments = ["finetune", "--config", make("Regression", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
@@ -134,6 +137,7 @@ def test_arguments_are_published_without_folders(argument, published):
     assert report._without_folders(argument) == published
 
 
+@pytest.mark.slow
 def test_data_that_has_changed_is_refused_before_a_seed_trains_on_it(tiny_checkpoint, tmp_path, capfd):
     words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
              str(tmp_path / "run"), "--set", "train.steps=2"]
@@ -153,6 +157,7 @@ def test_data_that_has_changed_is_refused_before_a_seed_trains_on_it(tiny_checkp
     assert cli.main([*words, "--seeds", "2"]) == 0 and (tmp_path / "run" / "seed-1" / "result.json").is_file()
 
 
+@pytest.mark.slow
 def test_seeds_that_would_begin_with_other_weights_are_refused(tiny_checkpoint, tmp_path, capfd):
     """The folder of a first stage was written anew meanwhile: one mean would be of two things."""
     start = bert_jax.load(tiny_checkpoint)
@@ -171,6 +176,7 @@ def test_seeds_that_would_begin_with_other_weights_are_refused(tiny_checkpoint, 
     assert cli.main([*words, "--seeds", "2"]) == 0
 
 
+@pytest.mark.slow
 def test_a_field_that_an_earlier_version_had_not_is_no_difference(tiny_checkpoint, tmp_path, capfd):
     """Half of the seeds are there when a new version is installed, whose fields have other names than these."""
     words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
@@ -191,6 +197,7 @@ def test_a_field_that_an_earlier_version_had_not_is_no_difference(tiny_checkpoin
             "in Classification; did you mean 'group_by_length'?") in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_trained_nothing_gives_way(tiny_checkpoint, tmp_path, monkeypatch, capfd, caplog):
     """The memory did not suffice: a smaller batch, or fewer seeds at once, is tried in the same folder."""
     words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
@@ -222,6 +229,7 @@ def test_what_trained_nothing_gives_way(tiny_checkpoint, tmp_path, monkeypatch, 
     assert "holds another fine-tuning: train.batch_size was 4, is now 2" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_folders_of_others_stay(tiny_checkpoint, tmp_path):
     """Those of runs have numbers; nothing else is removed, be it named alike."""
     words = ["finetune", "--config", make("Classification", tmp_path), "--checkpoint", str(tiny_checkpoint), "--workdir",
@@ -266,6 +274,7 @@ def test_half_an_emoji_as_an_answer_ends_nothing(tiny_checkpoint, tmp_path):
     assert "\\ud83d" in (tmp_path / "run" / "seed-0" / "predictions.tsv").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_what_is_refused(tiny_checkpoint, tmp_path, capfd):
     data, out = write_reviews(tmp_path / "reviews.csv"), tmp_path / "run"
     (tmp_path / "empty.csv").write_text("")

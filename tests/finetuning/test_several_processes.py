@@ -71,6 +71,7 @@ def assert_same(ours, theirs):
         np.testing.assert_allclose(array, weights[1][name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "settings"), [
     ("Classification", ["--set", "train.best=accuracy"]),
     pytest.param("QuestionAnswering", [], marks=pytest.mark.slow),  # long texts take several rows

@@ -197,6 +197,7 @@ def test_padding_of_the_encoder_is_unseen():
     assert (np.asarray(apply(seen)) != np.asarray(apply(spoilt)))[1:].any(axis=-1).all(), "unmasked, it would be seen"
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_changes_nothing():
     heads, batch = {"denoising": Decoder(CONFIG, 1)}, make_batch()
     params = init(heads=heads)

@@ -218,6 +218,7 @@ def test_loss_counts_real_tokens_alone():
     assert found["accuracy"].sum == (exact.argmax(-1) == labels)[weights > 0].sum() and found["loss"].weight == 8
 
 
+@pytest.mark.slow
 def test_learnt_and_loaded(monkeypatch, tiny_store, tmp_path):
     """A small run through the whole loop; what is loaded from it is the encoder, the decoder stays behind."""
     monkeypatch.setattr(train_module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))

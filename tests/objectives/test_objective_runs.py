@@ -114,6 +114,7 @@ def test_ernie_2_learns(run, ordered_store, tmp_path):
         assert 0 < again[f"{name}_majority_baseline"] < 1, name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_heads_of_its_objectives(run, ordered_store, tmp_path, caplog):
     """Another run that starts from it has them too; an objective that it did not have starts anew, with a warning."""
     task = Pretraining(ENCODER, (MaskedLM(), Structural()), PairSpec(32, "structural"))

@@ -293,6 +293,7 @@ def _runs(masks) -> np.ndarray:
 # In company
 
 
+@pytest.mark.slow
 def test_rows_depend_on_their_seeds_alone():
     batch = make_batch([20, 16, 20], 20)
     seeds = functional.fold(jax.random.bits(KEY, (2,), jnp.uint32), jnp.arange(3))
@@ -313,6 +314,7 @@ def test_refusals():
         PermutationLM().corrupt(hidden, seeds, PIECES, None)
 
 
+@pytest.mark.slow
 @BOTH
 def test_it_learns(config):
     """A row in which every token follows from its neighbours: a few updates bring the loss far below chance."""

@@ -455,6 +455,7 @@ def two_updates(tiny_store):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "accumulate"), [(None, 2), ((8, 1, 1), 1), ((2, 2, 2), 2)], ids=str)
 def test_the_same_everywhere(two_updates, sizes, accumulate):
     seen, params, specs = two_updates(sizes, accumulate)

@@ -148,6 +148,7 @@ def test_no_gradient_reaches_hidden_tokens():
     assert (np.abs(jax.grad(total)(hidden, wrong)).max(axis=-1)[chosen] > 0).any()
 
 
+@pytest.mark.slow
 def test_trains_with_its_own_metrics_and_needs_spans(tiny_store):
     encoder = dataclasses.replace(ENCODER, vocab_size=96)
     spec = PairSpec(length=40, pairs="none")

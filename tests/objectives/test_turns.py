@@ -189,6 +189,7 @@ def machinery(task):
     return mesh, optimizer, abstract_state(task, optimizer, mesh)
 
 
+@pytest.mark.slow
 def test_each_turn_compiles_once(task, machinery):
     mesh, optimizer, abstract = machinery
     with jax.set_mesh(mesh):

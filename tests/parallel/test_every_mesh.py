@@ -93,7 +93,10 @@ def assert_same_run(one, other):
         assert_close(one[part], other[part])
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "x".join(map(str, sizes)))
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(sizes, marks=[pytest.mark.slow] * (sizes != (2, 2, 2))) for sizes in MESHES],
+    ids=lambda sizes: "x".join(map(str, sizes)),
+)
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_every_mesh_is_one_device(trace, family, sizes):
     for optimizer in OPTIMIZERS:
@@ -108,17 +111,20 @@ def test_the_optimizers_differ(trace):
     assert max(np.abs(a - b).max() for a, b in zip(adamw, lamb, strict=True)) > 1e-4
 
 
+@pytest.mark.slow
 def test_dropout_is_on(trace):
     """Else the comparison above would say nothing about it."""
     assert trace("bert", None)[2][0]["loss"] != trace("bert", None, dropout=0.0)[2][0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "sizes"), [("bert", None), ("albert", (4, 2, 1))], ids=["one", "4x2x1"])
 def test_accumulation_changes_nothing(trace, family, sizes):
     """Micro-batches with different numbers of predictions: sums and weights must be added before they are divided."""
     assert_same_run(trace(family, sizes, accumulate=2, dropout=0.0), trace(family, None, dropout=0.0))
 
 
+@pytest.mark.slow
 def test_compiled_is_eager(tiny_store, tiny_experiment):
     experiment = tiny_experiment("bert")
     task = PretrainingTask(experiment.task, TokenStore(tiny_store))
@@ -137,6 +143,7 @@ def test_compiled_is_eager(tiny_store, tiny_experiment):
         np.testing.assert_allclose(value, eager[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "albert"])
 def test_fresh_parameters_and_evaluation_are_the_same_on_a_mesh(tiny_store, tiny_experiment, family):
     experiment = tiny_experiment(family)

@@ -53,6 +53,7 @@ def test_plan_for_cpu_devices(on_cpu):
     assert json.loads(json.dumps(found.to_json()))["fits"] is True
 
 
+@pytest.mark.slow
 def test_plan_of_packed_rows(tiny_experiment):
     """The step that training runs, with its further arrays: the plan says rows."""
     packed = config.override(tiny_experiment("bert"), ["task.examples.packing=4", "task.encoder.layers=1"])
@@ -103,6 +104,7 @@ def test_every_parameter_of_a_task_is_counted(tiny_experiment):
     assert trained + still == api.count_parameters(encoder)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_are_said_and_cost_less(tiny_experiment):
     """LoRA has fewer parameters to read and write than training all has."""
     alone = target("cpu:1")
@@ -219,6 +221,7 @@ def planned(file: str, topology: str, *assignments: str) -> Plan:
     return plan(config.override(load_config(ROOT / "configs/pretrain" / file), assignments), target(topology))
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_a_small_slice(libtpu, capsys):
     """The first command of docs/planning.md: BERT-tiny on four chips fits, with what FSDP exchanges."""
@@ -232,6 +235,7 @@ def test_a_small_slice(libtpu, capsys):
     assert 0 < low < high < 1
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_lookups_on_sparse_cores_do_not_stop_the_compiler(libtpu):
     """jax cannot read what this compiler gives back of them, on four chips already with this model."""

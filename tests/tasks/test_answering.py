@@ -106,6 +106,7 @@ def test_labelled_examples_as_an_evaluation_has_them(kind, longer):
             np.testing.assert_allclose(one, other[: len(ids)] if kind is Tags else other, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stream_changes_its_row_where_that_saves_much(longer, monkeypatch):
     """Sorted by length: the first chunks have rows that would cost later ones a tenth more."""
     ready = longer(Classifies)

@@ -177,6 +177,7 @@ def test_a_question_and_its_choices_are_one_example():
     assert not last[~batch["attention_mask"]].any()
 
 
+@pytest.mark.slow
 def test_micro_batches_are_one_update():
     """Without dropout, whose masks differ between micro-batches; the first draw of a perturbation does too, so it is 0."""
     (*_, one), _ = updated(make_task("Choice", (FreeLB(2, 0.3, 0.0, 0.2),), **WITHOUT))

@@ -228,6 +228,7 @@ def test_with_other_rates_for_other_layers_they_are_the_same_times_these_rates()
     jax.tree.map(np.testing.assert_array_equal, decayed["anchor"]["mixout"], begin["anchor"]["mixout"])
 
 
+@pytest.mark.slow
 def test_with_lora_the_others_move_its_factors_and_heads_alone():
     tricks = ALL[:2]
     (begin, _, end), metrics = updated(make_task(tricks=tricks, lora_rank=2), 2)

@@ -176,6 +176,7 @@ def assert_same_in_shared_rows(kind, tricks, tolerance, **changes):
         np.testing.assert_allclose(ours, other, atol=tolerance * max(least, float(np.abs(other).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tricks"), [("Classification", ()), ("Choice", ()), ("Choice", (FreeLB(2, 0.3, 0.0, 0.2),))],
                          ids=["Classification", "Choice", "FreeLB"])
 def test_on_any_mesh_and_in_micro_batches(kind, tricks):

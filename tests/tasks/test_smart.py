@@ -155,7 +155,7 @@ def test_ascent_moves_answers_further_within_its_bounds(ascent, radius):
             assert largest.max() == np.float32(radius)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "Tagging")) for kind in KINDS])
 def test_every_kind_of_task_has_the_terms(kind):
     """They are 0 where nothing differs, dropout is on but the same in all passes, and evaluation is without them."""
     trick = Smart(radius=1e-2, noise=1e-3, step_size=1.0)
@@ -174,6 +174,7 @@ def test_every_kind_of_task_has_the_terms(kind):
     assert {*TERMS} & {*jax.eval_shape(lambda: alone.loss(params, batch, KEY)).terms} == {"proximity_loss"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("early", "steps"), [(2, 100), (None, 20)])
 def test_average_over_three_updates(early, steps):
     """0.5 of itself for two updates, as many as are said or a tenth of the run, then 0.9; frozen to everything else, decay

@@ -22,6 +22,7 @@ def test_from_nothing_through_a_crash_to_the_end(cloud):
     assert "start 1 since checkpoint 100" in done.stderr and "start 1 since checkpoint 200" in done.stderr
 
 
+@pytest.mark.slow
 def test_preempted_in_mid_run(cloud):
     cloud.plan("0 100 60; 0 200 0", "0 - 60; 0 - 0")
     # READY for some looks, then preempted; what create brings the second time stays.
@@ -138,6 +139,7 @@ def test_an_unknown_checkpoint_is_not_none(cloud):
     assert not cloud.calls("compute", "tpus", "queued-resources", "create")  # nothing that costs
 
 
+@pytest.mark.slow
 def test_waiting_for_a_slice_is_not_counted(cloud):
     cloud.plan("0 100 0", "0 - 0")
     cloud.tell(request_after_create="WAITING_FOR_RESOURCES\nFAILED")
@@ -163,6 +165,7 @@ def test_setups_that_fail_are_counted_and_the_deletion_is_tried_again(cloud):
     assert (cloud.folder / "request").read_text() == "ABSENT\n"
 
 
+@pytest.mark.slow
 def test_gives_up_without_progress(cloud):
     cloud.tell(request="ACTIVE", slice=READY)
     cloud.plan("134 100 0" + "; 134 - 0" * 20, "134 - 0" + "; 134 - 0" * 20)
@@ -179,6 +182,7 @@ def test_a_save_cut_short_is_no_progress(cloud):
     assert "started 3 times without a new checkpoint (newest: 100)" in done.stderr and len(cloud.started(0)) == 4
 
 
+@pytest.mark.slow
 def test_one_worker_dies_and_the_others_hang(cloud):
     cloud.tell(request="ACTIVE", slice=READY)
     cloud.plan("0 100 60; 0 200 0", "137 - 0; 0 - 0")
@@ -187,6 +191,7 @@ def test_one_worker_dies_and_the_others_hang(cloud):
     assert "ended with status 75" in (cloud.folder / "worker-0/bert_jax_job/logs/run.log").read_text()  # asked to save
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_a_lost_slice(cloud):
     cloud.tell(request="ACTIVE", slice=READY)
     cloud.plan("0 100 0", "0 - 0")
@@ -202,6 +207,7 @@ def test_a_dead_worker_is_a_lost_slice(cloud):
     assert babysitter.returncode == 0 and "does not answer (10 of 10)" in text and "making the slice anew" in text
 
 
+@pytest.mark.slow
 def test_killed_and_started_anew_it_takes_over(cloud):
     cloud.tell(request="ACTIVE", slice=READY)
     cloud.plan("0 100 6", "0 - 6")

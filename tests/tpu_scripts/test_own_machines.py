@@ -113,6 +113,7 @@ def test_gpu_box_stops_at_refusal_and_without_progress(box):
     assert "started 2 times without a new checkpoint (newest: 10)" in text and len(starts(box)) == 3
 
 
+@pytest.mark.slow
 def test_gpu_box_does_not_count_a_save_cut_short_as_progress(box):
     plan(box, ["137 10 0", "137 20~ 0", "137 - 0", "137 20~ 0", "137 - 0", "0 30 0"])
     text = run(box, "gpu_box.sh", "--max-starts=3", status=1)

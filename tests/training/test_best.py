@@ -50,6 +50,7 @@ def test_the_best_parameters_come_back(run_tiny, tmp_path, scripted, metric, ste
     assert f"; the best by {metric}, of step {step}, is read" in str(inspect(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_loading_takes_the_best_unless_a_step_is_named(run_tiny, tmp_path, scripted, caplog):
     result = run_tiny(tmp_path / "run", *EVERY_TWO, "train.best=score")
     found = {step: load(f"{tmp_path / 'run'}@{step}").params for step in (10, 12)}
@@ -89,6 +90,7 @@ def test_a_restart_knows_the_best(run_tiny, tmp_path, monkeypatch):
     assert_same(result.params, parameters_at(tmp_path / "run", 4, result.params))
 
 
+@pytest.mark.slow
 def test_a_better_one_of_a_run_that_went_back_takes_the_place_of_a_later_one(run_tiny, tmp_path, monkeypatch):
     """Saved every 4 steps, killed at 8 when 6 was the best, it goes on from 4, and 5 is better: not the highest step counts."""
     scores = iter([0.1, 0.2, 0.9, None])
@@ -110,6 +112,7 @@ def test_a_better_one_of_a_run_that_went_back_takes_the_place_of_a_later_one(run
     assert_same(load(tmp_path / "run").params, {part: result.params[part] for part in load(tmp_path / "run").params})
 
 
+@pytest.mark.slow
 def test_what_is_refused(run_tiny, tmp_path):
     """Before the first update, and the folder stays free for the right name."""
     with pytest.raises(BertJaxError, match="train.best is 'f1'; an evaluation of this task has .*mlm_accuracy"):
@@ -137,6 +140,7 @@ def test_a_score_that_the_first_batch_lacks_is_found_in_the_others(monkeypatch):
         evaluation.check_best("rare", None, None, None, mesh, lambda limit: [1, 3][:limit])
 
 
+@pytest.mark.slow
 def test_the_best_is_found_again_where_a_kill_came_between_both_saves(run_tiny, tmp_path, monkeypatch):
     """The checkpoint of step 4 is whole, the best, which was of step 4, is not."""
     scores = iter([0.5, 0.9])

@@ -169,6 +169,7 @@ def test_nothing_asked_for_changes_nothing(kind):
 LORA = dataclasses.replace(ENCODER, lora_rank=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder, config", [
     (ENCODER, AdamW(0.01, 0, layer_decay=0.8)), (ENCODER, Lamb(0.01, 0, layer_decay=0.8, unfreeze_every=1)),
     (LORA, AdamW(0.01, 0, layer_decay=0.9)), (LORA, Lamb(0.01, 0)),

@@ -123,6 +123,7 @@ def test_a_refusal_ends_all_with_its_reason(launch, tmp_path, case):
     assert not (tmp_path / "run" / "checkpoints").exists() or not Checkpoints(tmp_path / "run" / "checkpoints").steps()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preludes", "words", "status"), [
     ({0: "sys.exit()", 1: LATER}, "process 1: no process 0 answers at localhost:.*check that it runs, and --coordinator", 75),
     ({0: LATER, 1: "sys.exit()"}, "process 0: not all 2 processes came", 75),

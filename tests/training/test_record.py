@@ -221,6 +221,7 @@ def test_time_left_begins_after_the_step_that_compiles(tmp_path, monkeypatch, ca
     ]
 
 
+@pytest.mark.slow
 def test_events_of_a_run_that_began_again_begin_anew(tmp_path):
     """Killed before its first checkpoint: of the first attempt TensorBoard shows nothing."""
     for _ in range(2):

@@ -55,7 +55,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "shared rows")) for case in CASES])
 def test_each_does_what_it_would_do_alone(case, tmp_path, monkeypatch):
     made, changes = CASES[case]
     if case == "shared rows":  # of batches that fit into the smaller shape, one beside one that does not is in the larger
@@ -74,6 +74,7 @@ def test_each_does_what_it_would_do_alone(case, tmp_path, monkeypatch):
             assert joint.evaluation[f"{name}.{seed}"] == pytest.approx(value, abs=1e-3), name
 
 
+@pytest.mark.slow
 def test_what_each_leaves_is_a_finished_run(tmp_path):
     task = make_task()
     settings = experiment(task)
@@ -96,6 +97,7 @@ def test_what_each_leaves_is_a_finished_run(tmp_path):
     close(*longer)  # its moments and its place in the data are there too
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(tmp_path):
     task = make_task()
     settings, runs = experiment(task), lambda name: {seed: tmp_path / f"{name}-{seed}" for seed in SEEDS}

@@ -172,6 +172,7 @@ def test_stop_request_in_this_process(run_tiny, tmp_path, capfd):
     assert f"saved step {result.step} of 5000; the same command continues" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite(run_tiny, tmp_path):
     workdir = tmp_path / "run"
     settings = ["optimizer.warmup_steps=0", "train.save_every=2", "train.eval_every=100", "train.steps=8"]
@@ -216,6 +217,7 @@ def test_a_refusal_leaves_nothing(run_tiny, tmp_path, tiny_store, tiny_experimen
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_was_claimed_and_never_trained_is_free(run_tiny, tmp_path, other_store, caplog):
     """A run that died before its first record: another experiment, on other data, takes its place. One that has records, or
     the best parameters so far, keeps it."""
@@ -287,6 +289,7 @@ def test_somebody_s_own_tokenizer_is_not_removed(run_tiny, tiny_store, tmp_path)
     assert contents(tmp_path / "other") == there
 
 
+@pytest.mark.slow
 def test_rows_of_a_stopped_run_are_those_of_one_that_was_not(run_tiny, tmp_path, monkeypatch):
     """Steps since the last row count in the next one, also where the run was stopped between the two."""
     settings = ("train.steps=8", "train.log_every=4", "train.save_every=100")
@@ -309,6 +312,7 @@ def test_every_host_must_see_what_the_first_one_sees(finished, tmp_path, monkeyp
         workdirs.check_shared(tmp_path / "elsewhere", other, "checkpoints", workdirs.trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("init", "told"), [
     (None, None), ("first", None), ("first/", "(it began with {}/first)"), ("elsewhere", "(it began with {}/first)"),
 ])
@@ -333,6 +337,7 @@ def test_changed_settings_are_told(run_tiny, copy, caplog):
     assert "continuing with a changed setting: optimizer.learning_rate was 0.005, is now 0.001" in told
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_dropout(run_tiny, finished, tmp_path, caplog):
     """ALBERT (Lan et al. 2020, section 4.8) dropped dropout after a million updates: moments and schedule stay, masks go."""
     steps, rows = "train.steps=14", {}
@@ -349,6 +354,7 @@ def test_a_run_goes_on_without_dropout(run_tiny, finished, tmp_path, caplog):
     assert before[-1]["learning_rate"] == without[-1]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_devices_with_less_memory(run_tiny, copy, caplog):
     assert run_tiny(copy, "train.steps=14", "task.encoder.remat=full").step == 14
     assert "continuing with a changed setting: task.encoder.remat was" in caplog.text
