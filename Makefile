@@ -11,7 +11,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 help:
 	@echo "make demo   train, look at and export a small BERT (about ten minutes on two cores, set-up included)"
-	@echo "make test   the tests; make test-slow runs the others, which take seconds each"
+	@echo "make test   the tests (a quarter of an hour on two cores, set-up included); make test-slow runs those that take long"
 	@echo "make test-beam  that Apache Beam prepares the same store, in an environment of its own"
 	@echo "make weights  fetches the real checkpoints (300 MB) that some tests and benchmarks/checkpoints.py read"
 	@echo "make lint   ruff"

@@ -19,7 +19,7 @@ from bert_jax.checkpoint import Checkpoints, Restored
 from bert_jax.config import from_json, to_json
 from bert_jax.convert import hf, hub, onnx, sentence_transformers, tensorflow
 from bert_jax.convert.bundle import find_prefix
-from bert_jax.convert.reading import Origin, Plan, flatten, nest, read_finite, read_imported, tree_shapes
+from bert_jax.convert.reading import PREDICTOR, Origin, Plan, flatten, nest, read_finite, read_imported, tree_shapes
 from bert_jax.convert.tensors import DTYPES, Entry, Safetensors, dtype_name, write_safetensors
 from bert_jax.embedding.settings import SentenceSettings
 from bert_jax.errors import BertJaxError
@@ -46,6 +46,7 @@ class Model(NamedTuple):
       sentence: how it makes sentence embeddings, where that was said.
       origin: family, settings and dtype of the checkpoint that it came from; None for models that were trained here, but for
         the generator of an ELECTRA, which is one whatever its sizes.
+      predictor: JSON of what its head answers new texts with (lengths, thresholds), where that was said.
     """
 
     params: api.Params
@@ -53,6 +54,7 @@ class Model(NamedTuple):
     tokenizer: Tokenizer | None
     sentence: SentenceSettings | None = None
     origin: Origin | None = None
+    predictor: Any = None
 
     def __repr__(self) -> str:
         """A line: a notebook shows what a cell ends with, and would show every parameter."""
@@ -96,7 +98,8 @@ def load(path: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None,
     else:
         found = load_tokenizer(place, tokenizer)
         imported = read_imported(plan_of(place), allow_missing=allow_missing)
-        model = Model(imported.params, imported.config, found, place.sentence, imported.origin)
+        said = imported.origin.settings.get(PREDICTOR)
+        model = Model(imported.params, imported.config, found, place.sentence, imported.origin, said)
     if model.tokenizer is not None and model.tokenizer.vocab_size > model.config.vocab_size:
         raise BertJaxError(
             f"{path}: its tokenizer has {model.tokenizer.vocab_size} pieces, its token table {model.config.vocab_size} rows: "
@@ -346,7 +349,8 @@ def _load_own(place: Place, tokenizer: str | os.PathLike | None) -> Model:
         found, wanted = (list(s[wrong]) if wrong in s else "absent" for s in (tensors.shapes, shapes))
         raise BertJaxError(f"{tensors.path}: {wrong} is {found}, its {MODEL} says {wanted}")
     params = nest({name: read_finite(tensors, name).astype(np.float32, copy=False) for name in shapes})
-    return Model(params, config, load_tokenizer(place, tokenizer), sentence, origin)
+    said = read_json(place.path / MODEL).get(PREDICTOR)
+    return Model(params, config, load_tokenizer(place, tokenizer), sentence, origin, said)
 
 
 def _save_own(model: Model, directory: Path, dtype: str) -> None:
@@ -354,6 +358,7 @@ def _save_own(model: Model, directory: Path, dtype: str) -> None:
         "encoder": to_json(model.config),
         "sentence": to_json(model.sentence),
         "origin": model.origin._asdict() if model.origin else None,
+        PREDICTOR: model.predictor,
     }
     write_json(directory / MODEL, content)
     entries = [Entry(name, a.shape, lambda a=a: np.asarray(a)) for name, a in flatten(model.params).items()]

@@ -13,7 +13,6 @@ from bert_jax import config as configuration
 from bert_jax import model as models
 from bert_jax.compilation import keep_programs
 from bert_jax.convert.reading import PREDICTOR
-from bert_jax.convert.settings import CONFIG
 from bert_jax.errors import BertJaxError, check_several
 from bert_jax.files import read_json
 from bert_jax.model import PLAN, Model
@@ -250,7 +249,7 @@ def of_model(model: Model, name: str = "this model") -> Ready:
     if kind is Values and model.origin and problem is None:
         logger.warning("%s gives one number and does not say what it is (problem_type): it is given as the head makes it; "
                        "pipelines of transformers, and CrossEncoder unless settings forbid it, put it through a sigmoid", name)
-    kept = configuration.from_json(Kept, stated.get(PREDICTOR) or {}, f"{name}: {PREDICTOR} in its {CONFIG}")
+    kept = configuration.from_json(Kept, model.predictor or {}, f"{name}: {PREDICTOR} beside its weights")
     length = min(kept.length or (WINDOW if kind is AnswersQuestions else LONGEST), model.config.max_length)
     attributes = window_sizes(length) if kind is AnswersQuestions else {}
     attributes |= {name: value for name, value in vars(kept).items() if value is not None} | {"length": length}

@@ -134,18 +134,19 @@ def _without_folders(argument: str) -> str:
 def _export(model: Model, task: FinetuningTask, folder: Path, describe: Callable[[bool], str]) -> str:
     """A directory for transformers in float32, or in our own form where transformers has no such model, and the card in it."""
     shutil.rmtree(folder, ignore_errors=True)
+    kept, said = kept_of(of_task(task.config, model).predictor), {}
+    if isinstance(task.config, Classification | Regression):  # what pipelines decide by, else by the number of labels
+        kind = "regression" if isinstance(task.config, Regression) else "single_label_classification"
+        said["problem_type"] = kind
     with hf.new_directory(folder) as partial:
         try:
             hf.write(model.params, model.config, model.tokenizer, partial, origin=model.origin, dtype="float32")
         except BertJaxError as error:
             logger.warning(_OWN_FORM, folder, error)
-            save(model, partial, format="bert_jax")
+            origin = model.origin and model.origin._replace(settings=model.origin.settings | said)
+            save(model._replace(origin=origin, predictor=kept), partial, format="bert_jax")
         else:
-            said = {PREDICTOR: kept_of(of_task(task.config, model).predictor)}
-            if isinstance(task.config, Classification | Regression):  # what pipelines decide by, else by the number of labels
-                kind = "regression" if isinstance(task.config, Regression) else "single_label_classification"
-                said["problem_type"] = kind
-            write_json(partial / CONFIG, read_json(partial / CONFIG) | said)
+            write_json(partial / CONFIG, read_json(partial / CONFIG) | said | {PREDICTOR: kept})
         described = describe((partial / CONFIG).exists())
         write_whole(partial / CARD, described)
     return described

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import statistics
 
@@ -193,7 +194,7 @@ def test_code_for_pairs_and_for_our_own_form_runs(kind, transformers, run, tmp_p
         model = folder  # which knows its windows: those of whoever asks a bare model have no room in 32 positions
     elif not transformers:
         model = tmp_path / "own"
-        start = bert_jax.load(folder / "model")._replace(origin=None)  # which says that it was trained on single texts
+        start = bert_jax.load(folder / "model")._replace(origin=None, predictor=None)  # it was trained on single texts
         bert_jax.save(start, model, format="bert_jax")
     assert run_snippet(f"```python\n{card._use(task, 2, transformers)}\n```", model, changes, capsys)
 
@@ -414,8 +415,8 @@ def test_what_transformers_does_not_have_is_written_in_our_form(run, tiny_checkp
         assert "model: in the form of bert_jax, not for transformers: heads that read" in caplog.text, "said first"
         return train_module.train(*words, **options)
 
-    monkeypatch.setattr(seeds, "train", train_once)
     config = str(run("Classification").parent / "Classification.py")
+    monkeypatch.setattr(seeds, "train", train_once)
     assert cli.main(["finetune", "--config", config, "--checkpoint", str(tiny_checkpoint), "--seeds", "1", "--workdir",
                      str(tmp_path / "mix"), "--set", "task.encoder.read_layers=[1,2]"]) == 0
     assert caplog.text.count("in the form of bert_jax") == 1
@@ -424,6 +425,28 @@ def test_what_transformers_does_not_have_is_written_in_our_form(run, tiny_checkp
     answers = list(bert_jax.predict(tmp_path / "mix", texts()))
     rows = (tmp_path / "mix" / "seed-0" / "predictions.tsv").read_text().splitlines()[1:]
     assert [answer["label"] for answer in answers] == [row.split("\t")[2] for row in rows]
+    alone = bert_jax.load(tmp_path / "mix" / "model")
+    assert alone.predictor == {"length": 16, "texts": 1, "truncate": "start"}
+    long = ["cat dog bird " * 8, "road"]
+    assert list(bert_jax.predict(alone, long)) == list(bert_jax.predict(tmp_path / "mix", long))
+    bert_jax.save(alone, tmp_path / "copy", format="bert_jax")
+    assert bert_jax.load(tmp_path / "copy").predictor == alone.predictor
+
+
+def test_a_value_in_our_form_is_one_whatever_its_start_was(run, tiny_checkpoint, tmp_path, caplog):
+    start = tmp_path / "start"
+    shutil.copytree(tiny_checkpoint, start)
+    path = start / "config.json"
+    stated = {"problem_type": "multi_label_classification", "bert_jax_predictor": {"length": 4}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | stated))
+    config = str(run("Regression").parent / "Regression.py")
+    assert cli.main(["finetune", "--config", config, "--checkpoint", str(start), "--seeds", "1", "--workdir",
+                     str(tmp_path / "run"), "--set", "task.encoder.read_layers=[1,2]", "--set", "train.steps=2",
+                     "--set", "train.eval_every=2"]) == 0
+    caplog.clear()
+    long = ["cat dog bird " * 8, "road"]
+    ours, theirs = (list(bert_jax.predict(tmp_path / place, long)) for place in ("run/model", "run"))
+    assert ours == theirs and "problem_type" not in caplog.text
 
 
 def test_a_configuration_need_not_repeat_the_encoder(run, tiny_checkpoint, tmp_path):
@@ -503,8 +526,8 @@ def test_the_folder_of_unanswerable_questions_says_so_too(run, tiny_checkpoint, 
     with pytest.raises(BertJaxError, match="answers no questions about contexts: leave the null threshold out"):
         predicting.load(run("Tagging"), null_threshold=0.0)
     path = tmp_path / "run" / "model" / "config.json"
-    for wrong, message in (({"strides": 3}, "bert_jax_predictor in its config.json"), ({"stride": 0}, "it must be at least 1"),
-                           ({"length": "x"}, "bert_jax_predictor in its config.json"), ([], None)):
+    for wrong, message in (({"strides": 3}, "bert_jax_predictor beside its weights"), ({"stride": 0}, "it must be at least 1"),
+                           ({"length": "x"}, "bert_jax_predictor beside its weights"), ([], None)):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"bert_jax_predictor": wrong}))
         if message is None:  # nothing is said: defaults
             assert list(bert_jax.predict(tmp_path / "run" / "model", [("she ran", "cat dog")]))
