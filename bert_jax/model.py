@@ -34,6 +34,7 @@ Format = Literal["bert_jax", "hf", "sentence-transformers", "onnx"]
 
 EXPERIMENT, CHECKPOINTS, BEST, TOKENIZER = "experiment.json", "checkpoints", "best", "tokenizer"  # of a run's work directory
 PLAN, EXPORTED = "finetune.json", "model"  # of a work directory of bert-jax finetune: what was asked for, what came out
+ANSWERS = "predictor.json"  # of one of its seeds: Model.predictor
 MODEL, PARAMS = "model.json", "params.safetensors"  # instead of the first two: of a model that was converted
 
 
@@ -141,6 +142,8 @@ def save(model: Model, directory: str | os.PathLike, *, format: Format = "hf", d
             onnx.write(model.params, model.config, model.tokenizer, partial, origin=model.origin)
         else:
             hf.write(model.params, model.config, model.tokenizer, partial, origin=model.origin, dtype=dtype)
+        if model.predictor is not None and (model.origin is None or model.origin.heads == model.config.with_heads):
+            write_json(partial / hf.CONFIG, read_json(partial / hf.CONFIG) | {PREDICTOR: model.predictor})
         if format == "sentence-transformers" or (format == "onnx" and model.sentence and model.tokenizer):
             if model.tokenizer is None:
                 raise BertJaxError("sentence-transformers needs a tokenizer, and there is none: convert --tokenizer names one")
@@ -300,7 +303,9 @@ def _load_workdir(place: Place, tokenizer: str | os.PathLike | None) -> Model:
         if task.get("kind") == "Regression":  # it trains a head whose values have mean 0 and deviation 1
             head = rescaled(restored.items["params"]["classifier"], task.get("offset", 0.0), task.get("scale", 1.0))
             restored.items["params"]["classifier"] = head
-    return _with_tokenizer(place, tokenizer, restored, config)._replace(origin=origin)
+    said = place.path / ANSWERS
+    predictor = read_json(said) if said.is_file() and place.part is None else None
+    return _with_tokenizer(place, tokenizer, restored, config)._replace(origin=origin, predictor=predictor)
 
 
 def rescaled(classifier: api.Params, offset: float, scale: float) -> api.Params:

@@ -16,10 +16,11 @@ from bert_jax.errors import BertJaxError, each_warning_once
 from bert_jax.files import check_local, read_json, write_json
 from bert_jax.finetuning import folders, report
 from bert_jax.finetuning.fitting import check_kind, fit
-from bert_jax.model import EXPORTED, Model
+from bert_jax.model import ANSWERS, EXPORTED, Model
 from bert_jax.models import api
 from bert_jax.parallel.cluster import Cluster, checked
 from bert_jax.parallel.mesh import on_host
+from bert_jax.predicting import kept_of, of_task
 from bert_jax.progress import tracked
 from bert_jax.reporting import judged, table
 from bert_jax.tasks import Classification, Tagging, finetuning_task
@@ -231,6 +232,8 @@ def _answers(task: FinetuningTask, answering: Answering, params: api.Params, fol
     answers = [answer for _, answer in tracked(answering.stream(params, texts), "answering", len(texts))]
     found = judged.judge(task.config, task.heldout, answers)
     judged.write(folder / PREDICTIONS, judged.columns(task.config), found)
+    made_with = of_task(task.config, Model(params, task.config.encoder, task.tokenizer)).predictor
+    write_json(folder / ANSWERS, kept_of(made_with))
     if official := judged.by_id(found):
         write_json(folder / OFFICIAL, official)
     return answers, found

@@ -499,12 +499,17 @@ def test_the_best_seed_is_chosen_by_a_score_that_its_labels_have(run):
     ("Classification", {"length": 16, "texts": 1, "truncate": "start"}), ("Tagging", {"length": 16}),
     ("QuestionAnswering", {"length": 16, "stride": 4, "question_tokens": 4, "answer_tokens": 4}),
 ])
-def test_the_exported_folder_alone_answers_as_the_work_directory(kind, kept, run):
+def test_the_exported_folder_alone_answers_as_the_work_directory(kind, kept, run, tmp_path):
     folder = run(kind)
     assert json.loads((folder / "model" / "config.json").read_text())["bert_jax_predictor"] == kept
     given = {"Classification": ["cat dog bird " * 8, "road"], "Tagging": [("cat", "dog") * 20],
              "QuestionAnswering": [("she ran", "cat dog bird mat road tree " * 6)]}[kind]
-    assert list(bert_jax.predict(folder / "model", given)) == list(bert_jax.predict(folder, given))
+    answers = list(bert_jax.predict(folder, given))
+    assert list(bert_jax.predict(folder / "model", given)) == answers
+    seed, out = bert_jax.load(folder / "seed-0"), str(tmp_path / "exported")
+    assert seed.predictor == kept and list(bert_jax.predict(seed, given)) == answers
+    assert cli.main(["export", str(folder / "seed-0"), out]) == 0
+    assert bert_jax.load(out).predictor == kept and list(bert_jax.predict(out, given)) == answers
     if kind == "Classification":
         with pytest.raises(BertJaxError, match="the model needs a text alone"):
             list(bert_jax.predict(folder / "model", [("cat", "dog")]))
