@@ -286,8 +286,9 @@ class Kept:
                 raise BertJaxError(f"{PREDICTOR} says {name} {value}: it must be at least 1")
 
 
-def kept_of(predictor: Predictor) -> dict[str, Any]:
-    """What :class:`Kept` has of a predictor, as JSON."""
+def kept_of(task: AnyFinetuning, model: Model) -> dict[str, Any]:
+    """What :class:`Kept` has of the predictor of a model that came of ``task``, as JSON."""
+    predictor = of_task(task, model).predictor
     return {name: value for name in predictor.kept if (value := getattr(predictor, name)) is not None}
 
 

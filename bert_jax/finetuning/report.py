@@ -25,7 +25,7 @@ from bert_jax.files import read_json, write_json, write_whole
 from bert_jax.model import EXPORTED, Model, save
 from bert_jax.models import api
 from bert_jax.models.config import EncoderConfig
-from bert_jax.predicting import kept_of, of_task
+from bert_jax.predicting import kept_of
 from bert_jax.reporting import card, judged, page, plots, table
 from bert_jax.tasks import Classification, Regression
 from bert_jax.tasks.base import FinetuningTask
@@ -134,7 +134,7 @@ def _without_folders(argument: str) -> str:
 def _export(model: Model, task: FinetuningTask, folder: Path, describe: Callable[[bool], str]) -> str:
     """A directory for transformers in float32, or in our own form where transformers has no such model, and the card in it."""
     shutil.rmtree(folder, ignore_errors=True)
-    kept, said = kept_of(of_task(task.config, model).predictor), {}
+    kept, said = kept_of(task.config, model), {}
     if isinstance(task.config, Classification | Regression):  # what pipelines decide by, else by the number of labels
         kind = "regression" if isinstance(task.config, Regression) else "single_label_classification"
         said["problem_type"] = kind

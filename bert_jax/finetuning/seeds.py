@@ -20,7 +20,7 @@ from bert_jax.model import ANSWERS, EXPORTED, Model
 from bert_jax.models import api
 from bert_jax.parallel.cluster import Cluster, checked
 from bert_jax.parallel.mesh import on_host
-from bert_jax.predicting import kept_of, of_task
+from bert_jax.predicting import kept_of
 from bert_jax.progress import tracked
 from bert_jax.reporting import judged, table
 from bert_jax.tasks import Classification, Tagging, finetuning_task
@@ -232,8 +232,7 @@ def _answers(task: FinetuningTask, answering: Answering, params: api.Params, fol
     answers = [answer for _, answer in tracked(answering.stream(params, texts), "answering", len(texts))]
     found = judged.judge(task.config, task.heldout, answers)
     judged.write(folder / PREDICTIONS, judged.columns(task.config), found)
-    made_with = of_task(task.config, Model(params, task.config.encoder, task.tokenizer)).predictor
-    write_json(folder / ANSWERS, kept_of(made_with))
+    write_json(folder / ANSWERS, kept_of(task.config, Model(params, task.config.encoder, task.tokenizer)))
     if official := judged.by_id(found):
         write_json(folder / OFFICIAL, official)
     return answers, found
